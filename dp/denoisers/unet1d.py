@@ -1,0 +1,171 @@
+"""The conditional 1-d UNet of Diffusion Policy, and its compact relatives, as one class with the choices as arguments."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dp.denoisers.conv1d import Conv1d, GroupNorm1d, Upsample1d
+
+Norm = Literal["group", "layer"]
+Film = Literal["scale_bias", "residual"]
+Merge = Literal["concat", "add"]
+
+
+class UNet1d(nn.Module):
+    """Predicts from a noisy action sequence what `prediction_type` asks for (Chi et al. 2023, section III.A).
+
+    The defaults are the paper's network; parameter names follow the reference `ConditionalUnet1D`, whose weights load.
+    Any horizon works: the sequence is padded with zeros at its end to a multiple of the total stride, and cut again.
+
+    Args:
+        action_dim: Da.
+        cond_dim: C, the width of the observation condition.
+        channels: width of each level; each level below the first halves the length.
+        kernel_size: of the residual blocks' convolutions; odd.
+        step_embed_dim: width of the embedding of the diffusion step k.
+        n_groups: groups of GroupNorm.
+        norm: "group" (over the whole sequence) or "layer" (each timestep for itself; faster on a CPU).
+        film: "scale_bias" h * s + b (paper), or "residual" h * (1 + s) + b, which starts near the identity.
+        cond_merge: step embedding and condition meet by "concat" (paper), or by "add" after projecting the condition.
+        skip: the skip connections meet the decoder by "concat" (paper), or by "add", which needs constant width.
+
+    Raises:
+        ValueError: for widths that do not divide into the groups, an even kernel, or "add" skips of unequal width.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        cond_dim: int,
+        channels: Sequence[int] = (512, 1024, 2048),
+        kernel_size: int = 5,
+        step_embed_dim: int = 128,
+        n_groups: int = 8,
+        norm: Norm = "group",
+        film: Film = "scale_bias",
+        cond_merge: Merge = "concat",
+        skip: Merge = "concat",
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        if norm == "group" and any(width % n_groups for width in channels):
+            raise ValueError(f"channels {list(channels)} must be multiples of n_groups={n_groups}")
+        if skip == "add" and len(set(channels)) > 1:
+            raise ValueError(f"skip='add' needs levels of one width, got channels={list(channels)}")
+
+        self.stride = 2 ** (len(channels) - 1)
+        self.cond_merge, self.skip = cond_merge, skip
+        self.diffusion_step_encoder = nn.Sequential(
+            SinusoidalEmbedding(step_embed_dim),
+            nn.Linear(step_embed_dim, step_embed_dim * 4),
+            nn.Mish(),
+            nn.Linear(step_embed_dim * 4, step_embed_dim),
+        )
+        self.cond_projection = nn.Linear(cond_dim, step_embed_dim) if cond_merge == "add" else nn.Identity()
+        film_dim = step_embed_dim if cond_merge == "add" else step_embed_dim + cond_dim
+
+        def block(inputs: int, outputs: int) -> FilmResidualBlock:
+            return FilmResidualBlock(inputs, outputs, film_dim, kernel_size, n_groups, norm, film)
+
+        self.down_modules = nn.ModuleList()
+        for level, (inputs, outputs) in enumerate(zip([action_dim, *channels], channels, strict=False)):
+            last = level == len(channels) - 1
+            down = nn.Identity() if last else _named_conv(Conv1d(outputs, outputs, 3, stride=2, padding=1))
+            self.down_modules.append(nn.ModuleList([block(inputs, outputs), block(outputs, outputs), down]))
+        self.mid_modules = nn.ModuleList([block(channels[-1], channels[-1]) for _ in range(2)])
+        self.up_modules = nn.ModuleList()
+        for outputs, inputs in reversed(list(zip(channels[:-1], channels[1:], strict=True))):
+            merged = inputs if skip == "add" else 2 * inputs
+            self.up_modules.append(
+                nn.ModuleList([block(merged, outputs), block(outputs, outputs), _named_conv(Upsample1d(outputs))])
+            )
+        self.final_conv = nn.Sequential(
+            ConvBlock(channels[0], channels[0], kernel_size, n_groups, norm), Conv1d(channels[0], action_dim, 1)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "B H Da"], k: Int[Tensor, " B"], cond: Float[Tensor, "B C"]
+    ) -> Float[Tensor, "B H Da"]:
+        horizon = x.shape[1]
+        step, cond = self.diffusion_step_encoder(k), self.cond_projection(cond)
+        film = F.mish(step + cond if self.cond_merge == "add" else torch.cat([step, cond], dim=-1))
+
+        h = F.pad(x, (0, 0, 0, -horizon % self.stride))
+        skips = []
+        for first, second, down in self.down_modules:
+            h = second(first(h, film), film)
+            skips.append(h)
+            h = down(h)
+        for block in self.mid_modules:
+            h = block(h, film)
+        for first, second, up in self.up_modules:
+            skipped = skips.pop()
+            h = h + skipped if self.skip == "add" else torch.cat([h, skipped], dim=-1)
+            h = up(second(first(h, film), film))
+        return self.final_conv(h)[:, :horizon]
+
+
+def _named_conv(conv: nn.Module) -> nn.Sequential:
+    """`conv` under the name that the reference implementation gives it."""
+    return nn.Sequential(OrderedDict(conv=conv))
+
+
+class ConvBlock(nn.Module):
+    """Convolution, normalisation, Mish."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, n_groups: int, norm: Norm) -> None:
+        super().__init__()
+        normalise = GroupNorm1d(n_groups, outputs) if norm == "group" else nn.LayerNorm(outputs)
+        self.block = nn.Sequential(
+            Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), normalise, nn.Mish()
+        )
+
+    def forward(self, x: Float[Tensor, "B L Cin"]) -> Float[Tensor, "B L Cout"]:
+        return self.block(x)
+
+
+class FilmResidualBlock(nn.Module):
+    """Two convolution blocks with a residual; feature-wise linear modulation (Perez et al. 2018) between them."""
+
+    def __init__(
+        self, inputs: int, outputs: int, film_dim: int, kernel_size: int, n_groups: int, norm: Norm, film: Film
+    ) -> None:
+        super().__init__()
+        self.film = film
+        self.blocks = nn.ModuleList(
+            [
+                ConvBlock(inputs, outputs, kernel_size, n_groups, norm),
+                ConvBlock(outputs, outputs, kernel_size, n_groups, norm),
+            ]
+        )
+        # The Mish before this layer is the same for every block: `UNet1d.forward` applies it once. The name's index
+        # is the reference implementation's.
+        self.cond_encoder = nn.ModuleDict({"1": nn.Linear(film_dim, 2 * outputs)})
+        self.residual_conv = Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B L Cin"], film: Float[Tensor, "B F"]) -> Float[Tensor, "B L Cout"]:
+        scale, bias = self.cond_encoder["1"](film)[:, None].chunk(2, dim=-1)  # (B, 1, Cout) each
+        if self.film == "residual":
+            scale = 1 + scale
+        return self.blocks[1](self.blocks[0](x) * scale + bias) + self.residual_conv(x)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sine and cosine features of the diffusion step (Vaswani et al. 2017, section 3.5)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, k: Int[Tensor, " B"]) -> Float[Tensor, "B dim"]:
+        angles = k[:, None] * self.get_buffer("frequencies")
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,48 @@
+"""Exponential moving average of a policy's weights with a power schedule."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Keeps `model`, a copy of the trained module whose weights trail it.
+
+    After n updates the decay is `clip(1 - (1 + (n - 1) / inv_gamma) ** -power, min_decay, max_decay)`: 0 at first, so
+    that the average forgets the initial weights, and close to 1 later. The schedule of Chi et al.'s
+    `EMAModel` (after @crowsonkb); unlike there, the counter is saved, so a resumed run goes on averaging.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        power: float = 0.75,
+        inv_gamma: float = 1.0,
+        min_decay: float = 0.0,
+        max_decay: float = 0.9999,
+    ) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.power, self.inv_gamma = power, inv_gamma
+        self.min_decay, self.max_decay = min_decay, max_decay
+        self.num_updates = 0
+
+    def decay(self) -> float:
+        """The decay of the next update."""
+        step = max(self.num_updates - 1, 0)
+        decay = 1 - (1 + step / self.inv_gamma) ** -self.power
+        return min(max(decay, self.min_decay), self.max_decay)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards `model`: one fused launch per device and dtype, no host sync."""
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay())
+        self.num_updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.num_updates = state["num_updates"]

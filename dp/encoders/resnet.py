@@ -1,0 +1,67 @@
+"""The paper's image encoder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dp.encoders.image import ImageEncoder
+
+
+class ResNetEncoder(ImageEncoder):
+    """ResNet-18 with GroupNorm, spatial softmax over keypoints and a linear layer (Chi et al. 2023, section III.B).
+
+    Args:
+        shapes: observation name -> shape of one step; needs "image" (3, Y, X).
+        crop: side of the square crop, pixels.
+        n_keypoints: of the spatial softmax; the image's features are their 2 * n_keypoints coordinates, projected.
+        weights: a local file with a state dict of torchvision's resnet18 (its BatchNorm and classifier entries are
+            ignored), or None to train from scratch.
+
+    Raises:
+        ValueError: where `weights` is missing or is not a ResNet-18.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, Sequence[int]], crop: int = 84, n_keypoints: int = 32, weights: str | None = None
+    ) -> None:
+        resnet = torchvision.models.resnet18(weights=None, norm_layer=_group_norm)
+        if weights is not None:
+            _load_convolutions(resnet, Path(weights))
+        trunk = nn.Sequential(*list(resnet.children())[:-2]).to(memory_format=torch.channels_last)
+        features = 2 * n_keypoints
+        head = nn.Sequential(SpatialSoftmax(512, n_keypoints), nn.Linear(features, features))
+        super().__init__(shapes, crop, nn.Sequential(trunk, head), features)
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected image coordinates, in [-1, 1], of `n_keypoints` learned heat maps (Finn et al. 2016, section V.A)."""
+
+    def __init__(self, channels: int, n_keypoints: int) -> None:
+        super().__init__()
+        self.heatmaps = nn.Conv2d(channels, n_keypoints, kernel_size=1)
+
+    def forward(self, x: Float[Tensor, "N C Y X"]) -> Float[Tensor, "N K2"]:
+        height, width = x.shape[-2:]
+        attention = self.heatmaps(x).float().flatten(2).softmax(-1).unflatten(2, (height, width))  # (N, K, Y, X)
+        along_x = attention.sum(2) @ torch.linspace(-1, 1, width, device=x.device)  # (N, K)
+        along_y = attention.sum(3) @ torch.linspace(-1, 1, height, device=x.device)
+        return torch.stack([along_x, along_y], dim=-1).flatten(1)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // 16, channels)
+
+
+def _load_convolutions(resnet: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"encoder.weights={path} is not a file")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    convolutions = {name: w for name, w in state.items() if w.ndim == 4}
+    wanted = {name: w.shape for name, w in resnet.state_dict().items() if w.ndim == 4}
+    if {name: w.shape for name, w in convolutions.items()} != wanted:
+        raise ValueError(f"encoder.weights={path} does not hold torchvision's resnet18 (its {len(wanted)} convolutions)")
+    resnet.load_state_dict(convolutions, strict=False)

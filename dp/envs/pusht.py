@@ -1,0 +1,72 @@
+"""gym-pusht under the paper's protocol: its initial states, and pictures only when somebody looks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from gym_pusht.envs.pusht import PushTEnv as GymPushT
+from jaxtyping import Float, UInt8
+from pymunk.vec2d import Vec2d
+
+from dp.tasks import pusht
+
+IMAGE_SIZE = 96
+
+
+class PushTEnv:
+    """One PushT episode at a time.
+
+    Args:
+        obs_names: what `observe` returns, names as in `dp.tasks.pusht` and "image".
+
+    After `reset` and each `step` the attributes `coverage` (share of the goal covered by the block, 0..1), `reward`
+    (coverage / 0.95, at most 1) and `done` (coverage > 0.95) describe the present state.
+    """
+
+    control_hz = 10
+
+    def __init__(self, obs_names: Sequence[str]) -> None:
+        self.obs_names = list(obs_names)
+        self._env = GymPushT(
+            obs_type="state",
+            render_mode="rgb_array",
+            observation_width=IMAGE_SIZE,
+            observation_height=IMAGE_SIZE,
+            visualization_width=384,
+            visualization_height=384,
+        )
+
+    def reset(self, seed: int) -> None:
+        """Starts the episode that the reference environment starts from `seed`."""
+        self._reset_to(pusht.initial_state(seed))
+
+    def reset_to_observed(self, state: Float[np.ndarray, " 5"]) -> None:
+        """Starts from a state as the data set stores it (`pusht.low_dim_obs` explains it), at rest, exact to 1e-13."""
+        agent_x, agent_y, x, y, angle = state
+        # The environment sets the position first and then turns the block about its centre of gravity, 45 px off.
+        self._reset_to(np.array([agent_x, agent_y, x - 45 * np.sin(angle), y + 45 * (np.cos(angle) - 1), angle]))
+
+    def _reset_to(self, state: Float[np.ndarray, " 5"]) -> None:
+        self._env.reset(options={"reset_to_state": state})
+        self.coverage = 0.0  # the reference environment gives no reward for the initial state
+        self.reward, self.done = 0.0, False
+
+    def step(self, action: Float[np.ndarray, " 2"]) -> None:
+        """Moves towards `action`, a position in pixels, for a tenth of a second."""
+        # Vec2d spares numpy's overhead in ten simulation steps; the arithmetic is the same.
+        _, reward, self.done, _, info = self._env.step(Vec2d(float(action[0]), float(action[1])))
+        self.coverage, self.reward = float(info["coverage"]), float(reward)
+
+    @property
+    def state(self) -> Float[np.ndarray, " 5"]:
+        return self._env.get_obs()
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """The present observation, raw: image uint8 (96, 96, 3), everything else float32."""
+        obs = pusht.low_dim_obs(self.state, self.obs_names)
+        if "image" in self.obs_names:
+            obs["image"] = self._env._render()  # the 96 x 96 picture of the data set; `render()` is another one
+        return {name: obs[name] for name in self.obs_names}
+
+    def render(self) -> UInt8[np.ndarray, "384 384 3"]:
+        """A picture for people, with the target of the last action marked."""
+        return self._env.render()

@@ -1,0 +1,194 @@
+"""Rolls a policy out in many environments at once and says how well it did."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dp.envs.episode import Chunk, Episode
+from dp.envs.pool import EnvPool
+from dp.envs.pusht import PushTEnv
+from dp.intervals import Estimate, bootstrap_mean, wilson
+from dp.types import Obs, Policy
+
+BLOCK = 8
+"""Observations are padded to a multiple of this before the policy sees them. Matrix products round the same row
+differently in very small batches; with the padding a row's result does not depend on its neighbours, and so an episode
+does not depend on how many run beside it (measured on CPUs; a GPU promises less)."""
+
+
+@dataclass
+class EpisodeResult:
+    """One episode: `seed` of its initial state, best reward 0..1, whether coverage ever exceeded 0.95, control steps
+    taken, coverage at the end 0..1, and pictures (T, 384, 384, 3) uint8 with the reward at each, if recorded."""
+
+    seed: int
+    max_reward: float = 0.0
+    success: bool = False
+    length: int = 0
+    final_coverage: float = 0.0
+    frames: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+
+    def add(self, chunk: Chunk) -> None:
+        self.rewards += chunk.rewards
+        self.max_reward = max([self.max_reward, *chunk.rewards])
+        self.success |= chunk.success
+        self.length += len(chunk.rewards)
+        self.final_coverage = chunk.coverage
+        self.frames += chunk.frames
+
+    def row(self) -> dict[str, int | float | bool]:
+        """What is written about the episode."""
+        names = ("seed", "max_reward", "success", "length", "final_coverage")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """Episodes in the order of their seeds, and the latency of the policy.
+
+    inference_ms: median time of one `act` for a single observation, milliseconds.
+    """
+
+    episodes: list[EpisodeResult]
+    inference_ms: float
+
+    @property
+    def score(self) -> Estimate:
+        """The paper's metric: mean over episodes of the best reward, with a bootstrap interval."""
+        return bootstrap_mean([e.max_reward for e in self.episodes])
+
+    @property
+    def success(self) -> Estimate:
+        """Share of episodes in which coverage exceeded 0.95, with a Wilson interval."""
+        return wilson(sum(e.success for e in self.episodes), len(self.episodes))
+
+
+class EnvRunner:
+    """Runs one episode a seed.
+
+    All live environments are denoised in one batch; a finished one stops and makes room for the next seed. Every episode
+    draws its noise from a generator of its own, seeded by the episode's seed, so results depend neither on `n_envs` nor
+    on `n_workers`.
+
+    Args:
+        make_env: makes an environment.
+        n_episodes: test episodes, from seed `start_seed` on.
+        start_seed: of the test episodes (the paper's: 100000).
+        n_train_episodes: episodes from the initial states of training demonstrations.
+        max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
+        n_envs: environments at once.
+        n_workers: processes that step them; 0 steps them in this one.
+        n_videos: test episodes to record, from the first on.
+
+    Raises:
+        ValueError: for counts that make no sense.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], PushTEnv],
+        n_episodes: int,
+        start_seed: int,
+        n_train_episodes: int,
+        max_steps: int | Mapping[int, int],
+        n_envs: int,
+        n_workers: int,
+        n_videos: int,
+    ) -> None:
+        for name, value, least in (
+            ("n_episodes", n_episodes, 1),
+            ("start_seed", start_seed, 0),
+            ("n_train_episodes", n_train_episodes, 0),
+            ("max_steps", max_steps if isinstance(max_steps, int) else min(max_steps.values()), 1),
+            ("n_envs", n_envs, 1),
+            ("n_workers", n_workers, 0),
+            ("n_videos", n_videos, 0),
+        ):
+            if value < least:
+                raise ValueError(f"env_runner.{name}={value}, expected at least {least}")
+        self.make_env, self.max_steps = make_env, max_steps
+        self.seeds = list(range(start_seed, start_seed + n_episodes))
+        self.n_train_episodes, self.n_envs, self.n_workers, self.n_videos = n_train_episodes, n_envs, n_workers, n_videos
+
+    def run(self, policy: Policy, n_obs_steps: int, device: torch.device, desc: str = "rollouts") -> RolloutResult:
+        """The test episodes."""
+        return self._run(policy, n_obs_steps, device, self.seeds, self.n_videos, desc)
+
+    def run_train(
+        self, policy: Policy, n_obs_steps: int, device: torch.device, train_episodes: Sequence[int]
+    ) -> RolloutResult | None:
+        """Episodes from the initial states of the first training demonstrations; demonstration i starts from seed i."""
+        seeds = [int(i) for i in train_episodes[: self.n_train_episodes]]
+        return self._run(policy, n_obs_steps, device, seeds, 0, "train seeds") if seeds else None
+
+    def _run(
+        self, policy: Policy, n_obs_steps: int, device: torch.device, seeds: list[int], n_videos: int, desc: str
+    ) -> RolloutResult:
+        episodes = [EpisodeResult(seed) for seed in seeds]
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        n_envs = min(self.n_envs, len(seeds))
+        waiting = list(range(len(seeds)))[::-1]
+        make_episode = partial(_make_episode, self.make_env, n_obs_steps)
+        with EnvPool(make_episode, n_envs, self.n_workers) as pool, tqdm(total=len(seeds), desc=desc, leave=False, disable=None) as bar:
+            running: dict[int, int] = {}  # env -> number of its episode
+            chunks: dict[int, Chunk] = {}  # env -> its latest chunk
+            latency_ms: float | None = None
+            while True:
+                idle = [env for env in range(n_envs) if env not in running]
+                starting = {env: waiting.pop() for env in idle[: len(waiting)]}
+                if starting:
+                    running |= starting
+                    chunks |= pool.reset(
+                        {env: (seeds[i], self._max_steps(seeds[i]), i < n_videos) for env, i in starting.items()}
+                    )
+                    for env, i in starting.items():
+                        episodes[i].frames += chunks[env].frames
+                if not running:
+                    break
+                if latency_ms is None:
+                    latency_ms = _latency_ms(policy, chunks[next(iter(running))], device)
+                actions = _act(policy, [chunks[e] for e in running], [generators[i] for i in running.values()], device)
+                chunks = pool.step(dict(zip(running, actions, strict=True)))
+                for env, chunk in chunks.items():
+                    episodes[running[env]].add(chunk)
+                    if chunk.ended:
+                        del running[env]
+                        bar.update()
+        assert latency_ms is not None
+        return RolloutResult(episodes, latency_ms)
+
+    def _max_steps(self, seed: int) -> int:
+        return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]
+
+
+def _make_episode(make_env: Callable[[], PushTEnv], n_obs_steps: int) -> Episode:
+    return Episode(make_env(), n_obs_steps)
+
+
+def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator], device: torch.device) -> np.ndarray:
+    """Actions (B, Ta, Da) for the environments that `chunks` come from, in one batch."""
+    padding = -len(chunks) % BLOCK
+    padded = chunks + chunks[:1] * padding
+    spare = [torch.Generator(device) for _ in range(padding)]
+    return policy.act(_stack(padded, device), generators + spare)[: len(chunks)].cpu().numpy()
+
+
+def _stack(chunks: list[Chunk], device: torch.device) -> Obs:
+    names = chunks[0].obs
+    return {name: torch.from_numpy(np.stack([c.obs[name] for c in chunks])).to(device) for name in names}
+
+
+def _latency_ms(policy: Policy, chunk: Chunk, device: torch.device, repeats: int = 3) -> float:
+    """Median time from one observation to its actions, after one call to warm up."""
+    obs, times = _stack([chunk], device), []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        policy.act(obs, torch.Generator(device)).cpu()
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times[1:]))

@@ -1,0 +1,1 @@
+"""The facts of a task: which arrays are observations, where episodes start. One file each."""

@@ -1,0 +1,24 @@
+"""The one entry: `python run.py +experiment=pusht_image`, `python run.py workspace=evaluate checkpoint=PATH`, `--help`."""
+
+import os
+import sys
+
+if __name__ == "__main__":  # env workers import this file: they must not pay for what follows
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: large CPU tensors cost fewer page faults
+    import hydra
+    from omegaconf import DictConfig
+
+    from workspaces.errors import exit_with_message, full_tracebacks
+
+    @hydra.main(version_base="1.3", config_path="configs", config_name="config")
+    def main(config: DictConfig) -> float | None:
+        from workspaces import build
+
+        with build.workspace(config) as workspace:
+            return workspace.run()
+
+    full_tracebacks()
+    try:
+        main()
+    except Exception as error:
+        sys.exit(exit_with_message(error))

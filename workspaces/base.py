@@ -1,0 +1,151 @@
+"""What every run has: a directory that is its own, a log, a device, an end that is told."""
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Any, ClassVar
+
+import torch
+from omegaconf import OmegaConf
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from workspaces.errors import Interrupted
+
+log = logging.getLogger(__name__)
+
+Config = dict[str, Any]
+"""A resolved configuration: dicts, lists, strings, numbers, booleans, None."""
+
+
+class Workspace:
+    """One run. A context manager: entering reads the set-up, leaving tells how it ended and lets everything go."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = choose_device(config["device"])
+        self.run_dir = Path(config["run_dir"] or default_run_dir(config))
+        self._lock: IO[str] | None = None
+        self._redirect = logging_redirect_tqdm()
+
+    def run(self) -> float | None:
+        """Does the work. What it returns is what a sweep optimises."""
+        raise NotImplementedError
+
+    def close(self, failed: bool) -> None:
+        """Lets go of what `run` opened."""
+
+    def open_run_dir(self) -> None:
+        """Creates the run directory, takes it for this process alone, and begins run.log.
+
+        Raises ValueError where another process has it.
+        """
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.run_dir / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die, however
+        except OSError:
+            raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir") from None
+        handler = logging.FileHandler(self.run_dir / "run.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        log.info("run directory: %s", self.run_dir)
+        write_atomically(
+            self.run_dir / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
+        )
+
+    def __enter__(self) -> "Workspace":
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        logging.captureWarnings(True)
+        self._redirect.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None and error is not None and not isinstance(error, Interrupted):
+            file_only = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+            for handler in file_only:
+                handler.emit(logging.LogRecord("", logging.ERROR, "", 0, "failed", None, (kind, error, trace)))  # type: ignore[arg-type]
+        self.close(failed=error is not None and not isinstance(error, Interrupted))
+        self._redirect.__exit__(None, None, None)
+        for handler in list(logging.getLogger().handlers):
+            if isinstance(handler, logging.FileHandler):
+                logging.getLogger().removeHandler(handler)
+                handler.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+class Signals:
+    """SIGINT and SIGTERM as a request: kept until a safe moment, or raised at once inside `interruptible`."""
+
+    NAMES: ClassVar = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.interruptible = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in self.NAMES:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:  # asked twice: do not insist on a safe moment
+            raise KeyboardInterrupt
+        self.received = number
+        if self.interruptible:
+            raise StopNow
+
+
+class StopNow(Exception):
+    """A signal came while nothing could be left half done."""
+
+
+def choose_device(name: str) -> torch.device:
+    """auto | cpu | cuda -> a device. Raises ValueError for another name, and for cuda where there is none."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={name}, expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device here: use device=cpu, or device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def default_run_dir(config: Config) -> Path:
+    """outputs/<experiment>/<timestamp>-<seed>."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+    return Path("outputs") / config["name"] / f"{stamp}-{config['seed']}"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Lets `write` fill a temporary file, and gives it the name `path` once it is on the disk whole.
+
+    On any error, a full disk included, the file that had the name before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

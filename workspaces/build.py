@@ -1,0 +1,174 @@
+"""From configuration to objects. The only place that calls `instantiate`, always with plain containers."""
+
+import importlib
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from dp.data import Demonstrations
+from dp.ema import EMA
+from dp.envs import PushTEnv
+from dp.normalizer import Normalizer
+from dp.policy import DiffusionPolicy
+from dp.rollout import EnvRunner
+from workspaces.base import Config, Workspace
+from workspaces.logger import Logger, check_mode
+
+
+def workspace(composed: DictConfig) -> Workspace:
+    """The verb that `workspace=` names, ready to run."""
+    config = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(config, dict)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        config["run_dir"] = config["run_dir"] or HydraConfig.get().runtime.output_dir
+    check(config)
+    return instantiate({**config["workspace"], "_partial_": True}, _convert_="all")(config=config)
+
+
+def overrides() -> list[str]:
+    """What the user typed, as Hydra understood it."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for settings that contradict each other, before anything is read or written."""
+    horizon, n_obs, n_action = config["horizon"], config["n_obs_steps"], config["n_action_steps"]
+    for name in ("horizon", "n_obs_steps", "n_action_steps"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise ValueError(f"{name}={config[name]}, expected a whole number of at least 1")
+    if horizon < n_obs - 1 + n_action:
+        raise ValueError(
+            f"horizon={horizon} is too short: n_obs_steps - 1 + n_action_steps = {n_obs - 1 + n_action}. "
+            f"Use horizon={n_obs - 1 + n_action} or more, or n_action_steps={max(1, horizon - n_obs + 1)}"
+        )
+    scheduler = config["scheduler"]
+    if not 1 <= scheduler["num_inference_steps"] <= scheduler["num_train_timesteps"]:
+        raise ValueError(
+            f"scheduler.num_inference_steps={scheduler['num_inference_steps']}, expected 1 to "
+            f"scheduler.num_train_timesteps={scheduler['num_train_timesteps']}"
+        )
+    if scheduler["prediction_type"] not in ("epsilon", "sample", "v_prediction"):
+        raise ValueError(
+            f"scheduler.prediction_type={scheduler['prediction_type']}, expected epsilon, sample or v_prediction"
+        )
+    check_mode(config["logger"]["mode"])
+
+
+def demonstrations(config: Config) -> Demonstrations:
+    return _make(config["dataset"], obs_shapes=config["task"]["shape_meta"]["obs"])
+
+
+def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPolicy:
+    """The policy, its weights fresh. Without a normalizer: one to load a checkpoint's statistics into."""
+    meta = config["task"]["shape_meta"]
+    encoder = _make(config["encoder"], shapes=meta["obs"])
+    denoiser = _make(
+        config["denoiser"], action_dim=meta["action"][0], cond_dim=config["n_obs_steps"] * encoder.out_dim
+    )
+    scheduler = dict(config["scheduler"])
+    num_inference_steps = scheduler.pop("num_inference_steps")
+    low_dim = {name: shape for name, shape in meta["obs"].items() if name != "image"}
+    return DiffusionPolicy(
+        encoder=encoder,
+        denoiser=denoiser,
+        scheduler=_make(scheduler),
+        normalizer=normalizer or Normalizer({**low_dim, "action": meta["action"]}),
+        horizon=config["horizon"],
+        n_obs_steps=config["n_obs_steps"],
+        n_action_steps=config["n_action_steps"],
+        action_dim=meta["action"][0],
+        num_inference_steps=num_inference_steps,
+        noise_draws=config["noise_draws"],
+    )
+
+
+def env_runner(config: Config) -> EnvRunner:
+    settings = dict(config["env_runner"])
+    if settings["n_workers"] == "auto":
+        settings["n_workers"] = len(os.sched_getaffinity(0))
+    make_env = _make(config["task"]["env"], obs_names=list(config["task"]["shape_meta"]["obs"]))
+    return _make(settings, make_env=make_env)
+
+
+def optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return _make({**config["optimizer"], "_partial_": True})(parameters)
+
+
+def lr_schedule(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    steps = config["workspace"]["num_steps"]
+    return _make({**config["lr_schedule"], "_partial_": True})(optimizer, num_training_steps=steps)
+
+
+def ema(config: Config, policy: DiffusionPolicy) -> EMA:
+    return _make({**config["ema"], "_partial_": True})(policy)
+
+
+def logger(config: Config, workspace: Workspace, job_type: str, run_id: str | None = None) -> Logger:
+    made = {"run_dir": workspace.run_dir, "config": config, "job_type": job_type, "run_id": run_id}
+    return _make({**config["logger"], "_partial_": True})(**made)
+
+
+def _make(settings: Mapping[str, Any], **parts: Any) -> Any:
+    return instantiate({**settings, **parts}, _convert_="all")
+
+
+TRUSTED = {
+    "encoder": ("dp.encoders.", nn.Module),
+    "denoiser": ("dp.denoisers.", nn.Module),
+    "scheduler": ("diffusers.", SchedulerMixin),
+    "task.env": ("dp.envs.", PushTEnv),
+}
+"""What a checkpoint's configuration may instantiate, and where: a class of that kind from that package, nothing else."""
+
+
+def check_trusted(config: Config) -> None:
+    """Raises ValueError where instantiating the policy of a checkpoint's `config` could run a stranger's code.
+
+    Its targets must be the classes we expect, not merely names that begin well ("dp.envs.pool.os.system" does), and it
+    must hold no interpolation: `${...}` is resolved when an object is made.
+    """
+    for place, (package, kind) in TRUSTED.items():
+        node = config
+        for key in place.split("."):
+            node = node.get(key, {}) if isinstance(node, dict) else {}
+        target = node.get("_target_")
+        if not _is_class(target, package, kind):
+            raise ValueError(f"the checkpoint names {place}._target_={target}, which is not to be trusted: not loaded")
+        # The runner is ours, so a nested target could only come from a stranger.
+        _refuse_code({key: value for key, value in node.items() if key not in ("_target_", "_partial_")}, place)
+    for place in ("task", "horizon", "n_obs_steps", "n_action_steps", "noise_draws"):
+        _refuse_code({k: v for k, v in config[place].items() if k != "env"} if place == "task" else config[place], place)
+
+
+def _is_class(target: object, package: str, kind: type) -> bool:
+    if not isinstance(target, str) or not target.startswith(package):
+        return False
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError):
+        return False
+    return inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(package.split(".")[0])
+
+
+def _refuse_code(value: object, place: str) -> None:
+    """Raises ValueError for a nested `_target_` and for `${`."""
+    if isinstance(value, dict):
+        if any(str(key).startswith("_") for key in value):
+            raise ValueError(f"the checkpoint names {value} under {place}, which is not to be trusted: not loaded")
+        for inner in value.values():
+            _refuse_code(inner, place)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_code(inner, place)
+    elif isinstance(value, str) and "${" in value:
+        raise ValueError(f"the checkpoint has {value!r} under {place}, which is not to be trusted: not loaded")

@@ -1,0 +1,52 @@
+"""Checkpoints: named state dicts, tensors and primitives, nothing that runs."""
+
+import importlib.metadata
+import pickle
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from workspaces.base import write_atomically
+
+FORMAT = 1
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes atomically. Raises OSError, with nothing lost, where the disk is full or closed to us."""
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:  # torch's zip writer reports a failed write this way
+            raise OSError(f"cannot write {path} ({str(error).splitlines()[0]}): is the disk full?") from error
+
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise OSError(f"checkpoint {path} was not saved, the one before is intact: {error}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads tensors and primitives only: a file from a stranger cannot run code here.
+
+    Raises ValueError where there is no checkpoint of this project.
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint={path}: there is no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"checkpoint={path} is damaged or not a checkpoint of dp: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"checkpoint={path} is not a checkpoint of this version of dp (format {FORMAT})")
+    return state
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    names = ("torch", "torchvision", "diffusers", "numpy", "gym-pusht", "pymunk", "pygame", "gymnasium")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+__all__ = ["FORMAT", "load", "save", "versions"]

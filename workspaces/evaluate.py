@@ -1,0 +1,173 @@
+"""Rolls a checkpoint out under a named protocol. Needs no data set."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dp.baselines import DoNothing, Replay
+from dp.policy import DiffusionPolicy
+from dp.rollout import EnvRunner, RolloutResult
+from dp.types import Policy
+from workspaces import build, checkpoint
+from workspaces.base import Config, Workspace, default_run_dir
+from workspaces.rollouts import metrics_of, save_videos, write_json
+
+log = logging.getLogger(__name__)
+
+SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+"""What the denoiser was trained for: another sampler must keep it."""
+
+MAY_OVERRIDE = ("workspace", "checkpoint", "seed", "device", "run_dir", "name", "env_runner", "logger", "scheduler",
+                "n_action_steps")  # fmt: skip
+
+
+class EvaluateWorkspace(Workspace):
+    """One evaluation: evaluation.json and videos.
+
+    Args:
+        config: the composed configuration. What makes the policy comes from the checkpoint; of this one count
+            `env_runner`, `logger`, and `scheduler` and `n_action_steps` where the user gave them.
+        baseline: evaluate a policy without a network instead of a checkpoint: do_nothing, or replay of the
+            demonstrations (which needs the data set, and env_runner.start_seed=0).
+    """
+
+    def __init__(self, config: Config, baseline: Literal["do_nothing", "replay"] | None) -> None:
+        super().__init__(config)
+        if (config["checkpoint"] is None) == (baseline is None):
+            raise ValueError("give checkpoint=PATH (or workspace.baseline=do_nothing|replay instead)")
+        self.logger: Any = None
+        self.about: dict[str, Any] = {}
+        if baseline is None:
+            self.policy: Policy = self._load(Path(config["checkpoint"]))
+        else:
+            self.config = {**config, "name": baseline}
+            self.policy = _baseline(baseline, config)
+        self.env_runner = build.env_runner(self.config)
+        if isinstance(self.policy, Replay):
+            self.env_runner.max_steps = {seed: len(actions) for seed, actions in self.policy.actions.items()}
+        if config["run_dir"] is None:
+            self.config["name"] += "-evaluation"
+            self.run_dir = default_run_dir(self.config)
+
+    def _load(self, path: Path) -> DiffusionPolicy:
+        state = checkpoint.load(path)
+        if "ema" not in state or "config" not in state:
+            raise ValueError(f"checkpoint={path} holds no policy")
+        build.check_trusted(state["config"])
+        self.config = merge(state["config"], self.config, build.overrides())
+        build.check(self.config)
+        policy = build.policy(self.config)
+        load_weights(policy, state["ema"]["model"], path)
+        self.about = {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]}
+        return policy.to(self.device).eval().requires_grad_(False)
+
+    def run(self) -> float:
+        """Returns the score."""
+        self.open_run_dir()
+        self.logger = build.logger(self.config, self, "evaluate")
+        result = self.env_runner.run(self.policy, self.config["n_obs_steps"], self.device)
+        evaluation = {
+            **{name.removeprefix("rollout/"): value for name, value in metrics_of(result, None).items()},
+            "n_episodes": len(result.episodes),
+            "protocol": protocol(self.env_runner),
+            **self.about,
+            "settings": {
+                key: self.config[key] for key in ("horizon", "n_obs_steps", "n_action_steps", "scheduler", "seed")
+            },
+            "device": str(self.device),
+            "episodes": [e.row() for e in result.episodes],
+        }
+        videos = save_videos(self.run_dir / "media", str(self.about.get("step", 0)), result)
+        write_json(self.run_dir / "evaluation.json", evaluation)
+        self.logger.log(self.about.get("step", 0), metrics_of(result, None))
+        self.logger.log_episodes(self.about.get("step", 0), evaluation["episodes"], videos)
+        self._report(result)
+        return result.score.value
+
+    def _report(self, result: RolloutResult) -> None:
+        log.info(
+            "score %.3f [%.3f, %.3f]  success %.1f %% [%.1f, %.1f]  %d episodes, seeds %d-%d  %.1f ms an action chunk",
+            *result.score, *(100 * x for x in result.success), len(result.episodes),
+            self.env_runner.seeds[0], self.env_runner.seeds[-1], result.inference_ms,
+        )  # fmt: skip
+        log.info("%s", self.run_dir / "evaluation.json")
+
+    def close(self, failed: bool) -> None:
+        if self.logger is not None:
+            self.logger.close(failed)
+
+
+def merge(saved: Config, given: Config, overrides: list[str]) -> Config:
+    """The configuration to evaluate with: the checkpoint's, with what the user may choose anew.
+
+    Raises ValueError for overrides of what the weights depend on.
+    """
+    typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    for key in typed:
+        if key.partition(".")[0] not in MAY_OVERRIDE:
+            raise ValueError(f"{key} is fixed by the checkpoint. workspace=evaluate takes: {', '.join(MAY_OVERRIDE)}")
+    fixed = ("task", "encoder", "denoiser", "horizon", "n_obs_steps", "n_action_steps", "noise_draws", "name")
+    merged = given | {key: saved[key] for key in fixed}
+    if "weights" in merged["encoder"]:
+        merged["encoder"] = merged["encoder"] | {"weights": None}  # the checkpoint has its own
+    if "n_action_steps" in typed:
+        merged["n_action_steps"] = given["n_action_steps"]
+    merged["scheduler"] = _merge_schedulers(saved["scheduler"], given["scheduler"], typed)
+    return merged
+
+
+def _merge_schedulers(saved: dict[str, Any], given: dict[str, Any], typed: list[str]) -> dict[str, Any]:
+    settings = {key.removeprefix("scheduler.") for key in typed if key.startswith("scheduler.")}
+    for name in settings & set(SCHEDULE):
+        if given[name] != saved[name]:
+            raise ValueError(f"scheduler.{name}={given[name]}, but the checkpoint was trained with {saved[name]}")
+    if "scheduler" in typed:
+        return given | {name: saved[name] for name in SCHEDULE if name in saved and name in given}
+    return saved | {name: given[name] for name in settings}
+
+
+def load_weights(policy: DiffusionPolicy, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises ValueError, naming the first difference, where the weights are of another architecture."""
+    own = policy.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        got = list(weights[name].shape) if name in weights else "nothing"
+        expected = list(own[name].shape) if name in own else "nothing"
+        if got != expected:
+            raise ValueError(f"checkpoint={path} is of another architecture: {name} is {got}, expected {expected}")
+    policy.load_state_dict(weights)
+
+
+def protocol(runner: EnvRunner) -> dict[str, Any]:
+    """What a score must be quoted with."""
+    first, last = runner.seeds[0], runner.seeds[-1]
+    name = "custom"
+    if runner.max_steps == 300 and first == 100_000:
+        name = {100_049: "paper-50", 100_499: "paper-500"}.get(last, name)
+    return {
+        "name": name,
+        "seeds": [first, last],
+        "max_steps": runner.max_steps if isinstance(runner.max_steps, int) else "as long as the demonstration",
+        "reset": "initial state from numpy.random.RandomState(seed), as in the reference environment",
+        "score": "mean over episodes of the best reward, reward = min(1, coverage / 0.95); 95 % bootstrap interval",
+        "success": "share of episodes in which coverage exceeds 0.95; 95 % Wilson interval",
+        "versions": checkpoint.versions(),
+    }
+
+
+def _baseline(name: str, config: Config) -> Policy:
+    if name == "do_nothing":
+        return DoNothing(config["n_action_steps"])
+    if name != "replay":
+        raise ValueError(f"workspace.baseline={name}, expected do_nothing or replay")
+    buffer = build.demonstrations(config).buffer
+    last = config["env_runner"]["start_seed"] + config["env_runner"]["n_episodes"]
+    if last > buffer.n_episodes:
+        raise ValueError(
+            f"workspace.baseline=replay has demonstrations for seeds 0-{buffer.n_episodes - 1}: give "
+            f"env_runner.start_seed=0 env_runner.n_episodes={buffer.n_episodes}"
+        )
+    actions = torch.from_numpy(buffer.arrays["action"])
+    spans = zip(buffer.episode_starts, buffer.episode_ends, strict=True)
+    return Replay({seed: actions[low:high] for seed, (low, high) in enumerate(spans)}, config["n_action_steps"])

@@ -1,0 +1,46 @@
+"""Rollout results as metrics and files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dp.envs import PushTEnv
+from dp.rollout import RolloutResult
+from workspaces.base import write_atomically
+from workspaces.video import write_video
+
+
+def metrics_of(test: RolloutResult, train: RolloutResult | None) -> dict[str, float]:
+    """The numbers of a rollout, under their metric keys."""
+    metrics = {
+        "rollout/score": test.score.value,
+        "rollout/score_ci_low": test.score.low,
+        "rollout/score_ci_high": test.score.high,
+        "rollout/success": test.success.value,
+        "rollout/success_ci_low": test.success.low,
+        "rollout/success_ci_high": test.success.high,
+        "rollout/inference_ms": test.inference_ms,
+    }
+    if train is not None:
+        metrics["rollout/train_score"] = train.score.value
+    return metrics
+
+
+def save_rollouts(run_dir: Path, step: int, test: RolloutResult, train: RolloutResult | None) -> dict[int, Path]:
+    """Writes rollouts/<step>.json and the recorded episodes as videos. Returns seed -> video."""
+    rows = [e.row() for e in [*test.episodes, *(train.episodes if train else [])]]
+    write_json(run_dir / "rollouts" / f"{step}.json", rows)
+    return save_videos(run_dir / "media", str(step), test)
+
+
+def save_videos(folder: Path, prefix: str, result: RolloutResult) -> dict[int, Path]:
+    """Writes <prefix>-<seed>.mp4 for every recorded episode. Returns seed -> file."""
+    videos = {e.seed: folder / f"{prefix}-{e.seed}.mp4" for e in result.episodes if e.frames}
+    for episode in result.episodes:
+        if episode.seed in videos:
+            write_video(videos[episode.seed], episode, fps=PushTEnv.control_hz)
+    return videos
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))

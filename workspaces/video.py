@@ -1,0 +1,45 @@
+"""Rollouts as H.264 videos."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from dp.rollout import EpisodeResult
+
+MARGIN = 32
+"""Height in pixels of the strip above the picture that the text is written in."""
+
+
+def write_video(path: Path, episode: EpisodeResult, fps: int) -> None:
+    """Writes the frames of `episode` as mp4 at `fps`, under a margin with the step, the reward and the best so far."""
+    import av
+
+    frames = annotate(episode)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    with av.open(str(temporary), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    temporary.replace(path)
+
+
+def annotate(episode: EpisodeResult) -> list[UInt8[np.ndarray, "Y X 3"]]:
+    """The frames with a margin above each that says how far the episode is and how well it goes."""
+    font = ImageFont.load_default(size=16)
+    rewards = [0.0, *episode.rewards]
+    annotated = []
+    for step, frame in enumerate(episode.frames):
+        height, width = frame.shape[:2]
+        canvas = Image.new("RGB", (width, height + MARGIN), "white")
+        canvas.paste(Image.fromarray(frame), (0, MARGIN))
+        best = max(rewards[: step + 1])
+        text = f"seed {episode.seed}   step {step}   reward {rewards[step]:.2f}   best {best:.2f}"
+        ImageDraw.Draw(canvas).text((8, 7), text, fill="black", font=font)
+        annotated.append(np.asarray(canvas))
+    return annotated
