@@ -1,4 +1,4 @@
-"""The one entry: `python run.py +experiment=pusht_image`, `python run.py workspace=evaluate checkpoint=PATH`, `--help`."""
+"""The one entry: `python run.py +experiment=pusht_image`. `python run.py --help` lists the rest."""
 
 import os
 import sys

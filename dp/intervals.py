@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
 
 
 def bootstrap_mean(values: Sequence[float], n_resamples: int = 10_000) -> Estimate:
-    """Mean with the percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3); same values, same interval."""
+    """Mean, with the percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3). Not random."""
     array = np.asarray(values, float)
     draws = np.random.default_rng(0).integers(len(array), size=(n_resamples, len(array)))
     low, high = np.quantile(array[draws].mean(1), [0.025, 0.975])

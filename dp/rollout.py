@@ -72,9 +72,9 @@ class RolloutResult:
 class EnvRunner:
     """Runs one episode a seed.
 
-    All live environments are denoised in one batch; a finished one stops and makes room for the next seed. Every episode
-    draws its noise from a generator of its own, seeded by the episode's seed, so results depend neither on `n_envs` nor
-    on `n_workers`.
+    All live environments are denoised in one batch; a finished one stops and makes room for the next seed. Every
+    episode draws its noise from a generator of its own, seeded by the episode's seed, so results depend neither on
+    `n_envs` nor on `n_workers`.
 
     Args:
         make_env: makes an environment.
@@ -114,7 +114,12 @@ class EnvRunner:
                 raise ValueError(f"env_runner.{name}={value}, expected at least {least}")
         self.make_env, self.max_steps = make_env, max_steps
         self.seeds = list(range(start_seed, start_seed + n_episodes))
-        self.n_train_episodes, self.n_envs, self.n_workers, self.n_videos = n_train_episodes, n_envs, n_workers, n_videos
+        self.n_train_episodes, self.n_envs, self.n_workers, self.n_videos = (
+            n_train_episodes,
+            n_envs,
+            n_workers,
+            n_videos,
+        )
 
     def run(self, policy: Policy, n_obs_steps: int, device: torch.device, desc: str = "rollouts") -> RolloutResult:
         """The test episodes."""
@@ -135,7 +140,10 @@ class EnvRunner:
         n_envs = min(self.n_envs, len(seeds))
         waiting = list(range(len(seeds)))[::-1]
         make_episode = partial(_make_episode, self.make_env, n_obs_steps)
-        with EnvPool(make_episode, n_envs, self.n_workers) as pool, tqdm(total=len(seeds), desc=desc, leave=False, disable=None) as bar:
+        with (
+            EnvPool(make_episode, n_envs, self.n_workers) as pool,
+            tqdm(total=len(seeds), desc=desc, leave=False, disable=None) as bar,
+        ):
             running: dict[int, int] = {}  # env -> number of its episode
             chunks: dict[int, Chunk] = {}  # env -> its latest chunk
             latency_ms: float | None = None

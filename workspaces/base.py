@@ -50,13 +50,16 @@ class Workspace:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die, however
         except OSError:
-            raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir") from None
+            raise ValueError(
+                f"{self.run_dir} is in use by another process: wait for it or give another run_dir"
+            ) from None
         handler = logging.FileHandler(self.run_dir / "run.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
         log.info("run directory: %s", self.run_dir)
         write_atomically(
-            self.run_dir / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
+            self.run_dir / "config.yaml",
+            lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(self.config)).encode()),
         )
 
     def __enter__(self) -> "Workspace":

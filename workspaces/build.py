@@ -71,9 +71,7 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
     """The policy, its weights fresh. Without a normalizer: one to load a checkpoint's statistics into."""
     meta = config["task"]["shape_meta"]
     encoder = _make(config["encoder"], shapes=meta["obs"])
-    denoiser = _make(
-        config["denoiser"], action_dim=meta["action"][0], cond_dim=config["n_obs_steps"] * encoder.out_dim
-    )
+    denoiser = _make(config["denoiser"], action_dim=meta["action"][0], cond_dim=config["n_obs_steps"] * encoder.out_dim)
     scheduler = dict(config["scheduler"])
     num_inference_steps = scheduler.pop("num_inference_steps")
     low_dim = {name: shape for name, shape in meta["obs"].items() if name != "image"}
@@ -127,7 +125,7 @@ TRUSTED = {
     "scheduler": ("diffusers.", SchedulerMixin),
     "task.env": ("dp.envs.", PushTEnv),
 }
-"""What a checkpoint's configuration may instantiate, and where: a class of that kind from that package, nothing else."""
+"""What a checkpoint's configuration may instantiate, and where: a class of that kind from that package."""
 
 
 def check_trusted(config: Config) -> None:
@@ -146,7 +144,9 @@ def check_trusted(config: Config) -> None:
         # The runner is ours, so a nested target could only come from a stranger.
         _refuse_code({key: value for key, value in node.items() if key not in ("_target_", "_partial_")}, place)
     for place in ("task", "horizon", "n_obs_steps", "n_action_steps", "noise_draws"):
-        _refuse_code({k: v for k, v in config[place].items() if k != "env"} if place == "task" else config[place], place)
+        _refuse_code(
+            {k: v for k, v in config[place].items() if k != "env"} if place == "task" else config[place], place
+        )
 
 
 def _is_class(target: object, package: str, kind: type) -> bool:

@@ -37,7 +37,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"checkpoint={path} is damaged or not a checkpoint of dp: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"checkpoint={path} is damaged or not a checkpoint of dp: {str(error).splitlines()[0]}"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"checkpoint={path} is not a checkpoint of this version of dp (format {FORMAT})")
     return state

@@ -135,4 +135,3 @@ def flatten(config: dict, prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-

@@ -203,8 +203,8 @@ class TrainWorkspace(Workspace):
             step = self.step - len(self.pending) + first + 1
             loss, grad_norm = self.pending[first].tolist()
             raise ValueError(
-                f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}. The last good checkpoint is "
-                f"kept in {self.run_dir / 'checkpoints'}; try a smaller optimizer.lr or workspace.precision=fp32"
+                f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}. The last good "
+                f"checkpoint is kept in {self.run_dir / 'checkpoints'}; try a smaller optimizer.lr or workspace.precision=fp32"
             )
 
     @torch.no_grad()
@@ -239,7 +239,8 @@ class TrainWorkspace(Workspace):
         self.logger.log_episodes(self.step, [e.row() for e in test.episodes], videos)
         log.info(
             "step %d: score %.3f [%.3f, %.3f], success %.0f %% [%.0f, %.0f] on seeds %d-%d",
-            self.step, *test.score, *(100 * x for x in test.success), self.env_runner.seeds[0], self.env_runner.seeds[-1],
+            self.step, *test.score, *(100 * x for x in test.success), 
+            self.env_runner.seeds[0], self.env_runner.seeds[-1],
         )  # fmt: skip
 
     def _keep_if_best(self, score: float) -> None:
@@ -393,5 +394,3 @@ def _check_counts(num_steps: int, batch_size: int, grad_accumulation: int, every
     for name, count in {**counts, **{f"every.{name}": n for name, n in every.items()}}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"workspace.{name}={count}, expected a whole number of at least 1")
-
-

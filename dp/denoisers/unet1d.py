@@ -1,5 +1,6 @@
-"""The conditional 1-d UNet of Diffusion Policy, and its compact relatives, as one class with the choices as arguments."""
+"""The conditional 1-d UNet of Diffusion Policy and its compact relatives: one class, the choices as arguments."""
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ class UNet1d(nn.Module):
             self.down_modules.append(nn.ModuleList([block(inputs, outputs), block(outputs, outputs), down]))
         self.mid_modules = nn.ModuleList([block(channels[-1], channels[-1]) for _ in range(2)])
         self.up_modules = nn.ModuleList()
-        for outputs, inputs in reversed(list(zip(channels[:-1], channels[1:], strict=True))):
+        for outputs, inputs in reversed(list(itertools.pairwise(channels))):
             merged = inputs if skip == "add" else 2 * inputs
             self.up_modules.append(
                 nn.ModuleList([block(merged, outputs), block(outputs, outputs), _named_conv(Upsample1d(outputs))])
@@ -123,9 +124,7 @@ class ConvBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel_size: int, n_groups: int, norm: Norm) -> None:
         super().__init__()
         normalise = GroupNorm1d(n_groups, outputs) if norm == "group" else nn.LayerNorm(outputs)
-        self.block = nn.Sequential(
-            Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), normalise, nn.Mish()
-        )
+        self.block = nn.Sequential(Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), normalise, nn.Mish())
 
     def forward(self, x: Float[Tensor, "B L Cin"]) -> Float[Tensor, "B L Cout"]:
         return self.block(x)

@@ -63,5 +63,7 @@ def _load_convolutions(resnet: nn.Module, path: Path) -> None:
     convolutions = {name: w for name, w in state.items() if w.ndim == 4}
     wanted = {name: w.shape for name, w in resnet.state_dict().items() if w.ndim == 4}
     if {name: w.shape for name, w in convolutions.items()} != wanted:
-        raise ValueError(f"encoder.weights={path} does not hold torchvision's resnet18 (its {len(wanted)} convolutions)")
+        raise ValueError(
+            f"encoder.weights={path} does not hold torchvision's resnet18 (its {len(wanted)} convolutions)"
+        )
     resnet.load_state_dict(convolutions, strict=False)

@@ -18,7 +18,9 @@ class StateEncoder(nn.Module):
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
         super().__init__()
         if "image" in shapes:
-            raise ValueError("encoder=state cannot read images: use encoder=cnn or encoder=resnet18, or task=pusht_state")
+            raise ValueError(
+                "encoder=state cannot read images: use encoder=cnn or encoder=resnet18, or task=pusht_state"
+            )
         self.names = list(shapes)
         self.out_dim = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
 

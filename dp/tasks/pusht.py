@@ -32,8 +32,8 @@ they are always computed from the state, for data and environment alike.
 def low_dim_obs(state: Float[np.ndarray, "*B 5"], names: Iterable[str]) -> dict[str, np.ndarray]:
     """The low-dimensional observations among `names`, float32, in raw units.
 
-    "agent_pos" (*B, 2) pixels; "block_pose" (*B, 4): x, y in pixels, cosine and sine of the angle; "keypoint" (*B, 9, 2)
-    pixels: points of the block as in the data set. "image" is not computed from the state and passed over.
+    "agent_pos" (*B, 2) pixels; "block_pose" (*B, 4): x, y in pixels, cosine and sine of the angle; "keypoint"
+    (*B, 9, 2) pixels: points of the block as in the data set. "image" is not computed from the state and passed over.
 
     Raises ValueError for another name.
     """

@@ -1,0 +1,77 @@
+"""Fixtures: the official data set where it is found, and a small real one made with the environment."""
+
+import os
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the reference for every "to the bit" here
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("dp", "beartype.beartype")  # every shape in a signature of dp/ is checked while testing
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import zarr  # noqa: E402
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).parent.parent
+OFFICIAL = Path(os.environ.get("DP_PUSHT_ZARR", REPOSITORY / "data/pusht/pusht_cchi_v7_replay.zarr"))
+
+
+def pytest_report_header() -> str:
+    if OFFICIAL.is_dir():
+        return f"official PushT data: {OFFICIAL}"
+    return f"official PushT data: NOT FOUND at {OFFICIAL}, tests that need it are skipped (set DP_PUSHT_ZARR)"
+
+
+@pytest.fixture(scope="session")
+def official_zarr() -> Path:
+    """The official demonstrations: 206 episodes, 25,650 frames."""
+    if not OFFICIAL.is_dir():
+        pytest.skip(f"no official data at {OFFICIAL}: set DP_PUSHT_ZARR")
+    return OFFICIAL
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded images are cached here, not in the user's home; subprocesses inherit it."""
+    folder = tmp_path_factory.mktemp("dp-cache")
+    os.environ["DP_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_zarr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six episodes of 24 to 39 frames in the official layout (zarr v2), recorded in the real environment."""
+    from dp.envs import PushTEnv
+
+    states, actions, images, ends = [], [], [], []
+    env = PushTEnv(["image", "agent_pos"])
+    for seed in range(6):
+        env.reset(seed)
+        towards = np.random.default_rng(seed).uniform(100, 400, (8, 2))
+        for step in range(24 + 3 * seed):
+            action = towards[step // 6]
+            states.append(env.state)
+            images.append(env.observe()["image"])
+            actions.append(action)
+            env.step(action)
+        ends.append(len(states))
+    store = tmp_path_factory.mktemp("data") / "pusht_cchi_v7_replay.zarr"
+    write_store(store, np.array(images), np.array(states), np.array(actions), np.array(ends))
+    return store
+
+
+def write_store(
+    store: Path, images: np.ndarray, states: np.ndarray, actions: np.ndarray, episode_ends: np.ndarray
+) -> None:
+    """Writes the arrays as the official archive stores them: zarr v2, float32, chunks along time."""
+    root = zarr.open_group(str(store), mode="w", zarr_format=2)
+    for name, array, chunk in (("img", images, 32), ("state", states, 64), ("action", actions, 64)):
+        values = array.astype(np.float32)
+        root.create_array(f"data/{name}", shape=values.shape, chunks=(chunk, *values.shape[1:]), dtype="f4")[:] = values
+    root.create_array("meta/episode_ends", shape=episode_ends.shape, dtype="i8")[:] = episode_ends
