@@ -20,5 +20,7 @@ if __name__ == "__main__":  # env workers import this file: they must not pay fo
     full_tracebacks()
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit("stopped at once: what was saved before is intact")
     except Exception as error:
         sys.exit(exit_with_message(error))

@@ -1,13 +1,15 @@
 """Exponential moving average of a policy's weights with a power schedule."""
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[Model]):
     """Keeps `model`, a copy of the trained module whose weights trail it.
 
     After n updates the decay is `clip(1 - (1 + (n - 1) / inv_gamma) ** -power, min_decay, max_decay)`: 0 at first, so
@@ -17,13 +19,13 @@ class EMA:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         power: float = 0.75,
         inv_gamma: float = 1.0,
         min_decay: float = 0.0,
         max_decay: float = 0.9999,
     ) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.power, self.inv_gamma = power, inv_gamma
         self.min_decay, self.max_decay = min_decay, max_decay
         self.num_updates = 0

@@ -2,14 +2,14 @@
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp.data.windows import image_to_float
 from dp.normalizer import Normalizer
-from dp.types import Batch, Denoiser, Generator, Obs, ObsEncoder
+from dp.types import Batch, Denoiser, Generator, Obs, ObsEncoder, Scheduler
 
 
 class DiffusionPolicy(nn.Module):
@@ -30,7 +30,7 @@ class DiffusionPolicy(nn.Module):
         self,
         encoder: ObsEncoder,
         denoiser: Denoiser,
-        scheduler: SchedulerMixin,
+        scheduler: Scheduler,
         normalizer: Normalizer,
         horizon: int,
         n_obs_steps: int,

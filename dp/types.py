@@ -20,7 +20,7 @@
 | executed  | no (before To-1)   | **yes**                     | no  |
 """
 
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +48,17 @@ class Denoiser(Protocol):
     def __call__(
         self, x: Float[Tensor, "B H Da"], k: Int[Tensor, " B"], cond: Float[Tensor, "B C"]
     ) -> Float[Tensor, "B H Da"]: ...
+
+
+class Scheduler(Protocol):
+    """A diffusers scheduler that samples: any of its classes whose `step` takes (prediction, k, x, generator)."""
+
+    config: Any
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int) -> None: ...
+
+    def step(self, model_output: Tensor, timestep: int, sample: Tensor, generator: Generator = None) -> Any: ...
 
 
 class Policy(Protocol):

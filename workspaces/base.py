@@ -31,6 +31,7 @@ class Workspace:
         self.device = choose_device(config["device"])
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
         self._lock: IO[str] | None = None
+        self._log_file: logging.FileHandler | None = None
         self._redirect = logging_redirect_tqdm()
 
     def run(self) -> float | None:
@@ -53,9 +54,9 @@ class Workspace:
             raise ValueError(
                 f"{self.run_dir} is in use by another process: wait for it or give another run_dir"
             ) from None
-        handler = logging.FileHandler(self.run_dir / "run.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(handler)
+        self._log_file = logging.FileHandler(self.run_dir / "run.log")
+        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self._log_file)
         log.info("run directory: %s", self.run_dir)
         write_atomically(
             self.run_dir / "config.yaml",
@@ -71,16 +72,15 @@ class Workspace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None and error is not None and not isinstance(error, Interrupted):
-            file_only = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
-            for handler in file_only:
-                handler.emit(logging.LogRecord("", logging.ERROR, "", 0, "failed", None, (kind, error, trace)))  # type: ignore[arg-type]
-        self.close(failed=error is not None and not isinstance(error, Interrupted))
+        failed = error is not None and not isinstance(error, Interrupted)
+        self.close(failed)
         self._redirect.__exit__(None, None, None)
-        for handler in list(logging.getLogger().handlers):
-            if isinstance(handler, logging.FileHandler):
-                logging.getLogger().removeHandler(handler)
-                handler.close()
+        if self._log_file is not None:
+            if failed and error is not None and kind is not None:
+                failure = log.makeRecord(log.name, logging.ERROR, __file__, 0, "failed", (), (kind, error, trace))
+                self._log_file.handle(failure)
+            logging.getLogger().removeHandler(self._log_file)
+            self._log_file.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -112,8 +112,8 @@ class Signals:
             raise StopNow
 
 
-class StopNow(Exception):
-    """A signal came while nothing could be left half done."""
+class StopNow(BaseException):
+    """A signal came while nothing could be left half done. Not an Exception: nothing on the way may swallow it."""
 
 
 def choose_device(name: str) -> torch.device:

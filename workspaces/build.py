@@ -4,7 +4,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import SchedulerMixin
@@ -26,8 +26,7 @@ from workspaces.logger import Logger, check_mode
 
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
+    config = cast(Config, OmegaConf.to_container(composed, resolve=True))
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         config["run_dir"] = config["run_dir"] or HydraConfig.get().runtime.output_dir
     check(config)
@@ -106,7 +105,7 @@ def lr_schedule(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim
     return _make({**config["lr_schedule"], "_partial_": True})(optimizer, num_training_steps=steps)
 
 
-def ema(config: Config, policy: DiffusionPolicy) -> EMA:
+def ema(config: Config, policy: DiffusionPolicy) -> EMA[DiffusionPolicy]:
     return _make({**config["ema"], "_partial_": True})(policy)
 
 

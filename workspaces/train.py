@@ -203,8 +203,8 @@ class TrainWorkspace(Workspace):
             step = self.step - len(self.pending) + first + 1
             loss, grad_norm = self.pending[first].tolist()
             raise ValueError(
-                f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}. The last good "
-                f"checkpoint is kept in {self.run_dir / 'checkpoints'}; try a smaller optimizer.lr or workspace.precision=fp32"
+                f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}. The last good checkpoint "
+                f"is kept in {self._checkpoints}; try a smaller optimizer.lr or workspace.precision=fp32"
             )
 
     @torch.no_grad()
@@ -244,7 +244,7 @@ class TrainWorkspace(Workspace):
         )  # fmt: skip
 
     def _keep_if_best(self, score: float) -> None:
-        entry = {"score": score, "step": self.step, "file": f"best-{self.step:06d}-{score:.3f}.pt"}
+        entry: dict[str, Any] = {"score": score, "step": self.step, "file": f"best-{self.step:06d}-{score:.3f}.pt"}
         ranked = sorted([*self.best, entry], key=lambda e: (-e["score"], e["step"]))[: self.n_best]
         if entry in ranked:
             state = {"step": self.step, "score": score, "ema": self.ema.state_dict(), **self._about()}
@@ -296,7 +296,7 @@ class TrainWorkspace(Workspace):
         if state is not None:
             self._check_same_run(state["config"])
         self.open_run_dir()
-        self.logger = build.logger(self.config, self, "train", state and state["wandb_id"])
+        self.logger = build.logger(self.config, self, "train", state["wandb_id"] if state else None)
         if state is not None:
             self._restore(state)
             log.info("resuming %s at step %d", self.run_dir, self.step)

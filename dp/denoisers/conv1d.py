@@ -16,12 +16,13 @@ class Conv1d(nn.Conv1d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        self.pad = padding
         self.weight.data = _tap_major(self.weight.data)
 
     def forward(self, x: Float[Tensor, "B L Cin"]) -> Float[Tensor, "B Lout Cout"]:
-        (kernel,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
+        (kernel,), (stride,) = self.kernel_size, self.stride
         if kernel > 1:
-            x = F.pad(x, (0, 0, padding, padding))
+            x = F.pad(x, (0, 0, self.pad, self.pad))
             last = x.shape[1] - kernel + 1
             x = torch.cat([x[:, tap : tap + last : stride] for tap in range(kernel)], dim=-1)
         return F.linear(x, self.weight.permute(0, 2, 1).flatten(1), self.bias)
@@ -34,13 +35,13 @@ class Upsample1d(nn.ConvTranspose1d):
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
         self.weight.data = self.weight.data.permute(2, 0, 1).contiguous().permute(1, 2, 0)
 
-    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L2 C"]:
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L2 C"]:  # type: ignore[override]
         # Output 2j sums taps 3 and 1 of inputs j-1 and j; output 2j+1 taps 2 and 0 of inputs j and j+1.
         taps = self.weight.permute(2, 0, 1)  # (4, Cin, Cout)
         padded = F.pad(x, (0, 0, 1, 1))
         even = torch.cat([padded[:, :-2], x], -1) @ torch.cat([taps[3], taps[1]])
         odd = torch.cat([x, padded[:, 2:]], -1) @ torch.cat([taps[2], taps[0]])
-        return torch.stack([even, odd], dim=2).flatten(1, 2) + self.bias  # (B, 2L, C)
+        return torch.stack([even, odd], dim=2).flatten(1, 2) + self.get_parameter("bias")  # (B, 2L, C)
 
 
 def _tap_major(weight: Float[Tensor, "Cout Cin K"]) -> Float[Tensor, "Cout Cin K"]:

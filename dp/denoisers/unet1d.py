@@ -100,13 +100,15 @@ class UNet1d(nn.Module):
 
         h = F.pad(x, (0, 0, 0, -horizon % self.stride))
         skips = []
-        for first, second, down in self.down_modules:
+        for level in self.down_modules:
+            first, second, down = level.children()
             h = second(first(h, film), film)
             skips.append(h)
             h = down(h)
         for block in self.mid_modules:
             h = block(h, film)
-        for first, second, up in self.up_modules:
+        for level in self.up_modules:
+            first, second, up = level.children()
             skipped = skips.pop()
             h = h + skipped if self.skip == "add" else torch.cat([h, skipped], dim=-1)
             h = up(second(first(h, film), film))

@@ -1,7 +1,6 @@
 """An episode as a policy lives it: To observations in, Ta actions out."""
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,7 +51,7 @@ class Episode:
     def step(self, actions: Float[np.ndarray, "Ta Da"]) -> Chunk:
         """Executes `actions` until they, or the episode, end."""
         chunk = Chunk({})
-        planned: Sequence[np.ndarray] = actions[: self._max_steps - self._steps]
+        planned = actions[: self._max_steps - self._steps]
         for number, action in enumerate(planned, start=1):
             self.env.step(action)
             self._steps += 1

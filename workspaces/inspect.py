@@ -1,0 +1,93 @@
+"""Looks at the set-up: data, versions, the alignment of To, H and Ta, seeds. Says what is wrong and what mends it."""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from dp.data import Demonstrations
+from dp.envs import PushTEnv
+from workspaces import build, checkpoint
+from workspaces.base import Config, Workspace
+
+TOLERANCE_PX = 1e-3
+
+
+class InspectWorkspace(Workspace):
+    """Prints what it finds and fails when something is wrong. Writes nothing."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.wrong: list[str] = []
+
+    def run(self) -> None:
+        """Raises ValueError, after everything has been printed, where something is wrong."""
+        self._section("versions", self._versions)
+        self._section("timing", self._timing)
+        self._section("data", self._data)
+        if self.wrong:
+            raise ValueError("\n       ".join(self.wrong))
+        print("\nnothing is wrong")
+
+    def _section(self, title: str, lines: Callable[[], Iterator[str]]) -> None:
+        print(f"\n{title}")
+        try:
+            for line in lines():
+                print(f"  {line}")
+        except ValueError as error:
+            self.wrong.append(str(error))
+            print(f"  WRONG: {error}")
+
+    def _versions(self) -> Iterator[str]:
+        yield f"python {sys.version.split()[0]}"
+        for name, version in {**checkpoint.versions(), "wandb": importlib.metadata.version("wandb")}.items():
+            yield f"{name} {version}"
+        cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        yield f"device={self.config['device']} -> {self.device}; CUDA: {cuda}; torch threads: {torch.get_num_threads()}"
+        if importlib.metadata.version("pygame") != "2.5.2":
+            raise ValueError("pygame draws other pixels than the data set has: pip install pygame==2.5.2")
+
+    def _timing(self) -> Iterator[str]:
+        h, to, ta = (self.config[key] for key in ("horizon", "n_obs_steps", "n_action_steps"))
+        yield f"To={to} observed, H={h} predicted, Ta={ta} executed; now is index {to - 1}"
+        yield "index     " + " ".join(f"{i:2d}" for i in range(h))
+        yield "observed  " + " ".join(" o" if i < to else " ." for i in range(h))
+        yield "executed  " + " ".join(" x" if to - 1 <= i < to - 1 + ta else " ." for i in range(h))
+        yield f"{h - (to - 1 + ta)} predicted steps are never executed; a new look every {ta / 10:g} s"
+
+    def _data(self) -> Iterator[str]:
+        data = build.demonstrations(self.config)
+        buffer = data.buffer
+        lengths = np.diff(buffer.episode_ends, prepend=0)
+        yield f"{data.path}: {buffer.n_episodes} episodes, {len(buffer)} frames"
+        yield f"episode lengths (min, median, max): {lengths.min()}, {int(np.median(lengths))}, {lengths.max()} steps"
+        steps = (self.config["horizon"], self.config["n_obs_steps"], self.config["n_action_steps"])
+        for name, episodes in (("train", data.split.train), ("validation", data.split.val)):
+            yield f"{name}: {len(episodes)} episodes, {len(data.windows(episodes, *steps))} windows"
+        yield f"validation episodes: {data.split.val.tolist()}"
+        for name, array in buffer.arrays.items():
+            yield f"{name}: {array.shape} {array.dtype}, {array.min():.1f} to {array.max():.1f}"
+        yield from _seeds(data)
+
+
+def _seeds(data: Demonstrations) -> Iterator[str]:
+    """Compares the first states of the demonstrations with the environment's, and replays one of them."""
+    env, state, action = PushTEnv(["agent_pos"]), data.buffer.arrays["state"], data.buffer.arrays["action"]
+    starts = data.buffer.episode_starts
+    agreeing = 0
+    for seed, start in enumerate(starts):
+        env.reset(seed)
+        agreeing += bool(np.abs(env.state - state[start]).max() < TOLERANCE_PX)
+    yield f"{agreeing} of {len(starts)} demonstrations start from their number as a seed"
+    if agreeing < len(starts):
+        yield "  rollout/train_score compares other initial states: env_runner.n_train_episodes=0 leaves it out"
+    env.reset_to_observed(state[0])
+    drift = 0.0
+    for t in range(int(data.buffer.episode_ends[0]) - 1):
+        env.step(action[t])
+        drift = max(drift, float(np.abs(env.state - state[t + 1]).max()))
+    yield f"demonstration 0 replayed: the state drifts by at most {drift:.1e} px"
+    if drift > 1:
+        raise ValueError("the environment does not follow the data: pip install gym-pusht==0.1.8 'pymunk<7'")
