@@ -14,13 +14,16 @@ if __name__ == "__main__":  # env workers import this file: they must not pay fo
     def main(config: DictConfig) -> float | None:
         from workspaces import build
 
-        with build.workspace(config) as workspace:
-            return workspace.run()
+        try:
+            with build.workspace(config) as workspace:
+                return workspace.run()
+        except Exception as error:  # here, because Hydra would print every override before it lets an error through
+            sys.exit(exit_with_message(error))
 
     full_tracebacks()
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("stopped at once: what was saved before is intact")
-    except Exception as error:
+    except Exception as error:  # in what was typed
         sys.exit(exit_with_message(error))

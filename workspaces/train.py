@@ -61,6 +61,8 @@ class TrainWorkspace(Workspace):
     ) -> None:
         super().__init__(config)
         _check_counts(num_steps, batch_size, grad_accumulation, every)
+        if not isinstance(max_grad_norm, (int, float)) or not max_grad_norm > 0:
+            raise ValueError(f"workspace.max_grad_norm={max_grad_norm}, expected a positive number, or inf")
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"workspace.precision={precision}, expected fp32 or bf16")
         if loader not in ("auto", "resident", "dataloader"):

@@ -21,7 +21,7 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, x: Float[Tensor, "B L Cin"]) -> Float[Tensor, "B Lout Cout"]:
         (kernel,), (stride,) = self.kernel_size, self.stride
-        if kernel > 1:
+        if (kernel, stride, self.pad) != (1, 1, 0):
             x = F.pad(x, (0, 0, self.pad, self.pad))
             last = x.shape[1] - kernel + 1
             x = torch.cat([x[:, tap : tap + last : stride] for tap in range(kernel)], dim=-1)

@@ -58,4 +58,5 @@ class ImageEncoder(nn.Module):
     def forward(self, obs: Obs) -> Float[Tensor, "B To Do"]:
         batch, steps = obs["image"].shape[:2]
         features = self.backbone(self.crop(obs["image"].flatten(0, 1)) * 2 - 1)  # (B*To, F)
-        return torch.cat([features.unflatten(0, (batch, steps)), self.low_dim(obs)], dim=-1)
+        features = features.unflatten(0, (batch, steps))
+        return torch.cat([features, self.low_dim(obs)], dim=-1) if self.low_dim.names else features

@@ -1,5 +1,6 @@
 """The paper's image encoder."""
 
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,8 +60,12 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 def _load_convolutions(resnet: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"encoder.weights={path} is not a file")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    convolutions = {name: w for name, w in state.items() if w.ndim == 4}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):  # nothing that torch.save wrote
+        state = None
+    entries = state.items() if isinstance(state, dict) else ()
+    convolutions = {name: w for name, w in entries if isinstance(w, Tensor) and w.ndim == 4}
     wanted = {name: w.shape for name, w in resnet.state_dict().items() if w.ndim == 4}
     if {name: w.shape for name, w in convolutions.items()} != wanted:
         raise ValueError(

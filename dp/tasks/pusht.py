@@ -4,7 +4,7 @@ A state is [agent x, agent y, block x, block y, block angle]: pixels 0-512, radi
 in pixels; control runs at 10 Hz.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import Float
@@ -29,7 +29,7 @@ they are always computed from the state, for data and environment alike.
 """
 
 
-def low_dim_obs(state: Float[np.ndarray, "*B 5"], names: Iterable[str]) -> dict[str, np.ndarray]:
+def low_dim_obs(state: Float[np.ndarray, "*B 5"], names: Collection[str]) -> dict[str, np.ndarray]:
     """The low-dimensional observations among `names`, float32, in raw units.
 
     "agent_pos" (*B, 2) pixels; "block_pose" (*B, 4): x, y in pixels, cosine and sine of the angle; "keypoint"

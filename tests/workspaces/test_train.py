@@ -1,0 +1,192 @@
+"""A training run: what it leaves behind, and what killing, stopping and breaking it does."""
+
+import fcntl
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.workspaces.conftest import assert_same_run, metrics
+
+KILLS = int(os.environ.get("DP_TEST_KILLS", "4"))
+LIFE_S = 1.5
+"""A process that was let in is killed within this time; an uninterrupted run takes about twice as long."""
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Where the uninterrupted run lives; made by the first test that needs it."""
+    return tmp_path_factory.mktemp("reference") / "run"
+
+
+@pytest.fixture
+def uninterrupted(reference, run):
+    if not reference.is_dir():
+        result = run(f"run_dir={reference}")
+        assert result.returncode == 0, result.stderr
+    return reference
+
+
+def test_a_run_leaves_everything_that_the_interface_promises(uninterrupted):
+    names = {str(p.relative_to(uninterrupted)) for p in uninterrupted.rglob("*") if p.is_file()}
+    assert {"config.yaml", "metrics.jsonl", "run.log", "checkpoints/last.pt"} <= names
+    assert {"rollouts/12.json", "rollouts/24.json", "media/12-100000.mp4", "media/24-100000.mp4"} <= names
+    rows = json.loads((uninterrupted / "rollouts/24.json").read_text())
+    assert [row["seed"] for row in rows] == [100000, 100001, 100002, 1]  # demonstration 0 is held out
+    assert set(rows[0]) == {"seed", "max_reward", "success", "length", "final_coverage"}
+
+    written = metrics(uninterrupted)
+    keys = set().union(*written)
+    assert {"train/loss", "train/lr", "train/grad_norm", "val/loss", "val/action_mse"} <= keys
+    assert {"rollout/score", "rollout/score_ci_low", "rollout/score_ci_high", "rollout/train_score"} <= keys
+    assert {"rollout/success", "rollout/success_ci_low", "rollout/success_ci_high"} <= keys
+    assert [row["step"] for row in written if "train/loss" in row] == [5, 10, 15, 20, 24]
+    assert [row["step"] for row in written if "val/loss" in row] == [8, 16, 24]
+    best = [p.name for p in (uninterrupted / "checkpoints").glob("best-*")]
+    scores = {row["step"]: row["rollout/score"] for row in written if "rollout/score" in row}
+    assert sorted(best) == [f"best-{step:06d}-{score:.3f}.pt" for step, score in scores.items()]
+
+
+def test_training_learns(uninterrupted):
+    losses = [row["train/loss"] for row in metrics(uninterrupted) if "train/loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_killed_again_and_again_it_ends_as_if_it_had_never_been(uninterrupted, command, tmp_path):
+    run_dir, rng, kills, finished = tmp_path / "killed", random.Random(0), 0, False
+    while not finished:
+        process = subprocess.Popen(command(f"run_dir={run_dir}"), stderr=subprocess.DEVNULL)
+        if kills < KILLS:
+            _wait(lambda: ((run_dir / ".lock").is_file() and _is_locked(run_dir)) or process.poll() is not None)  # noqa: B023
+            time.sleep(rng.uniform(0, LIFE_S))  # anywhere: in a step, a rollout, a checkpoint being written
+            process.kill()
+        finished = process.wait(timeout=120) == 0
+        kills += not finished
+    assert kills > 0
+    assert_same_run(uninterrupted, run_dir)
+
+
+def _is_locked(run_dir: Path) -> bool:
+    """Whether a process is at work there."""
+    with (run_dir / ".lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
+def _last_step(run_dir: Path) -> int:
+    """What the metrics have reached; -1 before there are any."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return max([int(json.loads(line)["step"]) for line in lines if line.endswith("}")], default=-1)
+
+
+def _wait(condition, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(uninterrupted, command, run, tmp_path, number, code, name):
+    run_dir = tmp_path / "stopped"
+    process = subprocess.Popen(command(f"run_dir={run_dir}"), stderr=subprocess.PIPE, text=True)
+    _wait(lambda: _last_step(run_dir) >= 8)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+    step = torch.load(run_dir / "checkpoints/last.pt", weights_only=True)["step"]
+    assert f"{name}: saved at step {step}. To go on: python run.py" in stderr
+    assert f"run_dir={run_dir}" in stderr
+
+    assert run(f"run_dir={run_dir}").returncode == 0
+    assert_same_run(uninterrupted, run_dir)
+
+
+def test_a_finished_run_is_not_run_again(uninterrupted, run):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    result = run(f"run_dir={uninterrupted}")
+    assert result.returncode == 0, result.stderr
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_run_is_not_taken_up(uninterrupted, run):
+    result = run(f"run_dir={uninterrupted}", "horizon=12")
+    assert result.returncode != 0
+    assert "horizon=16 there, 12 here" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_second_process_is_refused(command, run, tmp_path):
+    run_dir = tmp_path / "run"
+    first = subprocess.Popen(command(f"run_dir={run_dir}", "workspace.num_steps=100000"), stderr=subprocess.DEVNULL)
+    try:
+        _wait(lambda: _last_step(run_dir) >= 0)
+        second = run(f"run_dir={run_dir}", "workspace.num_steps=100000")
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode != 0
+    assert "in use by another process" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_diverging_run_names_the_step_and_keeps_the_last_good_checkpoint(run, tmp_path):
+    run_dir = tmp_path / "run"
+    result = run(f"run_dir={run_dir}", "optimizer.lr=1e30", "workspace.max_grad_norm=inf")
+    assert result.returncode == 1
+    assert "training diverged at step" in result.stderr
+    assert "Traceback" not in result.stderr
+    weights = torch.load(run_dir / "checkpoints/last.pt", weights_only=True)["policy"]
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(command, run, tmp_path):
+    run_dir = tmp_path / "run"
+    assert run(f"run_dir={run_dir}", "workspace.num_steps=6").returncode == 0
+    last = run_dir / "checkpoints/last.pt"
+    before, size = last.read_bytes(), last.stat().st_size
+    arguments = command(f"run_dir={run_dir}", "workspace.num_steps=20")
+    limit = size // 2  # no file may grow beyond: writing a checkpoint fails in the middle, as on a full disk
+
+    def fill_the_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = subprocess.run(arguments, preexec_fn=fill_the_disk, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "was not saved, the one before is intact" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert last.read_bytes() == before
+    assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(run, tmp_path):
+    """Two halves of 8 visit the windows of one batch of 16, so the learning is close though the noise differs."""
+    run_dir = tmp_path / "accumulated"
+    result = run(f"run_dir={run_dir}", "workspace.batch_size=8", "workspace.grad_accumulation=2")
+    assert result.returncode == 0, result.stderr
+    state = torch.load(run_dir / "checkpoints/last.pt", weights_only=True)
+    assert state["step"] == 24
+    assert state["ema"]["num_updates"] == 24
+    losses = [row["train/loss"] for row in metrics(run_dir) if "train/loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("overrides", [["workspace.loader=dataloader", "workspace.n_loader_workers=1"]])
+def test_the_dataloader_trains_the_same_policy(uninterrupted, run, tmp_path, overrides):
+    run_dir = tmp_path / "streamed"
+    result = run(f"run_dir={run_dir}", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(uninterrupted, run_dir)
