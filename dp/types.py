@@ -20,7 +20,7 @@
 | executed  | no (before To-1)   | **yes**                     | no  |
 """
 
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -38,18 +38,21 @@ class Batch(TypedDict):
     action: Float[Tensor, "B H Da"]
 
 
+@runtime_checkable
 class ObsEncoder(Protocol):
     out_dim: int
 
     def __call__(self, obs: Obs) -> Float[Tensor, "B To Do"]: ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     def __call__(
         self, x: Float[Tensor, "B H Da"], k: Int[Tensor, " B"], cond: Float[Tensor, "B C"]
     ) -> Float[Tensor, "B H Da"]: ...
 
 
+@runtime_checkable
 class Scheduler(Protocol):
     """A diffusers scheduler that samples: any of its classes whose `step` takes (prediction, k, x, generator)."""
 
@@ -61,6 +64,7 @@ class Scheduler(Protocol):
     def step(self, model_output: Tensor, timestep: int, sample: Tensor, generator: Generator = None) -> Any: ...
 
 
+@runtime_checkable
 class Policy(Protocol):
     def loss(self, batch: Batch) -> Float[Tensor, ""]: ...
 

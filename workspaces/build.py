@@ -21,7 +21,30 @@ from dp.normalizer import Normalizer
 from dp.policy import DiffusionPolicy
 from dp.rollout import EnvRunner
 from workspaces.base import Config, Workspace
+from workspaces.errors import flatten
 from workspaces.logger import Logger, check_mode
+
+
+NUMBERS = (
+    "seed",
+    "noise_draws",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "ema.power",
+    "lr_schedule.num_warmup_steps",
+    "dataset.val_ratio",
+    "dataset.split_seed",
+    "scheduler.num_train_timesteps",
+    "scheduler.num_inference_steps",
+    "env_runner.n_episodes",
+    "env_runner.start_seed",
+    "env_runner.n_train_episodes",
+    "env_runner.max_steps",
+    "env_runner.n_envs",
+    "env_runner.n_videos",
+    "workspace.max_grad_norm",
+)
+"""What a typing error can turn into a word."""
 
 
 def workspace(composed: DictConfig) -> Workspace:
@@ -40,6 +63,10 @@ def overrides() -> list[str]:
 
 def check(config: Config) -> None:
     """Raises ValueError for settings that contradict each other, before anything is read or written."""
+    flat = flatten(config)
+    for key in NUMBERS:
+        if key in flat and (isinstance(flat[key], bool) or not isinstance(flat[key], (int, float))):
+            raise ValueError(f"{key}={flat[key]}, expected a number")
     horizon, n_obs, n_action = config["horizon"], config["n_obs_steps"], config["n_action_steps"]
     for name in ("horizon", "n_obs_steps", "n_action_steps"):
         if not isinstance(config[name], int) or config[name] < 1:

@@ -90,7 +90,7 @@ def _unknown_key(error: ConfigCompositionException) -> str:
 
 
 def _suggest(typed: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(typed, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(typed, known, n=3, cutoff=0.6)
     if not close:  # what the user typed may be the last part of a longer name
         close = [name for name in known if name.rpartition(".")[2] == typed.rpartition(".")[2]][:3]
     if close:
@@ -123,7 +123,7 @@ def _keys() -> list[str]:
     with_hydra = OmegaConf.to_container(config, resolve=False)
     assert isinstance(with_hydra, dict)
     with_hydra.pop("hydra", None)
-    return list(flatten(with_hydra))
+    return [key for key in flatten(with_hydra) if not key.endswith("_")]
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, object]:

@@ -61,7 +61,7 @@ class TrainWorkspace(Workspace):
     ) -> None:
         super().__init__(config)
         _check_counts(num_steps, batch_size, grad_accumulation, every)
-        if not isinstance(max_grad_norm, (int, float)) or not max_grad_norm > 0:
+        if not max_grad_norm > 0:
             raise ValueError(f"workspace.max_grad_norm={max_grad_norm}, expected a positive number, or inf")
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"workspace.precision={precision}, expected fp32 or bf16")
@@ -75,7 +75,7 @@ class TrainWorkspace(Workspace):
         self.env_runner = build.env_runner(config)
         self.data = build.demonstrations(config)
         steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
-        self.train_windows = self.data.windows(self.data.split.train, *steps)
+        self.train_windows = self.data.windows(self.data.train_episodes, *steps)
         self.val_windows = self.data.windows(self.data.split.val, *steps)
         self.policy = build.policy(config, self.data.normalizer).to(self.device)
         self.ema = build.ema(config, self.policy)
@@ -95,7 +95,7 @@ class TrainWorkspace(Workspace):
         resumed = self._open()
         log.info(
             "data: %s, %d training windows of %d episodes, %d validation windows of %d episodes",
-            self.data.path, len(self.train_windows), len(self.data.split.train),
+            self.data.path, len(self.train_windows), len(self.data.train_episodes),
             len(self.val_windows), len(self.data.split.val),
         )  # fmt: skip
         n_parameters = sum(p.numel() for p in self.policy.parameters())

@@ -67,16 +67,23 @@ class _Worker:
         theirs.close()
 
     def send(self, message: tuple) -> None:
-        self._connection.send(message)
+        try:
+            self._connection.send(message)
+        except OSError:
+            raise self._death() from None
 
     def receive(self) -> dict[int, Chunk]:
         try:
             answer = self._connection.recv()
-        except EOFError:
-            raise RuntimeError(f"an env worker died (exit code {self._process.exitcode})") from None
+        except (EOFError, OSError):
+            raise self._death() from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+    def _death(self) -> RuntimeError:
+        self._process.join(timeout=5)
+        return RuntimeError(f"an env worker died (exit code {self._process.exitcode})")
 
     def close(self) -> None:
         self._connection.close()  # the worker reads the end of the stream and leaves
@@ -94,13 +101,13 @@ def _serve(connection: Connection, make_episode: MakeEpisode) -> None:
     while True:
         try:
             method, env, share = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
-        if method == "make":
-            episodes[env] = make_episode()
-            continue
         answer: Any
         try:
+            if method == "make":
+                episodes[env] = make_episode()
+                continue  # without an answer; an error answers the first request
             answer = {env: getattr(episodes[env], method)(*args) for env, args in share.items()}
         except Exception as error:
             answer = error

@@ -47,6 +47,7 @@ class PushTEnv:
 
     def _reset_to(self, state: Float[np.ndarray, " 5"]) -> None:
         self._env.reset(options={"reset_to_state": state})
+        self._env._last_action = None  # `render` would mark the last episode's target
         self.coverage = 0.0  # the reference environment gives no reward for the initial state
         self.reward, self.done = 0.0, False
 

@@ -55,6 +55,23 @@ def _rotate(points: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
 
 
+def mirror(name: str, array: np.ndarray) -> np.ndarray:
+    """The array `name` of the data set as the task's mirror image shows it.
+
+    The T is symmetric about its stem. At the goal (256, 256, pi / 4) its stem lies on the workspace's anti-diagonal, so
+    the reflection (x, y) -> (512 - y, 512 - x) maps workspace, goal and block to themselves, and a demonstration to
+    another one. "img" (*B, Y, X, 3), "action" (*B, 2), "state" (*B, 5).
+    """
+    if name == "img":
+        return array.swapaxes(-3, -2)[..., ::-1, ::-1, :]
+    reflected = array.copy()
+    for x in range(0, 2 if name == "action" else 4, 2):
+        reflected[..., x], reflected[..., x + 1] = 512 - array[..., x + 1], 512 - array[..., x]
+    if name == "state":
+        reflected[..., 4] = (np.pi / 2 - array[..., 4]) % (2 * np.pi)
+    return reflected
+
+
 def initial_state(seed: int) -> Float[np.ndarray, " 5"]:
     """The state that the reference environment starts from after `env.seed(seed)`, before its first simulation step.
 

@@ -22,6 +22,10 @@ def make_broken_episode() -> Episode:
     return Episode(PushTEnv(["temperature"]), n_obs_steps=2)
 
 
+def make_no_episode() -> Episode:
+    raise FileNotFoundError("no block to push")
+
+
 def resets(*envs: int) -> dict[int, tuple[int, int, bool]]:
     return {env: (env, 12, env == 0) for env in envs}
 
@@ -82,6 +86,15 @@ def test_an_error_in_an_environment_is_raised_here(n_workers: int) -> None:
     with (
         pytest.raises(ValueError, match="PushT has no observation"),
         EnvPool(make_broken_episode, n_envs=2, n_workers=n_workers) as pool,
+    ):
+        pool.reset(resets(0, 1))
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_in_making_an_episode_is_raised_here() -> None:
+    with (
+        pytest.raises(FileNotFoundError, match="no block to push"),
+        EnvPool(make_no_episode, n_envs=2, n_workers=2) as pool,
     ):
         pool.reset(resets(0, 1))
     assert multiprocessing.active_children() == []

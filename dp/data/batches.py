@@ -1,0 +1,83 @@
+"""Batches in an order that is a pure function of (seed, position): the ground of exact resume."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dp.data.windows import WindowDataset, prepare
+from dp.types import Batch
+
+
+class BatchOrder(Sampler):
+    """Window indices of batch `start`, `start + 1`, ... without end.
+
+    Window p of the run is entry p mod n of the permutation of epoch p div n, which is drawn from (seed, epoch). A batch
+    may span two epochs, so every window is seen once an epoch whatever the batch size.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, start: int = 0) -> None:
+        self.n, self.batch_size, self.seed, self.start = n, batch_size, seed, start
+        self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
+
+    def _draw_permutation(self, epoch: int) -> Int[Tensor, " n"]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self.n, generator=generator)
+
+    def batch(self, number: int) -> Int[Tensor, " B"]:
+        position = torch.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        epochs, entries = position // self.n, position % self.n
+        return torch.cat([self._permutation(int(e))[entries[epochs == e]] for e in epochs.unique()])
+
+    def __iter__(self) -> Iterator[Int[Tensor, " B"]]:
+        number = self.start
+        while True:
+            yield self.batch(number)
+            number += 1
+
+
+def resident_batches(dataset: WindowDataset, order: BatchOrder, device: torch.device) -> Iterator[Batch]:
+    """Batches gathered on `device`, where the whole data set lies. No workers, no copies, one gather an array."""
+    on_device = dataset.to(device)
+    for index in order:
+        yield prepare(on_device.gather(index.to(device, non_blocking=True)))
+
+
+def streamed_batches(
+    dataset: WindowDataset, order: BatchOrder, device: torch.device, n_workers: int
+) -> Iterator[Batch]:
+    """The same batches through torch's DataLoader, for data that does not fit on the device."""
+    loader = DataLoader(
+        _Gather(dataset),
+        sampler=order,
+        batch_size=None,
+        num_workers=n_workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the loader seeds its workers: not from the generator that training draws from
+    )
+    for batch in loader:
+        yield prepare(batch, device)
+
+
+class _Gather(Dataset):
+    """Lets the sampler's index tensors through to `WindowDataset.gather`: one gather a batch, not one a window."""
+
+    def __init__(self, dataset: WindowDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Int[Tensor, " B"]) -> Batch:
+        return self.dataset.gather(index)
+
+
+def fits(dataset: WindowDataset, device: torch.device) -> bool:
+    """Whether the data set may lie on `device` whole: always on a CPU (it is there), in half of what a GPU has free."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return dataset.nbytes < free / 2

@@ -1,0 +1,69 @@
+"""Everything a training run needs of a data set."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dp.data.replay_buffer import ReplayBuffer
+from dp.data.sources import locate
+from dp.data.windows import WindowDataset, split_episodes, window_table
+from dp.normalizer import Normalizer
+from dp.tasks import pusht
+
+
+class Demonstrations:
+    """The PushT demonstrations: loaded, normalised once, split by episodes.
+
+    Args:
+        obs_shapes: observation name -> shape of one step; names as in `dp.tasks.pusht`.
+        source: "auto" or "official", see `dp.data.sources.locate`.
+        path: a zarr store, or None to search.
+        val_ratio, max_train_episodes, split_seed: see `split_episodes`.
+        mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.mirror`).
+
+    Raises:
+        ValueError: where there are no data, or where they are not sound.
+    """
+
+    def __init__(
+        self,
+        obs_shapes: Mapping[str, Sequence[int]],
+        source: str = "auto",
+        path: str | None = None,
+        val_ratio: float = 0.02,
+        max_train_episodes: int | None = None,
+        split_seed: int = 42,
+        mirror: bool = False,
+    ) -> None:
+        self.path: Path = locate(source, path)
+        names = ["state", "action"] + (["img"] if "image" in obs_shapes else [])
+        self.buffer = ReplayBuffer.load(self.path, names)
+        self.split = split_episodes(self.buffer.n_episodes, val_ratio, max_train_episodes, split_seed)
+
+        self.train_episodes = self.split.train
+        arrays = self.buffer.arrays
+        if mirror:
+            self.train_episodes = np.concatenate([self.split.train, self.split.train + self.buffer.n_episodes])
+            arrays = {name: np.concatenate([x, pusht.mirror(name, x)]) for name, x in arrays.items()}
+            ends = self.buffer.episode_ends
+            self.buffer = ReplayBuffer(arrays, np.concatenate([ends, ends + len(self.buffer)]))
+        low_dim = {
+            name: torch.from_numpy(array) for name, array in pusht.low_dim_obs(arrays["state"], obs_shapes).items()
+        }
+        action = torch.from_numpy(arrays["action"])
+        self.normalizer = Normalizer.fit({**low_dim, "action": action})  # on all episodes, as the paper does
+        self._obs = {name: self.normalizer.normalize(name, x) for name, x in low_dim.items()}
+        if "image" in obs_shapes:
+            self._obs["image"] = torch.from_numpy(arrays["img"])
+        self._action = self.normalizer.normalize("action", action)
+
+    def windows(
+        self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int
+    ) -> WindowDataset:
+        """The windows of `episodes`. Raises ValueError where there are none."""
+        table = window_table(self.buffer, episodes, horizon, n_obs_steps, n_action_steps)
+        if len(episodes) and not len(table):
+            raise ValueError(f"no episode is long enough for horizon={horizon}: choose a smaller one")
+        return WindowDataset(self._obs, self._action, torch.from_numpy(table), n_obs_steps)

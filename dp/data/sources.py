@@ -1,0 +1,122 @@
+"""Where the demonstrations come from: a path, or a download of the official archive."""
+
+import http.client
+import logging
+import os
+import shutil
+import stat
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("auto", "official")
+DEFAULT_PATH = Path("data/pusht/pusht_cchi_v7_replay.zarr")
+ARCHIVE_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
+"""Published by the paper's authors without a checksum: every member's CRC, and then every array, is checked instead."""
+
+TIMEOUT_S = 20
+
+
+def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
+    """The zarr store to read: `path`, else $DP_PUSHT_ZARR, else `DEFAULT_PATH`, else a download to `DEFAULT_PATH`.
+
+    Raises ValueError for an unknown source, a path where nothing is, and a download that cannot be had.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"dataset.source={source}, expected one of: {', '.join(SOURCES)}")
+    for name, given in (("dataset.path", path), ("DP_PUSHT_ZARR", os.environ.get("DP_PUSHT_ZARR"))):
+        if given:
+            found = Path(given).expanduser()
+            if not found.is_dir():
+                raise ValueError(f"{name}={given}: there is no data set there")
+            return found
+    if not DEFAULT_PATH.is_dir():
+        download(url, DEFAULT_PATH)
+    return DEFAULT_PATH
+
+
+def download(url: str, store: Path) -> None:
+    """Fetches the archive at `url` and unpacks the zarr store in it to `store`.
+
+    The store appears under its name only when it is complete. A broken download is taken up where it ended.
+    Raises ValueError where there is no network or no such archive, saying what to do.
+    """
+    store.parent.mkdir(parents=True, exist_ok=True)
+    archive = store.parent / f"{url.rsplit('/', 1)[-1]}.part"
+    log.info("downloading the official demonstrations from %s", url)
+    try:
+        _fetch(url, archive)
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(
+            f"no data set at {store}, and {url} cannot be downloaded ({error}). Fetch it on another machine, unpack it "
+            f"there, and copy the folder {store.name} to {store}, or set dataset.path=PATH or DP_PUSHT_ZARR=PATH."
+        ) from error
+    try:
+        unpack(archive, store)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
+        archive.unlink()
+        raise ValueError(f"the archive from {url} is not usable ({error}). It was deleted: run again") from error
+    archive.unlink()
+
+
+def _fetch(url: str, file: Path) -> None:
+    """Downloads to `file`, continuing what it already holds."""
+    held = file.stat().st_size if file.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing left to send: the last attempt ended between download and unpacking
+            return
+        raise
+    with response:
+        resumed = response.status == 206
+        held = held if resumed else 0
+        length = response.headers.get("Content-Length")
+        expected = None if length is None else held + int(length)
+        with (
+            file.open("ab" if resumed else "wb") as out,
+            tqdm(total=expected, initial=held, unit="B", unit_scale=True, desc=file.stem) as bar,
+        ):
+            while block := response.read(1 << 20):
+                out.write(block)
+                bar.update(len(block))
+    if expected is not None and file.stat().st_size != expected:
+        raise OSError(f"the connection ended after {file.stat().st_size} of {expected} bytes; run again to continue")
+
+
+def unpack(archive: Path, store: Path) -> None:
+    """Takes the folder named `store.name` out of the zip file, wherever it lies in it.
+
+    Raises ValueError for members that would land outside the folder, for links, and where there is no such folder.
+    """
+    temporary = store.with_name(f"{store.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(archive) as bundle:
+            for member in bundle.infolist():
+                _check_member(member)
+            folders = {
+                PurePosixPath(*parts[: parts.index(store.name)])
+                for parts in (PurePosixPath(name).parts for name in bundle.namelist())
+                if store.name in parts
+            }
+            if len(folders) != 1:
+                raise ValueError(f"it holds {len(folders)} folders named {store.name}, expected one")
+            bundle.extractall(temporary)
+        (temporary / folders.pop() / store.name).rename(store)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_member(member: zipfile.ZipInfo) -> None:
+    name = PurePosixPath(member.filename)
+    if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
+        raise ValueError(f"its member {member.filename!r} points outside the archive")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise ValueError(f"its member {member.filename!r} is a link")

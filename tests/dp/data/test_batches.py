@@ -1,0 +1,70 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from dp.data import WindowDataset
+from dp.data.batches import BatchOrder, fits, resident_batches, streamed_batches
+from dp.types import Batch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def windows() -> WindowDataset:
+    generator = torch.Generator().manual_seed(0)
+    obs = {
+        "image": torch.randint(0, 256, (40, 4, 4, 3), generator=generator, dtype=torch.uint8),
+        "agent_pos": torch.rand(40, 2, generator=generator),
+    }
+    table = torch.arange(37)[:, None] + torch.arange(4)
+    return WindowDataset(obs, torch.rand(40, 2, generator=generator), table, n_obs_steps=2)
+
+
+def order(seed: int = 7, start: int = 0) -> BatchOrder:
+    return BatchOrder(37, batch_size=8, seed=seed, start=start)
+
+
+def assert_identical(batches: list[Batch], expected: list[Batch]) -> None:
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        torch.testing.assert_close(dict(batch), dict(other), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_streamed_batches_are_the_resident_ones(windows: WindowDataset, n_workers: int) -> None:
+    resident = list(islice(resident_batches(windows, order(start=3), CPU), 10))
+    assert resident[0]["obs"]["image"].shape == (8, 2, 3, 4, 4)
+    assert resident[0]["obs"]["image"].dtype == torch.float32
+    assert resident[0]["action"].shape == (8, 4, 2)
+    assert_identical(list(islice(streamed_batches(windows, order(start=3), CPU, n_workers), 10)), resident)
+
+
+@pytest.mark.parametrize("position", [1, 4, 5, 12])  # batch 4 spans two epochs
+def test_starting_at_a_position_equals_skipping_to_it(windows: WindowDataset, position: int) -> None:
+    skipped = list(islice(resident_batches(windows, order(), CPU), position, position + 6))
+    assert_identical(list(islice(resident_batches(windows, order(start=position), CPU), 6)), skipped)
+
+
+def test_batch_holds_the_windows_of_its_order(windows: WindowDataset) -> None:
+    batch = next(resident_batches(windows, order(start=2), CPU))
+    torch.testing.assert_close(batch["action"], windows.action[windows.table[order().batch(2)]])
+
+
+@pytest.mark.parametrize("batch_size", [8, 37, 100])
+def test_every_window_comes_exactly_once_an_epoch(batch_size: int) -> None:
+    batches = islice(BatchOrder(37, batch_size, seed=7), 3 * 37)
+    epochs = torch.cat(list(batches))[: 3 * 37].reshape(3, 37)
+    assert (epochs.sort().values == torch.arange(37)).all()
+    assert not torch.equal(epochs[0], epochs[1])  # each epoch has its own order
+    assert not torch.equal(epochs[1], epochs[2])
+    assert not torch.equal(epochs[0], torch.arange(37))
+
+
+def test_seed_decides_the_order() -> None:
+    assert torch.equal(order(seed=7).batch(3), order(seed=7).batch(3))
+    assert not torch.equal(order(seed=7).batch(3), order(seed=8).batch(3))
+
+
+def test_data_on_a_cpu_always_fit(windows: WindowDataset) -> None:
+    assert fits(windows, CPU)

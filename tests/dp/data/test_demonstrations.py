@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dp.data import Demonstrations
+from dp.tasks import pusht
+
+
+def test_observations_and_actions_fill_minus_one_to_one(small_zarr: Path) -> None:
+    shapes = {"agent_pos": (2,), "block_pose": (4,), "keypoint": (9, 2)}
+    demonstrations = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2)
+    windows = demonstrations.windows(np.arange(6), 16, 2, 8)
+    for name, x in {**windows.obs, "action": windows.action}.items():
+        torch.testing.assert_close(x.amin(0), -torch.ones(x.shape[1:]), msg=name)
+        torch.testing.assert_close(x.amax(0), torch.ones(x.shape[1:]), msg=name)
+    state = demonstrations.buffer.arrays["state"]
+    for name, raw in pusht.low_dim_obs(state, shapes).items():
+        np.testing.assert_allclose(demonstrations.normalizer.unnormalize(name, windows.obs[name]), raw, atol=1e-3)
+
+
+def test_images_are_read_only_where_they_are_observed(small_zarr: Path) -> None:
+    assert sorted(Demonstrations({"agent_pos": (2,)}, path=str(small_zarr)).buffer.arrays) == ["action", "state"]
+    seeing = Demonstrations({"image": (3, 96, 96)}, path=str(small_zarr))
+    assert seeing.windows(seeing.split.train, 16, 2, 8).obs["image"].dtype == torch.uint8
+
+
+def test_training_and_validation_windows_share_no_frame(small_zarr: Path) -> None:
+    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), val_ratio=0.3, max_train_episodes=3)
+    split = demonstrations.split
+    assert (len(split.val), len(split.train)) == (2, 3)
+    train, val = (set(demonstrations.windows(e, 16, 2, 8).table.unique().tolist()) for e in (split.train, split.val))
+    assert train
+    assert val
+    assert not train & val
+
+
+def test_no_validation_episodes_make_no_windows(small_zarr: Path) -> None:
+    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), val_ratio=0.0)
+    assert len(demonstrations.windows(demonstrations.split.val, 16, 2, 8)) == 0
+
+
+def test_horizon_beyond_every_episode_is_named(small_zarr: Path) -> None:
+    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr))
+    with pytest.raises(ValueError, match=r"no episode is long enough for horizon=64: choose a smaller one"):
+        demonstrations.windows(demonstrations.split.train, 64, 2, 8)
+
+
+def test_path_without_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"dataset\.path={tmp_path}/none: there is no data set there"):
+        Demonstrations({"agent_pos": (2,)}, path=str(tmp_path / "none"))
