@@ -126,7 +126,7 @@ class EnvRunner:
         return self._run(policy, n_obs_steps, device, self.seeds, self.n_videos, desc)
 
     def run_train(
-        self, policy: Policy, n_obs_steps: int, device: torch.device, train_episodes: Sequence[int] | np.ndarray
+        self, policy: Policy, n_obs_steps: int, device: torch.device, train_episodes: Sequence[int]
     ) -> RolloutResult | None:
         """Episodes from the initial states of the first training demonstrations; demonstration i starts from seed i."""
         seeds = [int(i) for i in train_episodes[: self.n_train_episodes]]

@@ -10,7 +10,7 @@ import torch
 from diffusers import SchedulerMixin
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -23,7 +23,6 @@ from dp.rollout import EnvRunner
 from workspaces.base import Config, Workspace
 from workspaces.errors import flatten
 from workspaces.logger import Logger, check_mode
-
 
 NUMBERS = (
     "seed",
@@ -53,7 +52,9 @@ def workspace(composed: DictConfig) -> Workspace:
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         config["run_dir"] = config["run_dir"] or HydraConfig.get().runtime.output_dir
     check(config)
-    return instantiate({**config["workspace"], "_partial_": True}, _convert_="all")(config=config)
+    verb = get_class(config["workspace"]["_target_"])
+    taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
+    return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
 
 
 def overrides() -> list[str]:

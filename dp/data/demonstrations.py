@@ -59,9 +59,7 @@ class Demonstrations:
             self._obs["image"] = torch.from_numpy(arrays["img"])
         self._action = self.normalizer.normalize("action", action)
 
-    def windows(
-        self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int
-    ) -> WindowDataset:
+    def windows(self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int) -> WindowDataset:
         """The windows of `episodes`. Raises ValueError where there are none."""
         table = window_table(self.buffer, episodes, horizon, n_obs_steps, n_action_steps)
         if len(episodes) and not len(table):

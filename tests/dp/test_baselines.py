@@ -27,7 +27,9 @@ def spans(buffer: ReplayBuffer) -> dict[int, slice]:
 
 def replay(buffer: ReplayBuffer, n_action_steps: int, max_steps: int | dict[int, int], n_envs: int) -> RolloutResult:
     actions = torch.from_numpy(buffer.arrays["action"])
-    runner = EnvRunner(partial(PushTEnv, ["agent_pos"]), 1, 0, len(EPISODES), max_steps, n_envs, n_workers=0, n_videos=0)
+    runner = EnvRunner(
+        partial(PushTEnv, ["agent_pos"]), 1, 0, len(EPISODES), max_steps, n_envs, n_workers=0, n_videos=0
+    )
     policy = Replay({i: actions[span] for i, span in spans(buffer).items()}, n_action_steps)
     return runner.run_train(policy, 2, CPU, EPISODES)
 

@@ -18,18 +18,26 @@ from dp.rollout import EnvRunner, EpisodeResult, RolloutResult
 
 CPU = torch.device("cpu")
 SHAPES = {"agent_pos": (2,), "block_pose": (4,)}
-MAX_STEPS = {100000 + i: 40 + i % 5 for i in range(10)}
+MAX_STEPS = {100000 + i: 20 + i % 5 for i in range(10)}
+
+
+class TellingEnv(PushTEnv):
+    """Its reward is where the agent is: unlike the block's coverage it shows every difference of an action."""
+
+    def step(self, action: np.ndarray) -> None:
+        super().step(action)
+        self.coverage = self.reward = float(self.state[:2].sum()) / 1024
 
 
 @pytest.fixture(scope="module")
 def policy() -> DiffusionPolicy:
-    """Random weights; its actions are near the goal, where they push the block about."""
+    """Random weights; its actions reach all over the table."""
     torch.manual_seed(0)
     normalizer = Normalizer.fit(
         {
             "agent_pos": torch.tensor([[0.0, 0.0], [512.0, 512.0]]),
             "block_pose": torch.tensor([[0.0, 0.0, -1.0, -1.0], [512.0, 512.0, 1.0, 1.0]]),
-            "action": torch.tensor([[150.0, 150.0], [350.0, 350.0]]),
+            "action": torch.tensor([[100.0, 100.0], [400.0, 400.0]]),
         }
     )
     denoiser = UNet1d(2, 12, channels=(16, 32, 64), kernel_size=3, step_embed_dim=32, norm="layer")
@@ -49,7 +57,7 @@ def policy() -> DiffusionPolicy:
 
 def make_runner(**changes: object) -> EnvRunner:
     settings = {
-        "make_env": partial(PushTEnv, list(SHAPES)),
+        "make_env": partial(TellingEnv, list(SHAPES)),
         "n_episodes": 10,
         "start_seed": 100000,
         "n_train_episodes": 0,
@@ -83,9 +91,9 @@ def test_a_second_run_repeats_the_first(policy: DiffusionPolicy) -> None:
     assert rows[0] == rows[1]
 
 
-def test_episodes_differ_and_move_something(one_at_a_time: RolloutResult) -> None:
-    assert sum(len(set(e.rewards)) > 10 for e in one_at_a_time.episodes) >= 5
-    assert len({e.final_coverage for e in one_at_a_time.episodes}) > 5
+def test_episodes_differ(one_at_a_time: RolloutResult) -> None:
+    rewards = [reward for episode in one_at_a_time.episodes for reward in episode.rewards]
+    assert len(set(rewards)) == len(rewards)
 
 
 def test_rows_say_what_happened(one_at_a_time: RolloutResult) -> None:
@@ -96,7 +104,7 @@ def test_rows_say_what_happened(one_at_a_time: RolloutResult) -> None:
         assert list(episode.row()) == ["seed", "max_reward", "success", "length", "final_coverage"]
         assert len(episode.rewards) == episode.length
         assert episode.max_reward == max(episode.rewards)
-        assert episode.rewards[-1] == pytest.approx(episode.final_coverage / 0.95)
+        assert episode.final_coverage == episode.rewards[-1]
         assert episode.success is False
     assert one_at_a_time.inference_ms > 0
 
@@ -104,7 +112,7 @@ def test_rows_say_what_happened(one_at_a_time: RolloutResult) -> None:
 def test_only_the_first_videos_are_recorded(one_at_a_time: RolloutResult) -> None:
     recorded = [len(e.frames) for e in one_at_a_time.episodes]
     assert recorded == [1 + e.length for e in one_at_a_time.episodes[:2]] + [0] * 8  # the first shows the start
-    assert np.stack(one_at_a_time.episodes[0].frames).shape == (41, 384, 384, 3)
+    assert np.stack(one_at_a_time.episodes[0].frames).shape == (21, 384, 384, 3)
 
 
 def test_score_and_success_are_the_means_of_the_rows() -> None:
@@ -118,10 +126,10 @@ def test_score_and_success_are_the_means_of_the_rows() -> None:
 
 def test_training_episodes_are_the_first_demonstrations(policy: DiffusionPolicy) -> None:
     runner = make_runner(n_train_episodes=3, max_steps=4, n_videos=2)
-    result = runner.run_train(policy, 2, CPU, np.array([4, 7, 30, 31]))
+    result = runner.run_train(policy, 2, CPU, [4, 7, 30, 31])
     assert [e.seed for e in result.episodes] == [4, 7, 30]
     assert not any(e.frames for e in result.episodes)
-    assert make_runner(n_train_episodes=0).run_train(policy, 2, CPU, np.array([4, 7])) is None
+    assert make_runner(n_train_episodes=0).run_train(policy, 2, CPU, [4, 7]) is None
 
 
 def test_every_environment_runs_until_its_own_end_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,16 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "denoiser"
 VARIANTS = ["unet1d", "unet1d_small", "unet1d_additive"]
 
 
-def narrow(variant: str) -> UNet1d:
+def settings(variant: str) -> dict:
     """The configured network at a sixteenth of its width."""
     settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{variant}.yaml"))
     del settings["_target_"]
-    settings["channels"] = [width // 16 for width in settings["channels"]]
+    return {**settings, "action_dim": 2, "cond_dim": 12, "channels": [width // 16 for width in settings["channels"]]}
+
+
+def narrow(variant: str) -> UNet1d:
     torch.manual_seed(0)
-    return UNet1d(action_dim=2, cond_dim=12, **settings)
+    return UNet1d(**settings(variant))
 
 
 def inputs(horizon: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,28 +37,37 @@ def inputs(horizon: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+class ChannelNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
 class Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, kernel: int, groups: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, groups: int, norm: str) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs), nn.Mish()
-        )
+        normalise = nn.GroupNorm(groups, outputs) if norm == "group" else ChannelNorm(outputs)
+        self.block = nn.Sequential(nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), normalise, nn.Mish())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
 
 
 class ResBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, cond_dim: int, kernel: int, groups: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, cond_dim: int, kernel: int, groups: int, norm: str, film: str
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Block(inputs, outputs, kernel, groups), Block(outputs, outputs, kernel, groups)])
+        self.blocks = nn.ModuleList(
+            [Block(inputs, outputs, kernel, groups, norm), Block(outputs, outputs, kernel, groups, norm)]
+        )
         self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(cond_dim, 2 * outputs))
         self.residual_conv = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.identity = 1 if film == "residual" else 0
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         embed = self.cond_encoder(cond)
         outputs = embed.shape[1] // 2
-        h = embed[:, :outputs, None] * self.blocks[0](x) + embed[:, outputs:, None]
+        h = (self.identity + embed[:, :outputs, None]) * self.blocks[0](x) + embed[:, outputs:, None]
         return self.blocks[1](h) + self.residual_conv(x)
 
 
@@ -83,19 +95,33 @@ class SinusoidalPosEmb(nn.Module):
 
 
 class ReferenceConditionalUnet1D(nn.Module):
-    """The paper's network as it is usually written: (B, C, L), torch's own layers, the reference's module names."""
+    """The network as it is usually written: (B, C, L), torch's own layers, the reference's module names."""
 
     def __init__(
-        self, action_dim: int, cond_dim: int, channels: tuple[int, ...], kernel: int, embed: int, groups: int
+        self,
+        action_dim: int,
+        cond_dim: int,
+        channels: list[int],
+        kernel_size: int,
+        step_embed_dim: int,
+        n_groups: int,
+        norm: str,
+        film: str,
+        cond_merge: str,
+        skip: str,
     ) -> None:
         super().__init__()
+        embed, self.add_cond, self.add_skips = step_embed_dim, cond_merge == "add", skip == "add"
         self.diffusion_step_encoder = nn.Sequential(
             SinusoidalPosEmb(embed), nn.Linear(embed, 4 * embed), nn.Mish(), nn.Linear(4 * embed, embed)
         )
         widths = [action_dim, *channels]
 
+        self.cond_projection = nn.Linear(cond_dim, embed) if self.add_cond else nn.Identity()
+        film_dim = embed if self.add_cond else embed + cond_dim
+
         def res(inputs: int, outputs: int) -> ResBlock:
-            return ResBlock(inputs, outputs, embed + cond_dim, kernel, groups)
+            return ResBlock(inputs, outputs, film_dim, kernel_size, n_groups, norm, film)
 
         self.down_modules = nn.ModuleList(
             nn.ModuleList(
@@ -113,7 +139,7 @@ class ReferenceConditionalUnet1D(nn.Module):
         self.up_modules = nn.ModuleList(
             nn.ModuleList(
                 [
-                    res(2 * channels[i], channels[i - 1]),
+                    res(channels[i] if self.add_skips else 2 * channels[i], channels[i - 1]),
                     res(channels[i - 1], channels[i - 1]),
                     Sampling(nn.ConvTranspose1d(channels[i - 1], channels[i - 1], 4, 2, 1)),
                 ]
@@ -121,11 +147,12 @@ class ReferenceConditionalUnet1D(nn.Module):
             for i in range(len(channels) - 1, 0, -1)
         )
         self.final_conv = nn.Sequential(
-            Block(channels[0], channels[0], kernel, groups), nn.Conv1d(channels[0], action_dim, 1)
+            Block(channels[0], channels[0], kernel_size, n_groups, norm), nn.Conv1d(channels[0], action_dim, 1)
         )
 
     def forward(self, x: Tensor, k: Tensor, cond: Tensor) -> Tensor:
-        cond = torch.cat([self.diffusion_step_encoder(k), cond], dim=1)
+        step, cond = self.diffusion_step_encoder(k), self.cond_projection(cond)
+        cond = step + cond if self.add_cond else torch.cat([step, cond], dim=1)
         h, skips = x.transpose(1, 2), []
         for first, second, down in self.down_modules:
             h = second(first(h, cond), cond)
@@ -134,14 +161,16 @@ class ReferenceConditionalUnet1D(nn.Module):
         for block in self.mid_modules:
             h = block(h, cond)
         for first, second, up in self.up_modules:
-            h = up(second(first(torch.cat([h, skips.pop()], dim=1), cond), cond))
+            h = h + skips.pop() if self.add_skips else torch.cat([h, skips.pop()], dim=1)
+            h = up(second(first(h, cond), cond))
         return self.final_conv(h).transpose(1, 2)
 
 
-def test_equals_the_reference_network_with_its_weights() -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equals_a_reference_network_with_its_weights(variant: str) -> None:
     torch.manual_seed(0)
-    reference = ReferenceConditionalUnet1D(2, 12, (16, 32, 64), kernel=5, embed=32, groups=8)
-    ours = UNet1d(2, 12, channels=(16, 32, 64), kernel_size=5, step_embed_dim=32, n_groups=8)
+    reference = ReferenceConditionalUnet1D(**settings(variant))
+    ours = narrow(variant)
     ours.load_state_dict(reference.state_dict(), strict=True)
     x, k, cond = inputs(horizon=16)
     torch.testing.assert_close(ours(x, k, cond), reference(x, k, cond), atol=1e-4, rtol=1e-4)

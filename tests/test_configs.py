@@ -1,0 +1,82 @@
+"""Every configuration that ships composes, is consistent, and builds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from workspaces import build
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+EXPERIMENTS = sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_composes_and_its_policy_learns_and_acts(experiment):
+    config = composed(f"+experiment={experiment}")
+    build.check(config)
+    build.check_trusted(json.loads(json.dumps(config)))
+    assert config["name"] == experiment
+    if "small" not in experiment:  # the shapes, not the cost
+        config["denoiser"]["channels"] = [32, 64, 128]
+    config["scheduler"]["num_inference_steps"] = 2
+    policy = build.policy(config)
+
+    shapes = config["task"]["shape_meta"]["obs"]
+    to, horizon, ta = config["n_obs_steps"], config["horizon"], config["n_action_steps"]
+    batch = {
+        "obs": {name: torch.rand(2, to, *shape) for name, shape in shapes.items()},
+        "action": torch.rand(2, horizon, 2),
+    }
+    optimizer = build.optimizer(config, policy.parameters())
+    policy.loss(batch).backward()
+    assert all(p.grad is not None for p in policy.parameters())
+    optimizer.step()
+    build.lr_schedule(config, optimizer).step()
+    build.ema(config, policy).update(policy)
+
+    raw = {
+        name: torch.randint(256, (2, to, *shape[1:], 3), dtype=torch.uint8) if name == "image" else batch["obs"][name]
+        for name, shape in shapes.items()
+    }
+    assert policy.eval().act(raw).shape == (2, ta, 2)
+
+
+def test_the_papers_image_run_has_the_papers_numbers():
+    config = composed("+experiment=pusht_image_paper")
+    assert (config["horizon"], config["n_obs_steps"], config["n_action_steps"]) == (16, 2, 8)
+    assert config["denoiser"]["channels"] == [512, 1024, 2048]
+    assert config["optimizer"]["betas"] == [0.95, 0.999]
+    assert (config["optimizer"]["lr"], config["optimizer"]["weight_decay"]) == (1e-4, 1e-6)
+    assert (config["workspace"]["num_steps"], config["workspace"]["batch_size"]) == (512_400, 64)
+    assert (config["scheduler"]["num_inference_steps"], config["noise_draws"]) == (100, 1)
+    with torch.device("meta"):
+        n_parameters = sum(p.numel() for p in build.policy(config).parameters())
+    assert n_parameters == pytest.approx(263e6, rel=0.01)
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize("denoiser", ["unet1d", "unet1d_small", "unet1d_additive"])
+def test_every_choice_goes_with_every_other(scheduler, denoiser):
+    config = composed(f"scheduler={scheduler}", f"denoiser={denoiser}", "encoder=cnn", "horizon=10")
+    build.check(config)
+    config["denoiser"]["channels"] = [32, 32]
+    config["scheduler"]["num_inference_steps"] = 2
+    policy = build.policy(config).eval()
+    assert policy.sample(torch.zeros(1, 2 * policy.encoder.out_dim)).shape == (1, 10, 2)
+
+
+def test_the_keypoint_task_flows_through_every_dimension():
+    config = composed("task=pusht_keypoint", "encoder=state", "denoiser=unet1d_small", "n_obs_steps=3")
+    policy = build.policy(config)
+    assert policy.encoder.out_dim == 20
+    obs = {"keypoint": torch.rand(2, 3, 9, 2), "agent_pos": torch.rand(2, 3, 2)}
+    assert policy.condition(obs).shape == (2, 60)

@@ -1,0 +1,34 @@
+"""`workspace=inspect` says what is there and what is wrong."""
+
+import subprocess
+import sys
+
+from tests.workspaces.conftest import RUN
+
+
+def inspect(*overrides, cwd):
+    arguments = [sys.executable, str(RUN), "workspace=inspect", *overrides]
+    return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_sound_data_are_described(small_zarr, tmp_path):
+    result = inspect(f"dataset.path={small_zarr}", "+experiment=pusht_state_small", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "6 episodes, 189 frames" in result.stdout
+    assert "To=2 observed, H=16 predicted, Ta=8 executed" in result.stdout
+    assert "6 of 6 demonstrations start from their number as a seed" in result.stdout
+    assert "nothing is wrong" in result.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_broken_data_are_named_with_what_mends_them(small_zarr, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken.zarr"
+    shutil.copytree(small_zarr, broken)
+    next((broken / "data/action").glob("1.*")).unlink()
+    result = inspect(f"dataset.path={broken}", cwd=tmp_path)
+    assert result.returncode == 1
+    assert f"chunk {broken}/data/action/1.0 is missing" in result.stderr
+    assert "dataset.path" in result.stderr
+    assert "Traceback" not in result.stderr
