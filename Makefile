@@ -1,0 +1,34 @@
+# Two commands on a fresh machine: `make run` trains, `make test` tests. Python 3.10-3.12.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test check clean
+
+run: .venv/installed
+	@experiment=$$($(BIN)/python -c "import torch; print('pusht_image' if torch.cuda.is_available() else 'pusht_image_small')") && \
+	echo "python run.py +experiment=$$experiment $(ARGS)" && \
+	$(BIN)/python run.py +experiment=$$experiment $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f'Python {v[0]}.{v[1]} found, 3.10 to 3.12 needed: make PYTHON=python3.12 $(MAKECMDGOALS)')"
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(INSTALL) --editable '.[dev]'
+	touch $@
