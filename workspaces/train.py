@@ -74,6 +74,7 @@ class TrainWorkspace(Workspace):
         torch.manual_seed(config["seed"])
         self.env_runner = build.env_runner(config)
         self.data = build.demonstrations(config)
+        config["dataset"]["path"] = str(self.data.path)  # config.yaml and wandb say which data, not "auto"
         steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
         self.train_windows = self.data.windows(self.data.train_episodes, *steps)
         self.val_windows = self.data.windows(self.data.split.val, *steps)
