@@ -50,3 +50,17 @@ def test_horizon_beyond_every_episode_is_named(small_zarr: Path) -> None:
 def test_path_without_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"dataset\.path={tmp_path}/none: there is no data set there"):
         Demonstrations({"agent_pos": (2,)}, path=str(tmp_path / "none"))
+
+
+def test_mirrored_demonstrations_double_the_training_windows_only(small_zarr):
+    shapes = {"image": [3, 96, 96], "agent_pos": [2]}
+    plain = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2)
+    mirrored = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2, mirror=True)
+    assert len(mirrored.windows(mirrored.train_episodes, 16, 2, 8)) == 2 * len(
+        plain.windows(plain.train_episodes, 16, 2, 8)
+    )
+    assert mirrored.split.val.tolist() == plain.split.val.tolist()
+    assert mirrored.split.train.tolist() == plain.split.train.tolist()
+    first, image = mirrored.train_episodes[0], mirrored.buffer.arrays["img"]
+    starts = mirrored.buffer.episode_starts
+    assert np.array_equal(image[starts[first + 6]], image[starts[first]].transpose(1, 0, 2)[::-1, ::-1])

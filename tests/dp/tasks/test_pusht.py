@@ -60,3 +60,27 @@ def test_one_state_has_the_same_observations_as_a_batch_of_it() -> None:
 def test_unknown_observation_is_named_beside_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"no observation \['depth'\], expected some of \['image', 'agent_pos', .*"):
         pusht.low_dim_obs(np.zeros(5), ["agent_pos", "depth"])
+
+
+def test_the_mirror_image_of_a_demonstration_is_one(official_zarr):
+    """The environment, begun in the mirrored state and given the mirrored actions, lives the mirrored episode."""
+    buffer = ReplayBuffer.load(official_zarr, ["state", "action", "img"])
+    state, action = buffer.arrays["state"].astype(np.float64), buffer.arrays["action"]
+    env = PushTEnv(["image"])
+    for start in buffer.episode_starts[:5]:
+        env.reset_to_observed(pusht.mirror("state", state[start]))
+        mirrored = pusht.mirror("img", buffer.arrays["img"][start]).astype(int)
+        assert np.abs(env.observe()["image"].astype(int) - mirrored).mean() < 2  # half a pixel at the edges
+        for t in range(start, start + 40):
+            env.step(pusht.mirror("action", action[t]))
+        reached, expected = env.state, pusht.mirror("state", state[start + 40])
+        assert np.abs(reached[:4] - expected[:4]).max() < 1
+        assert abs(np.angle(np.exp(1j * (reached[4] - expected[4])))) < 0.02
+
+
+def test_mirroring_twice_changes_nothing(official_zarr):
+    buffer = ReplayBuffer.load(official_zarr, ["state", "action", "img"])
+    for name, array in buffer.arrays.items():
+        once = pusht.mirror(name, array[:500])
+        assert not np.allclose(once, array[:500])
+        np.testing.assert_allclose(pusht.mirror(name, once), array[:500], atol=1e-4)
