@@ -88,6 +88,7 @@ class TrainWorkspace(Workspace):
         self.best: list[dict[str, Any]] = []  # {"score", "step", "file"}, best first
         self.pending: list[torch.Tensor] = []  # (loss, gradient norm) of the steps since the last log, on the device
         self.metrics_offset = 0  # bytes of metrics.jsonl that belong to the state so far
+        self.timer = Timer()
         self.signals = Signals()
         self.logger: Any = None
 
@@ -114,15 +115,16 @@ class TrainWorkspace(Workspace):
 
     def _train(self) -> None:
         batches = self._batches()
-        timer = Timer(self.step)
+        self.timer.start(self.step)
         with tqdm(total=self.num_steps, initial=self.step, unit="step", disable=None, mininterval=1) as bar:
             while True:
                 if not self.evaluated:
-                    self._do_what_is_due(timer)
+                    self._do_what_is_due()
                     self.evaluated = True
                     self.metrics_offset = self.logger.offset
                     if self._due("checkpoint") or self._due("rollout"):
-                        self._save()
+                        with self.timer.paused():
+                            self._save()
                 if self.signals.received is not None:
                     self._save_and_leave()
                 if self.step >= self.num_steps:
@@ -132,9 +134,9 @@ class TrainWorkspace(Workspace):
                 self.evaluated = False
                 bar.update()
                 if self._due("log"):
-                    self._log_training(timer)
+                    self._log_training()
                 self.metrics_offset = self.logger.offset
-                timer.warn_if_slow(self)
+                self.timer.warn_if_slow(self)
 
     def _train_step(self, batches: Iterator[Batch]) -> torch.Tensor:
         """One optimizer step. Returns (loss, gradient norm) on the device: reading them would wait for it."""
@@ -164,10 +166,10 @@ class TrainWorkspace(Workspace):
         """Whether the present step is one for `what`; the last step is one for everything."""
         return self.step > 0 and (self.step % self.every[what] == 0 or self.step == self.num_steps)
 
-    def _do_what_is_due(self, timer: "Timer") -> None:
+    def _do_what_is_due(self) -> None:
         """Validation and rollouts. They change nothing that training depends on, so a signal may cut them short."""
         self.signals.interruptible = True
-        with timer.paused():
+        with self.timer.paused():
             if self._due("validate") and len(self.val_windows):
                 self._check_finite()
                 self._validate()
@@ -176,10 +178,10 @@ class TrainWorkspace(Workspace):
                 self._roll_out()
         self.signals.interruptible = False
 
-    def _log_training(self, timer: "Timer") -> None:
+    def _log_training(self) -> None:
         self._check_finite()
         loss, grad_norm = torch.stack(self.pending).mean(0).tolist()
-        steps_per_s = timer.steps_per_s(self.step)
+        steps_per_s = self.timer.steps_per_s(self.step)
         self.logger.log(
             self.step,
             {
@@ -187,7 +189,7 @@ class TrainWorkspace(Workspace):
                 "train/grad_norm": grad_norm,
                 "train/lr": self.lr_schedule.get_last_lr()[0],
                 "train/samples_per_s": steps_per_s * self.batch_size * self.grad_accumulation,
-                "time/training_s": timer.training_s(),
+                "time/training_s": self.timer.training_s(),
             },
         )
         left = (self.num_steps - self.step) / steps_per_s
@@ -280,6 +282,7 @@ class TrainWorkspace(Workspace):
             "best": self.best,
             "pending": torch.stack(self.pending).cpu() if self.pending else torch.empty(0, 2),
             "metrics_offset": self.metrics_offset,
+            "training_s": self.timer.training_s(),
             **self._about(),
         }
         checkpoint.save(self._checkpoints / "last.pt", state)
@@ -322,6 +325,7 @@ class TrainWorkspace(Workspace):
         self.evaluated = state["evaluated"]
         self.pending = list(state["pending"].to(self.device))
         self.metrics_offset = state["metrics_offset"]
+        self.timer.before_s = state["training_s"]
 
     def _check_same_run(self, saved: Config) -> None:
         """Raises ValueError where the run directory holds a run with other settings."""
@@ -347,11 +351,16 @@ class TrainWorkspace(Workspace):
 class Timer:
     """How fast training is, not counting validation, rollouts and checkpoints."""
 
-    def __init__(self, step: int) -> None:
-        self.begin = self.mark = time.perf_counter()
-        self.first_step = self.mark_step = step
+    def __init__(self) -> None:
+        self.before_s = 0.0  # what earlier processes of this run spent
         self.pauses_s = self.pauses_since_mark_s = 0.0
         self._warned = False
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Training begins now, at `step`."""
+        self.begin = self.mark = time.perf_counter()
+        self.first_step = self.mark_step = step
 
     def steps_per_s(self, step: int) -> float:
         """Since the last call."""
@@ -362,6 +371,10 @@ class Timer:
         return rate
 
     def training_s(self) -> float:
+        """Since the run began, whatever number of processes it took."""
+        return self.before_s + self._here_s()
+
+    def _here_s(self) -> float:
         return time.perf_counter() - self.begin - self.pauses_s
 
     def paused(self) -> "Timer":
@@ -380,7 +393,7 @@ class Timer:
         if self._warned or run.device.type != "cpu" or run.step - self.first_step < 3:
             return
         self._warned = True
-        hours = (run.num_steps - run.step) * self.training_s() / (run.step - self.first_step) / 3600
+        hours = (run.num_steps - run.step) * self._here_s() / (run.step - self.first_step) / 3600
         if hours > SLOW_HOURS and run.small_experiment is not None:
             log.warning(
                 "On this CPU the remaining %d steps will take %s. python run.py +experiment=%s is sized for a CPU.",

@@ -16,6 +16,9 @@ class CNNEncoder(ImageEncoder):
         crop: side of the square crop, pixels.
         channels, kernel_sizes, strides: one entry a convolution.
         feature_dim: width of the image's features.
+
+    Raises:
+        ValueError: for a crop that the convolutions shrink to nothing, or that does not fit the image.
     """
 
     def __init__(
@@ -28,10 +31,13 @@ class CNNEncoder(ImageEncoder):
         feature_dim: int = 128,
     ) -> None:
         layers: list[nn.Module] = []
+        side = crop
         for inputs, outputs, kernel, stride in zip((3, *channels), channels, kernel_sizes, strides, strict=False):
             layers += [nn.Conv2d(inputs, outputs, kernel, stride), nn.ReLU(inplace=True)]
+            side = (side - kernel) // stride + 1
+        if side < 1:
+            raise ValueError(f"encoder.crop={crop} is too small for {len(channels)} strided convolutions")
         convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            flat = convolutions(torch.zeros(1, 3, crop, crop)).numel()
+        flat = channels[-1] * side**2
         head = nn.Sequential(nn.Flatten(), nn.Linear(flat, feature_dim), nn.LayerNorm(feature_dim))
         super().__init__(shapes, crop, nn.Sequential(convolutions, head), feature_dim)

@@ -1,5 +1,6 @@
 """The compact encoder sees where things are."""
 
+import pytest
 import torch
 
 from dp.encoders import CNNEncoder
@@ -33,3 +34,9 @@ def test_every_parameter_is_trained() -> None:
     obs = {"image": torch.rand(2, 2, 3, 96, 96), "agent_pos": torch.zeros(2, 2, 2)}
     (encoder(obs) * torch.randn(2, 2, encoder.out_dim)).sum().backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("crop", [0, 20])
+def test_a_crop_that_the_convolutions_shrink_to_nothing_is_refused(crop):
+    with pytest.raises(ValueError, match=f"encoder.crop={crop} is too small"):
+        CNNEncoder({"image": [3, 96, 96], "agent_pos": [2]}, crop=crop)
