@@ -68,6 +68,16 @@ class RolloutResult:
         """Share of episodes in which coverage exceeded 0.95, with a Wilson interval."""
         return wilson(sum(e.success for e in self.episodes), len(self.episodes))
 
+    @property
+    def final_coverage(self) -> Estimate:
+        """Mean coverage at the end of the episodes, 0..1, with a bootstrap interval."""
+        return bootstrap_mean([e.final_coverage for e in self.episodes])
+
+    @property
+    def length(self) -> Estimate:
+        """Mean number of control steps, with a bootstrap interval."""
+        return bootstrap_mean([e.length for e in self.episodes])
+
 
 class EnvRunner:
     """Runs one episode a seed.

@@ -41,11 +41,8 @@ class Workspace:
     def close(self, failed: bool) -> None:
         """Lets go of what `run` opened."""
 
-    def open_run_dir(self) -> None:
-        """Creates the run directory, takes it for this process alone, and begins run.log.
-
-        Raises ValueError where another process has it.
-        """
+    def take_run_dir(self) -> None:
+        """Creates the run directory and takes it for this process alone. Raises ValueError where another one has it."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = (self.run_dir / ".lock").open("a")
         try:
@@ -54,6 +51,9 @@ class Workspace:
             raise ValueError(
                 f"{self.run_dir} is in use by another process: wait for it or give another run_dir"
             ) from None
+
+    def begin_run_log(self) -> None:
+        """Begins run.log and writes config.yaml, in the run directory."""
         self._log_file = logging.FileHandler(self.run_dir / "run.log")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)

@@ -65,7 +65,8 @@ class EvaluateWorkspace(Workspace):
 
     def run(self) -> float:
         """Returns the score."""
-        self.open_run_dir()
+        self.take_run_dir()
+        self.begin_run_log()
         self.logger = build.logger(self.config, self, "evaluate")
         result = self.env_runner.run(self.policy, self.config["n_obs_steps"], self.device)
         evaluation = {

@@ -12,15 +12,12 @@ from workspaces.video import write_video
 
 def metrics_of(test: RolloutResult, train: RolloutResult | None) -> dict[str, float]:
     """The numbers of a rollout, under their metric keys."""
-    metrics = {
-        "rollout/score": test.score.value,
-        "rollout/score_ci_low": test.score.low,
-        "rollout/score_ci_high": test.score.high,
-        "rollout/success": test.success.value,
-        "rollout/success_ci_low": test.success.low,
-        "rollout/success_ci_high": test.success.high,
-        "rollout/inference_ms": test.inference_ms,
-    }
+    metrics = {"rollout/inference_ms": test.inference_ms}
+    for name in ("score", "success", "final_coverage", "length"):
+        estimate = getattr(test, name)
+        metrics[f"rollout/{name}"] = estimate.value
+        metrics[f"rollout/{name}_ci_low"] = estimate.low
+        metrics[f"rollout/{name}_ci_high"] = estimate.high
     if train is not None:
         metrics["rollout/train_score"] = train.score.value
     return metrics

@@ -254,7 +254,8 @@ class TrainWorkspace(Workspace):
 
     def _keep_if_best(self, score: float) -> None:
         entry: dict[str, Any] = {"score": score, "step": self.step, "file": f"best-{self.step:06d}-{score:.3f}.pt"}
-        ranked = sorted([*self.best, entry], key=lambda e: (-e["score"], e["step"]))[: self.n_best]
+        others = [e for e in self.best if e["step"] != self.step]  # rollouts that a signal cut short are repeated
+        ranked = sorted([*others, entry], key=lambda e: (-e["score"], e["step"]))[: self.n_best]
         if entry in ranked:
             state = {"step": self.step, "score": score, "ema": self.ema.state_dict(), **self._about()}
             checkpoint.save(self._checkpoints / entry["file"], state)
@@ -301,11 +302,12 @@ class TrainWorkspace(Workspace):
 
     def _open(self) -> bool:
         """Opens the run directory, and takes up the run that it holds, if it does. Returns whether it does."""
+        self.take_run_dir()
         last = self._checkpoints / "last.pt"
         state = checkpoint.load(last) if last.is_file() else None
         if state is not None:
             self._check_same_run(state["config"])
-        self.open_run_dir()
+        self.begin_run_log()
         self.logger = build.logger(self.config, self, "train", state["wandb_id"] if state else None)
         if state is not None:
             self._restore(state)

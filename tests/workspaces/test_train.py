@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.workspaces.conftest import assert_same_run, metrics
+from workspaces.train import TrainWorkspace
 
 KILLS = int(os.environ.get("DP_TEST_KILLS", "4"))
 LIFE_S = 1.5
@@ -190,3 +191,14 @@ def test_the_dataloader_trains_the_same_policy(uninterrupted, run, tmp_path, ove
     result = run(f"run_dir={run_dir}", *overrides)
     assert result.returncode == 0, result.stderr
     assert_same_run(uninterrupted, run_dir)
+
+
+def test_rollouts_that_are_repeated_count_once(uninterrupted, small_zarr, tmp_path):
+    """A signal may end them after the checkpoint is listed among the best and before the run is saved."""
+    config = torch.load(uninterrupted / "checkpoints/last.pt", weights_only=True)["config"] | {"run_dir": tmp_path}
+    settings = {key: value for key, value in config["workspace"].items() if key != "_target_"}
+    with TrainWorkspace(config, **settings) as run:
+        run._open()
+        for _ in range(2):
+            run._keep_if_best(0.5)
+        assert [entry["score"] for entry in run.best] == [0.5]
