@@ -37,10 +37,11 @@ def test_an_experiment_composes_and_its_policy_learns_and_acts(experiment):
         "action": torch.rand(2, horizon, 2),
     }
     optimizer = build.optimizer(config, policy.parameters())
+    lr_schedule = build.lr_schedule(config, optimizer)
     policy.loss(batch).backward()
     assert all(p.grad is not None for p in policy.parameters())
     optimizer.step()
-    build.lr_schedule(config, optimizer).step()
+    lr_schedule.step()
     build.ema(config, policy).update(policy)
 
     raw = {

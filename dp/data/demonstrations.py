@@ -23,6 +23,9 @@ class Demonstrations:
         val_ratio, max_train_episodes, split_seed: see `split_episodes`.
         mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.mirror`).
 
+    `buffer` holds the demonstrations as they were recorded, `split` their numbers. `train_episodes` numbers what to
+    train on; mirror images come after all the recorded ones.
+
     Raises:
         ValueError: where there are no data, or where they are not sound.
     """
@@ -43,12 +46,11 @@ class Demonstrations:
         self.split = split_episodes(self.buffer.n_episodes, val_ratio, max_train_episodes, split_seed)
 
         self.train_episodes = self.split.train
-        arrays = self.buffer.arrays
+        self._frames = self.buffer
         if mirror:
             self.train_episodes = np.concatenate([self.split.train, self.split.train + self.buffer.n_episodes])
-            arrays = {name: np.concatenate([x, pusht.mirror(name, x)]) for name, x in arrays.items()}
-            ends = self.buffer.episode_ends
-            self.buffer = ReplayBuffer(arrays, np.concatenate([ends, ends + len(self.buffer)]))
+            self._frames = _with_mirror_images(self.buffer)
+        arrays = self._frames.arrays
         low_dim = {
             name: torch.from_numpy(array) for name, array in pusht.low_dim_obs(arrays["state"], obs_shapes).items()
         }
@@ -61,7 +63,12 @@ class Demonstrations:
 
     def windows(self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int) -> WindowDataset:
         """The windows of `episodes`. Raises ValueError where there are none."""
-        table = window_table(self.buffer, episodes, horizon, n_obs_steps, n_action_steps)
+        table = window_table(self._frames, episodes, horizon, n_obs_steps, n_action_steps)
         if len(episodes) and not len(table):
             raise ValueError(f"no episode is long enough for horizon={horizon}: choose a smaller one")
         return WindowDataset(self._obs, self._action, torch.from_numpy(table), n_obs_steps)
+
+
+def _with_mirror_images(buffer: ReplayBuffer) -> ReplayBuffer:
+    arrays = {name: np.concatenate([array, pusht.mirror(name, array)]) for name, array in buffer.arrays.items()}
+    return ReplayBuffer(arrays, np.concatenate([buffer.episode_ends, buffer.episode_ends + len(buffer)]))

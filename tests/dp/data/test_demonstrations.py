@@ -61,6 +61,7 @@ def test_mirrored_demonstrations_double_the_training_windows_only(small_zarr):
     )
     assert mirrored.split.val.tolist() == plain.split.val.tolist()
     assert mirrored.split.train.tolist() == plain.split.train.tolist()
-    first, image = mirrored.train_episodes[0], mirrored.buffer.arrays["img"]
-    starts = mirrored.buffer.episode_starts
-    assert np.array_equal(image[starts[first + 6]], image[starts[first]].transpose(1, 0, 2)[::-1, ::-1])
+    windows = mirrored.windows(mirrored.train_episodes, 16, 2, 8)
+    recorded, reflected = (windows.gather(torch.tensor([i]))["obs"]["image"][0, 0] for i in (0, len(windows) // 2))
+    assert torch.equal(reflected, recorded.transpose(0, 1).flip(0, 1))
+    assert len(mirrored.buffer) == len(plain.buffer)
