@@ -27,6 +27,8 @@ class Workspace:
     """One run. A context manager: entering reads the set-up, leaving tells how it ended and lets everything go."""
 
     def __init__(self, config: Config) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        logging.captureWarnings(True)
         self.config = config
         self.device = choose_device(config["device"])
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
@@ -64,8 +66,6 @@ class Workspace:
         )
 
     def __enter__(self) -> "Workspace":
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-        logging.captureWarnings(True)
         self._redirect.__enter__()
         return self
 

@@ -47,7 +47,6 @@ def download(url: str, store: Path) -> None:
     The store appears under its name only when it is complete. A broken download is taken up where it ended.
     Raises ValueError where there is no network or no such archive, saying what to do.
     """
-    store.parent.mkdir(parents=True, exist_ok=True)
     archive = store.parent / f"{url.rsplit('/', 1)[-1]}.part"
     log.info("downloading the official demonstrations from %s", url)
     try:
@@ -78,6 +77,7 @@ def _fetch(url: str, file: Path) -> None:
     with response:
         resumed = response.status == 206
         held = held if resumed else 0
+        file.parent.mkdir(parents=True, exist_ok=True)  # not before the server has answered
         length = response.headers.get("Content-Length")
         expected = None if length is None else held + int(length)
         with (
