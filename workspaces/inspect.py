@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dp.data import Demonstrations
+from dp.data.sources import OFFICIAL_SHA256
 from dp.envs import PushTEnv
 from workspaces import build, checkpoint
 from workspaces.base import Config, Workspace
@@ -60,6 +61,8 @@ class InspectWorkspace(Workspace):
     def _data(self) -> Iterator[str]:
         data = build.demonstrations(self.config)
         buffer = data.buffer
+        official = buffer.sha256() in OFFICIAL_SHA256
+        yield "the official demonstrations, bit for bit" if official else "not the official demonstrations"
         lengths = np.diff(buffer.episode_ends, prepend=0)
         yield f"{data.path}: {buffer.n_episodes} episodes, {len(buffer)} frames"
         yield f"episode lengths (min, median, max): {lengths.min()}, {int(np.median(lengths))}, {lengths.max()} steps"

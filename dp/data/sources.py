@@ -20,6 +20,12 @@ DEFAULT_PATH = Path("data/pusht/pusht_cchi_v7_replay.zarr")
 ARCHIVE_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 """Published by the paper's authors without a checksum: every member's CRC, and then every array, is checked instead."""
 
+OFFICIAL_SHA256 = (
+    "9938fed27c72ffeafb77dd301ce22f8bc5573f0691bf28ee77ac17895bb648fe",  # states and actions
+    "145ada964161c4bb54cc534160453963d4f3d000ae250267046a94c0f5b4089c",  # and images
+)
+"""`ReplayBuffer.sha256` of the official demonstrations. `workspace=inspect` compares: chunks carry no checksum either."""
+
 TIMEOUT_S = 20
 
 

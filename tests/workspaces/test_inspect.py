@@ -16,6 +16,7 @@ def test_sound_data_are_described(small_zarr, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "6 episodes, 189 frames" in result.stdout
     assert "To=2 observed, H=16 predicted, Ta=8 executed" in result.stdout
+    assert "not the official demonstrations" in result.stdout
     assert "6 of 6 demonstrations start from their number as a seed" in result.stdout
     assert "nothing is wrong" in result.stdout
     assert not any(tmp_path.iterdir())
@@ -32,3 +33,10 @@ def test_broken_data_are_named_with_what_mends_them(small_zarr, tmp_path):
     assert f"chunk {broken}/data/action/1.0 is missing" in result.stderr
     assert "dataset.path" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_official_data_are_recognised(official_zarr, tmp_path):
+    result = inspect(f"dataset.path={official_zarr}", "+experiment=pusht_state_small", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the official demonstrations, bit for bit" in result.stdout
+    assert "206 of 206 demonstrations start from their number as a seed" in result.stdout

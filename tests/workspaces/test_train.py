@@ -61,21 +61,25 @@ def test_training_learns(uninterrupted):
 
 
 def test_killed_again_and_again_it_ends_as_if_it_had_never_been(uninterrupted, command, tmp_path):
-    run_dir, rng, kills, finished = tmp_path / "killed", random.Random(0), 0, False
-    while not finished:
-        process = subprocess.Popen(command(f"run_dir={run_dir}"), stderr=subprocess.DEVNULL)
-        if kills < KILLS:
-            _wait(lambda: ((run_dir / ".lock").is_file() and _is_locked(run_dir)) or process.poll() is not None)  # noqa: B023
-            time.sleep(rng.uniform(0, LIFE_S))  # anywhere: in a step, a rollout, a checkpoint being written
-            process.kill()
-        finished = process.wait(timeout=120) == 0
-        kills += not finished
-    assert kills > 0
-    assert_same_run(uninterrupted, run_dir)
+    rng, kills, runs = random.Random(0), 0, 0
+    while kills < KILLS:
+        run_dir, finished, runs = tmp_path / f"killed-{runs}", False, runs + 1
+        while not finished:
+            process = subprocess.Popen(command(f"run_dir={run_dir}"), stderr=subprocess.DEVNULL)
+            if kills < KILLS:
+                _wait(lambda: _is_locked(run_dir) or process.poll() is not None)  # noqa: B023
+                time.sleep(rng.uniform(0, LIFE_S))  # anywhere: in a step, a rollout, a checkpoint being written
+                process.kill()
+            finished = process.wait(timeout=120) == 0
+            kills += not finished
+        assert_same_run(uninterrupted, run_dir)
+    assert kills == KILLS
 
 
 def _is_locked(run_dir: Path) -> bool:
     """Whether a process is at work there."""
+    if not (run_dir / ".lock").is_file():
+        return False
     with (run_dir / ".lock").open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
