@@ -24,7 +24,7 @@ OFFICIAL_SHA256 = (
     "9938fed27c72ffeafb77dd301ce22f8bc5573f0691bf28ee77ac17895bb648fe",  # states and actions
     "145ada964161c4bb54cc534160453963d4f3d000ae250267046a94c0f5b4089c",  # and images
 )
-"""`ReplayBuffer.sha256` of the official demonstrations. `workspace=inspect` compares: chunks carry no checksum either."""
+"""`ReplayBuffer.sha256` of the official demonstrations, which `workspace=inspect` compares: chunks have no checksum."""
 
 TIMEOUT_S = 20
 
