@@ -11,6 +11,10 @@ from dp.tasks import pusht
 
 IMAGE_SIZE = 96
 
+DIGITS = 12
+"""Decimals of coverage and reward. gym-pusht adds the areas of the block's parts in the order of a set, that is of
+memory addresses: the last digits differ from one environment to the next although the states are equal to the bit."""
+
 
 class PushTEnv:
     """One PushT episode at a time.
@@ -55,7 +59,7 @@ class PushTEnv:
         """Moves towards `action`, a position in pixels, for a tenth of a second."""
         # Vec2d spares numpy's overhead in ten simulation steps; the arithmetic is the same.
         _, reward, self.done, _, info = self._env.step(Vec2d(float(action[0]), float(action[1])))
-        self.coverage, self.reward = float(info["coverage"]), float(reward)
+        self.coverage, self.reward = round(float(info["coverage"]), DIGITS), round(float(reward), DIGITS)
 
     @property
     def state(self) -> Float[np.ndarray, " 5"]:
