@@ -72,7 +72,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if group == "":
         group, choice = choice, ""
-    options = sorted(error.options or _loader().get_group_options(group))
+    options = sorted(error.options or _options(group))
     return f"unknown choice {group}={choice}. {_suggest(choice, options)}"
 
 

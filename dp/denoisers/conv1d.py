@@ -17,7 +17,7 @@ class Conv1d(nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
         self.pad = padding
-        self.weight.data = _tap_major(self.weight.data)
+        self.weight.data = self.weight.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
 
     def forward(self, x: Float[Tensor, "B L Cin"]) -> Float[Tensor, "B Lout Cout"]:
         (kernel,), (stride,) = self.kernel_size, self.stride
@@ -42,11 +42,6 @@ class Upsample1d(nn.ConvTranspose1d):
         even = torch.cat([padded[:, :-2], x], -1) @ torch.cat([taps[3], taps[1]])
         odd = torch.cat([x, padded[:, 2:]], -1) @ torch.cat([taps[2], taps[0]])
         return torch.stack([even, odd], dim=2).flatten(1, 2) + self.get_parameter("bias")  # (B, 2L, C)
-
-
-def _tap_major(weight: Float[Tensor, "Cout Cin K"]) -> Float[Tensor, "Cout Cin K"]:
-    """The same values, laid out in memory as (Cout, K, Cin)."""
-    return weight.permute(0, 2, 1).contiguous().permute(0, 2, 1)
 
 
 class GroupNorm1d(nn.GroupNorm):
