@@ -77,14 +77,19 @@ class DiffusionPolicy(nn.Module):
 
     @torch.no_grad()
     def sample(self, cond: Float[Tensor, "B C"], generator: Generator = None) -> Float[Tensor, "B H Da"]:
-        """Denoises Gaussian noise into normalised actions (eq. 1-4). No host sync in the loop."""
-        shape = (len(cond), self.horizon, self.action_dim)
-        x = randn_tensor(shape, generator=generator, device=cond.device)
+        """Denoises Gaussian noise into normalised actions (eq. 1-4)."""
+        x = randn_tensor((len(cond), self.horizon, self.action_dim), generator=generator, device=cond.device)
+        return self.denoise(x, cond, generator).clamp(-1, 1)
+
+    def denoise(
+        self, x: Float[Tensor, "B H Da"], cond: Float[Tensor, "B C"], generator: Generator = None
+    ) -> Float[Tensor, "B H Da"]:
+        """All steps from noise `x` to actions. No host sync in the loop."""
         self.scheduler.set_timesteps(self.num_inference_steps)  # on the CPU: Python ints below, not device tensors
         for k in self.scheduler.timesteps.tolist():
             prediction = self.denoiser(x, torch.full((len(x),), k, device=cond.device), cond)
             x = self.scheduler.step(prediction, k, x, generator=generator).prev_sample
-        return x.clamp(-1, 1)
+        return x
 
     @torch.no_grad()
     def act(self, obs: Obs, generator: Generator = None) -> Float[Tensor, "B Ta Da"]:

@@ -88,12 +88,13 @@ class EnvRunner:
 
     Args:
         make_env: makes an environment.
+        n_obs_steps: To.
         n_episodes: test episodes, from seed `start_seed` on.
         start_seed: of the test episodes (the paper's: 100000).
         n_train_episodes: episodes from the initial states of training demonstrations.
         max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
         n_envs: environments at once.
-        n_workers: processes that step them; 0 steps them in this one.
+        n_workers: processes that step them, started at the first rollout and kept; 0 steps them in this one.
         n_videos: test episodes to record, from the first on.
 
     Raises:
@@ -103,6 +104,7 @@ class EnvRunner:
     def __init__(
         self,
         make_env: Callable[[], PushTEnv],
+        n_obs_steps: int,
         n_episodes: int,
         start_seed: int,
         n_train_episodes: int,
@@ -122,47 +124,39 @@ class EnvRunner:
         ):
             if value < least:
                 raise ValueError(f"env_runner.{name}={value}, expected at least {least}")
-        self.make_env, self.max_steps = make_env, max_steps
+        self.max_steps = max_steps
         self.seeds = list(range(start_seed, start_seed + n_episodes))
-        self.n_train_episodes, self.n_envs, self.n_workers, self.n_videos = (
-            n_train_episodes,
-            n_envs,
-            n_workers,
-            n_videos,
-        )
+        self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
+        self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps), min(n_workers, n_envs))
 
-    def run(self, policy: Policy, n_obs_steps: int, device: torch.device, desc: str = "rollouts") -> RolloutResult:
+    def run(self, policy: Policy, device: torch.device) -> RolloutResult:
         """The test episodes."""
-        return self._run(policy, n_obs_steps, device, self.seeds, self.n_videos, desc)
+        return self._run(policy, device, self.seeds, self.n_videos, "rollouts")
 
-    def run_train(
-        self, policy: Policy, n_obs_steps: int, device: torch.device, train_episodes: Sequence[int]
-    ) -> RolloutResult | None:
+    def run_train(self, policy: Policy, device: torch.device, train_episodes: Sequence[int]) -> RolloutResult | None:
         """Episodes from the initial states of the first training demonstrations; demonstration i starts from seed i."""
         seeds = [int(i) for i in train_episodes[: self.n_train_episodes]]
-        return self._run(policy, n_obs_steps, device, seeds, 0, "train seeds") if seeds else None
+        return self._run(policy, device, seeds, 0, "train seeds") if seeds else None
 
-    def _run(
-        self, policy: Policy, n_obs_steps: int, device: torch.device, seeds: list[int], n_videos: int, desc: str
-    ) -> RolloutResult:
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.close()
+
+    def _run(self, policy: Policy, device: torch.device, seeds: list[int], n_videos: int, desc: str) -> RolloutResult:
         episodes = [EpisodeResult(seed) for seed in seeds]
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         n_envs = min(self.n_envs, len(seeds))
         waiting = list(range(len(seeds)))[::-1]
-        make_episode = partial(_make_episode, self.make_env, n_obs_steps)
-        with (
-            EnvPool(make_episode, n_envs, self.n_workers) as pool,
-            tqdm(total=len(seeds), desc=desc, leave=False, disable=None) as bar,
-        ):
-            running: dict[int, int] = {}  # env -> number of its episode
-            chunks: dict[int, Chunk] = {}  # env -> its latest chunk
-            latency_ms: float | None = None
+        running: dict[int, int] = {}  # env -> number of its episode
+        chunks: dict[int, Chunk] = {}  # env -> its latest chunk
+        latency_ms: float | None = None
+        with tqdm(total=len(seeds), desc=desc, leave=False, disable=None) as bar:
             while True:
                 idle = [env for env in range(n_envs) if env not in running]
                 starting = {env: waiting.pop() for env in idle[: len(waiting)]}
                 if starting:
                     running |= starting
-                    chunks |= pool.reset(
+                    chunks |= self._pool.reset(
                         {env: (seeds[i], self._max_steps(seeds[i]), i < n_videos) for env, i in starting.items()}
                     )
                     for env, i in starting.items():
@@ -172,7 +166,7 @@ class EnvRunner:
                 if latency_ms is None:
                     latency_ms = _latency_ms(policy, chunks[next(iter(running))], device)
                 actions = _act(policy, [chunks[e] for e in running], [generators[i] for i in running.values()], device)
-                chunks = pool.step(dict(zip(running, actions, strict=True)))
+                chunks = self._pool.step(dict(zip(running, actions, strict=True)))
                 for env, chunk in chunks.items():
                     episodes[running[env]].add(chunk)
                     if chunk.ended:
@@ -203,10 +197,10 @@ def _stack(chunks: list[Chunk], device: torch.device) -> Obs:
 
 
 def _latency_ms(policy: Policy, chunk: Chunk, device: torch.device, repeats: int = 3) -> float:
-    """Median time from one observation to its actions, after one call to warm up."""
+    """Median time from one observation to its actions, after two calls to warm up."""
     obs, times = _stack([chunk], device), []
-    for _ in range(1 + repeats):
+    for _ in range(2 + repeats):
         start = time.perf_counter()
         policy.act(obs, torch.Generator(device)).cpu()
         times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times[1:]))
+    return 1000 * float(np.median(times[2:]))

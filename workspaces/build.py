@@ -121,7 +121,7 @@ def env_runner(config: Config) -> EnvRunner:
     if settings["n_workers"] == "auto":
         settings["n_workers"] = len(os.sched_getaffinity(0))
     make_env = _make(config["task"]["env"], obs_names=list(config["task"]["shape_meta"]["obs"]))
-    return _make(settings, make_env=make_env)
+    return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"])
 
 
 def optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from dp import engines
 from dp.baselines import DoNothing, Replay
 from dp.policy import DiffusionPolicy
 from dp.rollout import EnvRunner, RolloutResult
@@ -19,8 +20,8 @@ log = logging.getLogger(__name__)
 SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
 """What the denoiser was trained for: another sampler must keep it."""
 
-MAY_OVERRIDE = ("workspace", "checkpoint", "seed", "device", "run_dir", "name", "env_runner", "logger", "scheduler",
-                "n_action_steps")  # fmt: skip
+MAY_OVERRIDE = ("workspace", "checkpoint", "seed", "device", "run_dir", "name", "n_threads", "env_runner", "logger",
+                "scheduler", "n_action_steps")  # fmt: skip
 
 
 class EvaluateWorkspace(Workspace):
@@ -29,18 +30,25 @@ class EvaluateWorkspace(Workspace):
     Args:
         config: the composed configuration. What makes the policy comes from the checkpoint; of this one count
             `env_runner`, `logger`, and `scheduler` and `n_action_steps` where the user gave them.
+        engine: how the policy denoises (`dp.engines`): auto, eager or graph.
         baseline: evaluate a policy without a network instead of a checkpoint: do_nothing, or replay of the
             demonstrations (which needs the data set, and env_runner.start_seed=0).
     """
 
-    def __init__(self, config: Config, baseline: Literal["do_nothing", "replay"] | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Literal["auto", "eager", "graph"],
+        baseline: Literal["do_nothing", "replay"] | None,
+    ) -> None:
         super().__init__(config)
+        engines.choose(engine, self.device)
         if (config["checkpoint"] is None) == (baseline is None):
             raise ValueError("give checkpoint=PATH (or workspace.baseline=do_nothing|replay instead)")
         self.logger: Any = None
         self.about: dict[str, Any] = {}
         if baseline is None:
-            self.policy: Policy = self._load(Path(config["checkpoint"]))
+            self.policy: Policy = self._load(Path(config["checkpoint"]), engine)
         else:
             self.config = {**config, "name": baseline}
             self.policy = _baseline(baseline, config)
@@ -51,7 +59,7 @@ class EvaluateWorkspace(Workspace):
             self.config["name"] += "-evaluation"
             self.run_dir = default_run_dir(self.config)
 
-    def _load(self, path: Path) -> DiffusionPolicy:
+    def _load(self, path: Path, engine: str) -> DiffusionPolicy:
         state = checkpoint.load(path)
         if "ema" not in state or "config" not in state:
             raise ValueError(f"checkpoint={path} holds no policy")
@@ -61,14 +69,16 @@ class EvaluateWorkspace(Workspace):
         policy = build.policy(self.config)
         load_weights(policy, state["ema"]["model"], path)
         self.about = {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]}
-        return policy.to(self.device).eval().requires_grad_(False)
+        policy.to(self.device).eval().requires_grad_(False)
+        engines.speed_up_sampling(engine, policy)
+        return policy
 
     def run(self) -> float:
         """Returns the score."""
         self.take_run_dir()
         self.begin_run_log()
         self.logger = build.logger(self.config, self, "evaluate")
-        result = self.env_runner.run(self.policy, self.config["n_obs_steps"], self.device)
+        result = self.env_runner.run(self.policy, self.device)
         evaluation = {
             **{name.removeprefix("rollout/"): value for name, value in metrics_of(result, None).items()},
             "n_episodes": len(result.episodes),
@@ -96,6 +106,7 @@ class EvaluateWorkspace(Workspace):
         log.info("%s", self.run_dir / "evaluation.json")
 
     def close(self, failed: bool) -> None:
+        self.env_runner.close()
         if self.logger is not None:
             self.logger.close(failed)
 

@@ -3,16 +3,16 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
-from dp.data.batches import BatchOrder, fits, resident_batches, streamed_batches
+from dp import engines
+from dp.calibration import bf16_pays
+from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
 from dp.data.windows import prepare
-from dp.types import Batch
 from workspaces import build, checkpoint
 from workspaces.base import Config, Signals, StopNow, Workspace
 from workspaces.errors import Interrupted, flatten
@@ -20,8 +20,9 @@ from workspaces.rollouts import metrics_of, save_rollouts
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("run_dir", "device", "checkpoint", "logger.", "dataset.path", "dataset.source", "env_runner.n_workers",
-              "env_runner.n_envs", "workspace.num_steps", "workspace.loader", "workspace.n_loader_workers")  # fmt: skip
+MAY_DIFFER = ("run_dir", "device", "n_threads", "checkpoint", "logger.", "dataset.path", "dataset.source",
+              "env_runner.n_workers", "env_runner.n_envs", "workspace.num_steps", "workspace.loader",
+              "workspace.n_loader_workers", "workspace.engine", "workspace.precision")  # fmt: skip
 """Settings with which a run may be resumed although it was begun with others."""
 
 MAX_VAL_WINDOWS, MAX_SAMPLED_WINDOWS = 512, 64
@@ -37,7 +38,8 @@ class TrainWorkspace(Workspace):
         batch_size: windows of one forward pass.
         grad_accumulation: forward passes of one optimizer step.
         max_grad_norm: gradients are scaled down to this norm.
-        precision: fp32, or bf16 autocast of the loss.
+        precision: fp32, bf16 (autocast of the loss), or auto: bf16 where the device multiplies faster in it.
+        engine: how a step runs (`dp.engines`): auto, eager, compile or graph.
         every: steps between two of "log", "validate", "rollout", "checkpoint".
         n_best: checkpoints kept by score.
         loader: auto, resident (data on the device) or dataloader (torch's DataLoader).
@@ -52,7 +54,8 @@ class TrainWorkspace(Workspace):
         batch_size: int,
         grad_accumulation: int,
         max_grad_norm: float,
-        precision: Literal["fp32", "bf16"],
+        precision: Literal["auto", "fp32", "bf16"],
+        engine: Literal["auto", "eager", "compile", "graph"],
         every: dict[str, int],
         n_best: int,
         loader: Literal["auto", "resident", "dataloader"],
@@ -63,12 +66,15 @@ class TrainWorkspace(Workspace):
         _check_counts(num_steps, batch_size, grad_accumulation, every)
         if not max_grad_norm > 0:
             raise ValueError(f"workspace.max_grad_norm={max_grad_norm}, expected a positive number, or inf")
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"workspace.precision={precision}, expected fp32 or bf16")
+        if precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"workspace.precision={precision}, expected auto, fp32 or bf16")
+        engines.choose(engine, self.device)
         if loader not in ("auto", "resident", "dataloader"):
             raise ValueError(f"workspace.loader={loader}, expected auto, resident or dataloader")
         self.num_steps, self.batch_size, self.grad_accumulation = num_steps, batch_size, grad_accumulation
-        self.max_grad_norm, self.precision, self.every, self.n_best = max_grad_norm, precision, every, n_best
+        self.max_grad_norm, self.every, self.n_best, self.engine = max_grad_norm, every, n_best, engine
+        self.precision = self._choose_precision(precision)
+        config["workspace"]["precision"] = self.precision  # config.yaml and wandb say which, not "auto"
         self.loader, self.n_loader_workers, self.small_experiment = loader, n_loader_workers, small_experiment
 
         torch.manual_seed(config["seed"])
@@ -80,6 +86,7 @@ class TrainWorkspace(Workspace):
         self.val_windows = self.data.windows(self.data.split.val, *steps)
         self.policy = build.policy(config, self.data.normalizer).to(self.device)
         self.ema = build.ema(config, self.policy)
+        engines.speed_up_sampling(engine, self.ema.model)
         self.optimizer = build.optimizer(config, self.policy.parameters())
         self.lr_schedule = build.lr_schedule(config, self.optimizer)
 
@@ -101,7 +108,8 @@ class TrainWorkspace(Workspace):
             len(self.val_windows), len(self.data.split.val),
         )  # fmt: skip
         n_parameters = sum(p.numel() for p in self.policy.parameters())
-        log.info("policy: %.1f M parameters on %s, %s", n_parameters / 1e6, self.device, self.precision)
+        threads = f" with {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        log.info("policy: %.1f M parameters on %s%s, %s", n_parameters / 1e6, self.device, threads, self.precision)
         if not resumed:
             self._save()
         with self.signals:
@@ -114,7 +122,12 @@ class TrainWorkspace(Workspace):
         return self.best[0]["score"] if self.best else None
 
     def _train(self) -> None:
-        batches = self._batches()
+        loader = self._loader()
+        batches = iter(loader)
+        train_step = engines.training_step(
+            self.engine, self.policy, self.optimizer, loader.load, self.max_grad_norm, self.precision == "bf16"
+        )
+        self.policy.train()
         self.timer.start(self.step)
         with tqdm(total=self.num_steps, initial=self.step, unit="step", disable=None, mininterval=1) as bar:
             while True:
@@ -129,7 +142,9 @@ class TrainWorkspace(Workspace):
                     self._save_and_leave()
                 if self.step >= self.num_steps:
                     return
-                self.pending.append(self._train_step(batches))
+                self.pending.append(train_step([next(batches) for _ in range(self.grad_accumulation)]))
+                self.lr_schedule.step()
+                self.ema.update(self.policy)
                 self.step += 1
                 self.evaluated = False
                 bar.update()
@@ -138,29 +153,18 @@ class TrainWorkspace(Workspace):
                 self.metrics_offset = self.logger.offset
                 self.timer.warn_if_slow(self)
 
-    def _train_step(self, batches: Iterator[Batch]) -> torch.Tensor:
-        """One optimizer step. Returns (loss, gradient norm) on the device: reading them would wait for it."""
-        self.policy.train()
-        losses = []
-        for _ in range(self.grad_accumulation):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                loss = self.policy.loss(next(batches)) / self.grad_accumulation
-            loss.backward()
-            losses.append(loss.detach())
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.lr_schedule.step()
-        self.ema.update(self.policy)
-        return torch.stack([torch.stack(losses).sum(), grad_norm])
-
-    def _batches(self) -> Iterator[Batch]:
+    def _loader(self) -> Loader:
         start = self.step * self.grad_accumulation
         order = BatchOrder(len(self.train_windows), self.batch_size, self.config["seed"], start)
-        resident = self.loader == "resident" or (self.loader == "auto" and fits(self.train_windows, self.device))
-        if resident:
-            return resident_batches(self.train_windows, order, self.device)
-        return streamed_batches(self.train_windows, order, self.device, self.n_loader_workers)
+        if self.loader == "resident" or (self.loader == "auto" and fits(self.train_windows, self.device)):
+            return ResidentLoader(self.train_windows, order, self.device)
+        return StreamedLoader(self.train_windows, order, self.device, self.n_loader_workers)
+
+    def _choose_precision(self, precision: str) -> str:
+        pays = bf16_pays(self.device) if precision != "fp32" else False
+        if precision == "bf16" and not pays:
+            log.warning("This CPU emulates bfloat16, slowly: workspace.precision=auto takes what is faster.")
+        return precision if precision != "auto" else "bf16" if pays else "fp32"
 
     def _due(self, what: str) -> bool:
         """Whether the present step is one for `what`; the last step is one for everything."""
@@ -187,7 +191,7 @@ class TrainWorkspace(Workspace):
             {
                 "train/loss": loss,
                 "train/grad_norm": grad_norm,
-                "train/lr": self.lr_schedule.get_last_lr()[0],
+                "train/lr": float(self.lr_schedule.get_last_lr()[0]),
                 "train/samples_per_s": steps_per_s * self.batch_size * self.grad_accumulation,
                 "time/training_s": self.timer.training_s(),
             },
@@ -238,9 +242,8 @@ class TrainWorkspace(Workspace):
     def _roll_out(self) -> None:
         """Rollouts of the EMA policy, and a checkpoint of it if it is among the best."""
         start = time.perf_counter()
-        model, n_obs_steps = self.ema.model, self.config["n_obs_steps"]
-        test = self.env_runner.run(model, n_obs_steps, self.device)
-        train = self.env_runner.run_train(model, n_obs_steps, self.device, self.data.split.train.tolist())
+        test = self.env_runner.run(self.ema.model, self.device)
+        train = self.env_runner.run_train(self.ema.model, self.device, self.data.split.train.tolist())
         metrics = metrics_of(test, train) | {"time/rollout_s": time.perf_counter() - start}
         videos = save_rollouts(self.run_dir, self.step, test, train)
         self._keep_if_best(test.score.value)
@@ -278,6 +281,7 @@ class TrainWorkspace(Workspace):
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_schedule": self.lr_schedule.state_dict(),
+            "n_threads": torch.get_num_threads(),
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             "best": self.best,
@@ -320,6 +324,8 @@ class TrainWorkspace(Workspace):
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
+        if self.config["n_threads"] == "auto":
+            self.use_threads(state.get("n_threads", "auto"))  # as before, for the sake of the last bit
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"])
@@ -346,6 +352,7 @@ class TrainWorkspace(Workspace):
             )
 
     def close(self, failed: bool) -> None:
+        self.env_runner.close()
         if self.logger is not None:
             self.logger.close(failed)
 

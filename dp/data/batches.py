@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
@@ -39,27 +40,46 @@ class BatchOrder(Sampler):
             number += 1
 
 
-def resident_batches(dataset: WindowDataset, order: BatchOrder, device: torch.device) -> Iterator[Batch]:
-    """Batches gathered on `device`, where the whole data set lies. No workers, no copies, one gather an array."""
-    on_device = dataset.to(device)
-    for index in order:
-        yield prepare(on_device.gather(index.to(device, non_blocking=True)))
+class Loader(Protocol):
+    """Yields what identifies the batches, in their order, and turns it into batches on the device that trains."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def load(self, inputs: Any) -> Batch: ...
 
 
-def streamed_batches(
-    dataset: WindowDataset, order: BatchOrder, device: torch.device, n_workers: int
-) -> Iterator[Batch]:
-    """The same batches through torch's DataLoader, for data that does not fit on the device."""
-    loader = DataLoader(
-        _Gather(dataset),
-        sampler=order,
-        batch_size=None,
-        num_workers=n_workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the loader seeds its workers: not from the generator that training draws from
-    )
-    for batch in loader:
-        yield prepare(batch, device)
+class ResidentLoader:
+    """The whole data set lies on `device`: it yields window indices, and gathers there. No workers, no copies."""
+
+    def __init__(self, dataset: WindowDataset, order: BatchOrder, device: torch.device) -> None:
+        self.dataset, self.order, self.device = dataset.to(device), order, device
+
+    def __iter__(self) -> Iterator[Int[Tensor, " B"]]:
+        return iter(self.order)
+
+    def load(self, inputs: Int[Tensor, " B"]) -> Batch:
+        return prepare(self.dataset.gather(inputs.to(self.device, non_blocking=True)))
+
+
+class StreamedLoader:
+    """The same batches through torch's DataLoader, for data that does not fit on the device: it yields them raw."""
+
+    def __init__(self, dataset: WindowDataset, order: BatchOrder, device: torch.device, n_workers: int) -> None:
+        self.device = device
+        self.loader = DataLoader(
+            _Gather(dataset),
+            sampler=order,
+            batch_size=None,
+            num_workers=n_workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # it seeds the workers: not from the generator that training draws from
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+    def load(self, inputs: Batch) -> Batch:
+        return prepare(inputs, self.device)
 
 
 class _Gather(Dataset):

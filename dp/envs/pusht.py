@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from gym_pusht.envs.pusht import PushTEnv as GymPushT
+from gym_pusht.envs.pusht import pymunk_to_shapely
 from jaxtyping import Float, UInt8
+from pygame import Surface
 from pymunk.vec2d import Vec2d
 
 from dp.tasks import pusht
@@ -14,6 +17,25 @@ IMAGE_SIZE = 96
 DIGITS = 12
 """Decimals of coverage and reward. gym-pusht adds the areas of the block's parts in the order of a set, that is of
 memory addresses: the last digits differ from one environment to the next although the states are equal to the bit."""
+
+
+class _Simulation(GymPushT):
+    """gym-pusht with two of its methods made faster, equal to the bit: a picture 3 times, a step a quarter."""
+
+    def _get_img(self, screen: Surface, width: int, height: int, render_action: bool = False) -> np.ndarray:
+        if render_action:
+            return super()._get_img(screen, width, height, render_action)
+        # The surface's memory as it lies there, rows of blue, green, red and a spare byte, instead of a strided copy.
+        pixels = np.frombuffer(screen.get_buffer(), np.uint8)  # type: ignore[call-overload]
+        pixels = pixels.reshape(*reversed(screen.get_size()), 4)
+        return np.ascontiguousarray(cv2.resize(pixels, (width, height))[..., 2::-1])
+
+    def _setup(self) -> None:
+        super()._setup()
+        self._goal = pymunk_to_shapely(self.get_goal_pose_body(self.goal_pose), self.block.shapes)
+
+    def _get_coverage(self) -> float:
+        return self._goal.intersection(pymunk_to_shapely(self.block, self.block.shapes)).area / self._goal.area
 
 
 class PushTEnv:
@@ -30,7 +52,7 @@ class PushTEnv:
 
     def __init__(self, obs_names: Sequence[str]) -> None:
         self.obs_names = list(obs_names)
-        self._env = GymPushT(
+        self._env = _Simulation(
             obs_type="state",
             render_mode="rgb_array",
             observation_width=IMAGE_SIZE,

@@ -28,15 +28,15 @@ def spans(buffer: ReplayBuffer) -> dict[int, slice]:
 def replay(buffer: ReplayBuffer, n_action_steps: int, max_steps: int | dict[int, int], n_envs: int) -> RolloutResult:
     actions = torch.from_numpy(buffer.arrays["action"])
     runner = EnvRunner(
-        partial(PushTEnv, ["agent_pos"]), 1, 0, len(EPISODES), max_steps, n_envs, n_workers=0, n_videos=0
+        partial(PushTEnv, ["agent_pos"]), 2, 1, 0, len(EPISODES), max_steps, n_envs, n_workers=0, n_videos=0
     )
     policy = Replay({i: actions[span] for i, span in spans(buffer).items()}, n_action_steps)
-    return runner.run_train(policy, 2, CPU, EPISODES)
+    return runner.run_train(policy, CPU, EPISODES)
 
 
 def test_doing_nothing_scores_the_initial_coverage() -> None:
-    runner = EnvRunner(partial(PushTEnv, ["agent_pos"]), 50, 100000, 0, 8, n_envs=16, n_workers=0, n_videos=0)
-    result = runner.run(DoNothing(8), 2, CPU)
+    runner = EnvRunner(partial(PushTEnv, ["agent_pos"]), 2, 50, 100000, 0, 8, n_envs=16, n_workers=0, n_videos=0)
+    result = runner.run(DoNothing(8), CPU)
     env, initial = PushTEnv([]), []
     for seed in range(100000, 100050):
         env.reset(seed)

@@ -58,6 +58,7 @@ def policy() -> DiffusionPolicy:
 def make_runner(**changes: object) -> EnvRunner:
     settings = {
         "make_env": partial(TellingEnv, list(SHAPES)),
+        "n_obs_steps": 2,
         "n_episodes": 10,
         "start_seed": 100000,
         "n_train_episodes": 0,
@@ -71,14 +72,14 @@ def make_runner(**changes: object) -> EnvRunner:
 
 @pytest.fixture(scope="module")
 def one_at_a_time(policy: DiffusionPolicy) -> RolloutResult:
-    return make_runner(n_envs=1, n_videos=2).run(policy, 2, CPU)
+    return make_runner(n_envs=1, n_videos=2).run(policy, CPU)
 
 
 @pytest.mark.parametrize(("n_envs", "n_workers"), [(3, 0), (8, 0), (10, 0), (3, 2), (8, 2)])
 def test_results_depend_neither_on_environments_at_once_nor_on_workers(
     policy: DiffusionPolicy, one_at_a_time: RolloutResult, n_envs: int, n_workers: int
 ) -> None:
-    result = make_runner(n_envs=n_envs, n_workers=n_workers, n_videos=2).run(policy, 2, CPU)
+    result = make_runner(n_envs=n_envs, n_workers=n_workers, n_videos=2).run(policy, CPU)
     for episode, alone in zip(result.episodes, one_at_a_time.episodes, strict=True):
         assert episode.row() == alone.row()
         assert episode.rewards == alone.rewards
@@ -87,7 +88,7 @@ def test_results_depend_neither_on_environments_at_once_nor_on_workers(
 
 def test_a_second_run_repeats_the_first(policy: DiffusionPolicy) -> None:
     runner = make_runner(n_episodes=2)
-    rows = [[e.row() for e in runner.run(policy, 2, CPU).episodes] for _ in range(2)]
+    rows = [[e.row() for e in runner.run(policy, CPU).episodes] for _ in range(2)]
     assert rows[0] == rows[1]
 
 
@@ -126,17 +127,17 @@ def test_score_and_success_are_the_means_of_the_rows() -> None:
 
 def test_training_episodes_are_the_first_demonstrations(policy: DiffusionPolicy) -> None:
     runner = make_runner(n_train_episodes=3, max_steps=4, n_videos=2)
-    result = runner.run_train(policy, 2, CPU, [4, 7, 30, 31])
+    result = runner.run_train(policy, CPU, [4, 7, 30, 31])
     assert [e.seed for e in result.episodes] == [4, 7, 30]
     assert not any(e.frames for e in result.episodes)
-    assert make_runner(n_train_episodes=0).run_train(policy, 2, CPU, [4, 7]) is None
+    assert make_runner(n_train_episodes=0).run_train(policy, CPU, [4, 7]) is None
 
 
 def test_every_environment_runs_until_its_own_end_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     stepped = []
     step: Callable = PushTEnv.step
     monkeypatch.setattr(PushTEnv, "step", lambda env, action: (stepped.append(1), step(env, action))[1])
-    make_runner(n_envs=4).run(DoNothing(8), 2, CPU)
+    make_runner(n_envs=4).run(DoNothing(8), CPU)
     assert len(stepped) == sum(MAX_STEPS.values())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dp.data import WindowDataset
-from dp.data.batches import BatchOrder, fits, resident_batches, streamed_batches
+from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
 from dp.types import Batch
 
 CPU = torch.device("cpu")
@@ -25,6 +25,10 @@ def order(seed: int = 7, start: int = 0) -> BatchOrder:
     return BatchOrder(37, batch_size=8, seed=seed, start=start)
 
 
+def batches(loader: Loader, start: int, stop: int) -> list[Batch]:
+    return [loader.load(inputs) for inputs in islice(loader, start, stop)]
+
+
 def assert_identical(batches: list[Batch], expected: list[Batch]) -> None:
     assert len(batches) == len(expected)
     for batch, other in zip(batches, expected, strict=True):
@@ -33,28 +37,28 @@ def assert_identical(batches: list[Batch], expected: list[Batch]) -> None:
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_streamed_batches_are_the_resident_ones(windows: WindowDataset, n_workers: int) -> None:
-    resident = list(islice(resident_batches(windows, order(start=3), CPU), 10))
+    resident = batches(ResidentLoader(windows, order(start=3), CPU), 0, 10)
     assert resident[0]["obs"]["image"].shape == (8, 2, 3, 4, 4)
     assert resident[0]["obs"]["image"].dtype == torch.float32
     assert resident[0]["action"].shape == (8, 4, 2)
-    assert_identical(list(islice(streamed_batches(windows, order(start=3), CPU, n_workers), 10)), resident)
+    assert_identical(batches(StreamedLoader(windows, order(start=3), CPU, n_workers), 0, 10), resident)
 
 
 @pytest.mark.parametrize("position", [1, 4, 5, 12])  # batch 4 spans two epochs
 def test_starting_at_a_position_equals_skipping_to_it(windows: WindowDataset, position: int) -> None:
-    skipped = list(islice(resident_batches(windows, order(), CPU), position, position + 6))
-    assert_identical(list(islice(resident_batches(windows, order(start=position), CPU), 6)), skipped)
+    skipped = batches(ResidentLoader(windows, order(), CPU), position, position + 6)
+    assert_identical(batches(ResidentLoader(windows, order(start=position), CPU), 0, 6), skipped)
 
 
 def test_batch_holds_the_windows_of_its_order(windows: WindowDataset) -> None:
-    batch = next(resident_batches(windows, order(start=2), CPU))
+    (batch,) = batches(ResidentLoader(windows, order(start=2), CPU), 0, 1)
     torch.testing.assert_close(batch["action"], windows.action[windows.table[order().batch(2)]])
 
 
 @pytest.mark.parametrize("batch_size", [8, 37, 100])
 def test_every_window_comes_exactly_once_an_epoch(batch_size: int) -> None:
-    batches = islice(BatchOrder(37, batch_size, seed=7), 3 * 37)
-    epochs = torch.cat(list(batches))[: 3 * 37].reshape(3, 37)
+    drawn = islice(BatchOrder(37, batch_size, seed=7), 3 * 37)
+    epochs = torch.cat(list(drawn))[: 3 * 37].reshape(3, 37)
     assert (epochs.sort().values == torch.arange(37)).all()
     assert not torch.equal(epochs[0], epochs[1])  # each epoch has its own order
     assert not torch.equal(epochs[1], epochs[2])

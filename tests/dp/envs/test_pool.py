@@ -1,21 +1,22 @@
-"""Where an episode runs changes nothing, and no failure of a worker goes unnoticed."""
+"""Where an episode runs changes nothing, and a worker that dies costs nothing but time, once."""
 
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from dp.envs import PushTEnv
+from dp.envs import PushTEnv, pool
 from dp.envs.episode import Chunk, Episode
 from dp.envs.pool import EnvPool
 
-N_ENVS = 3
+DEADLY_SEED = 2
 
 
 def make_episode() -> Episode:
-    return Episode(PushTEnv(["agent_pos"]), n_obs_steps=2)
+    return Episode(PushTEnv(["image", "agent_pos"]), n_obs_steps=2)
 
 
 def make_broken_episode() -> Episode:
@@ -26,8 +27,25 @@ def make_no_episode() -> Episode:
     raise FileNotFoundError("no block to push")
 
 
+class DeadlyEpisode(Episode):
+    """Kills its process at the second chunk of DEADLY_SEED."""
+
+    def reset(self, seed: int, max_steps: int, record: bool) -> Chunk:
+        self.deadly = seed == DEADLY_SEED
+        return super().reset(seed, max_steps, record)
+
+    def step(self, actions: np.ndarray) -> Chunk:
+        if self.deadly and self._steps > 0:
+            os._exit(3)
+        return super().step(actions)
+
+
+def make_deadly_episode() -> Episode:
+    return DeadlyEpisode(PushTEnv(["agent_pos"]), n_obs_steps=2)
+
+
 def resets(*envs: int) -> dict[int, tuple[int, int, bool]]:
-    return {env: (env, 12, env == 0) for env in envs}
+    return {env: (env, 20, env == 0) for env in envs}
 
 
 def steps(*envs: int) -> dict[int, np.ndarray]:
@@ -35,66 +53,121 @@ def steps(*envs: int) -> dict[int, np.ndarray]:
 
 
 def play(pool: EnvPool) -> list[dict[int, Chunk]]:
-    """All, then some in another order, then one that begins anew."""
-    return [pool.reset(resets(0, 1, 2)), pool.step(steps(0, 1, 2)), pool.step(steps(2, 0)), pool.reset(resets(2))]
+    """All, then some in another order, then one that begins anew, then one to its end."""
+    return [
+        pool.reset(resets(0, 1, 2)),
+        pool.step(steps(0, 1, 2)),
+        pool.step(steps(2, 0)),
+        pool.reset(resets(2)),
+        pool.step(steps(0)),
+    ]
 
 
-def as_plain(chunk: Chunk) -> tuple:
-    obs = {name: x.tolist() for name, x in chunk.obs.items()}
-    frames = [picture.tobytes() for picture in chunk.frames]
-    return obs, chunk.rewards, chunk.coverage, chunk.success, chunk.ended, frames
+def as_plain(answers: list[dict[int, Chunk]]) -> list[dict[int, tuple]]:
+    def plain(chunk: Chunk) -> tuple:
+        obs = {name: (x.shape, x.dtype, x.tobytes()) for name, x in chunk.obs.items()}
+        frames = [picture.tobytes() for picture in chunk.frames]
+        return obs, chunk.rewards, chunk.coverage, chunk.success, chunk.ended, frames
+
+    return [{env: plain(chunk) for env, chunk in sorted(answer.items())} for answer in answers]
 
 
-def test_chunks_are_the_same_in_this_process_and_in_any_number_of_workers() -> None:
-    played = []
-    for n_workers in (0, 1, 2):
-        with EnvPool(make_episode, N_ENVS, n_workers) as pool:
-            assert len(multiprocessing.active_children()) == n_workers
-            answers = play(pool)
-        played.append([{env: as_plain(chunk) for env, chunk in sorted(answer.items())} for answer in answers])
-    assert [sorted(answer) for answer in played[0]] == [[0, 1, 2], [0, 1, 2], [0, 2], [2]]
-    assert played[0] == played[1] == played[2]
+@pytest.fixture(scope="module")
+def played_here() -> list[dict[int, tuple]]:
+    return as_plain(play(EnvPool(make_episode, n_workers=0)))
 
 
-def test_there_are_no_more_workers_than_environments_and_closing_ends_them() -> None:
-    with EnvPool(make_episode, n_envs=1, n_workers=4):
-        (worker,) = multiprocessing.active_children()
-    assert not worker.is_alive()
-    assert worker.exitcode == 0  # it left by itself
-    assert multiprocessing.active_children() == []
+@pytest.fixture
+def worker_pool() -> Iterator[EnvPool]:
+    pool = EnvPool(make_episode, n_workers=2)
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+@pytest.mark.parametrize("arena_bytes", [pool.ARENA_BYTES, 100_000, 0])
+def test_chunks_are_the_same_in_this_process_and_in_workers(
+    monkeypatch: pytest.MonkeyPatch, played_here: list[dict[int, tuple]], n_workers: int, arena_bytes: int
+) -> None:
+    monkeypatch.setattr(pool, "ARENA_BYTES", arena_bytes)  # whatever fits into the shared memory, all of it, nothing
+    workers = EnvPool(make_episode, n_workers)
+    assert multiprocessing.active_children() == []  # none before they are needed
+    answers = play(workers)
+    assert len(multiprocessing.active_children()) == n_workers
+    assert [sorted(answer) for answer in played_here] == [[0, 1, 2], [0, 1, 2], [0, 2], [2], [0]]
+    assert as_plain(answers) == played_here  # compared at the end: later answers do not overwrite earlier ones
+    workers.close()
+
+
+def test_arrays_travel_through_shared_memory_and_not_through_the_pipe() -> None:
+    arrays = [np.arange(10.0), np.arange(1000, dtype=np.uint8)]
+    memory = memoryview(bytearray(1010))
+    pickled, buffers = pool._pack(arrays, memory)
+    assert buffers == [slice(0, 80), arrays[1].tobytes()]  # the second does not fit beside the first
+    assert memory[:80] == arrays[0].tobytes()
+    assert len(pickled) < 300
+
+
+def test_workers_stay_from_one_rollout_to_the_next_and_closing_ends_them(worker_pool: EnvPool) -> None:
+    pids = []
+    for _ in range(2):
+        worker_pool.reset(resets(0, 1))
+        pids.append({worker.pid for worker in multiprocessing.active_children()})
+    assert pids[0] == pids[1]
+    assert len(pids[0]) == 2
+    children = multiprocessing.active_children()
+    worker_pool.close()
+    assert [worker.exitcode for worker in children] == [0, 0]  # they left by themselves
+    assert as_plain([worker_pool.reset(resets(1))]) == as_plain([EnvPool(make_episode, 0).reset(resets(1))])
 
 
 @pytest.mark.parametrize("when", ["before the request", "while it is answered"])
-def test_a_dead_worker_is_an_error_and_not_a_wait(when: str) -> None:
-    with EnvPool(make_episode, n_envs=1, n_workers=1) as pool:
-        pool.reset(resets(0))
-        (worker,) = multiprocessing.active_children()
-        if when == "before the request":
-            os.kill(worker.pid, signal.SIGKILL)
-            worker.join()
-        else:
-            os.kill(worker.pid, signal.SIGSTOP)  # it cannot answer before it dies
-            pool._workers[0].send(("step", None, {}))
-            os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"env worker died \(exit code -9\)"):
-            pool.step(steps(0)) if when == "before the request" else pool._workers[0].receive()
+def test_a_dead_worker_is_replaced_and_its_episodes_run_again(
+    worker_pool: EnvPool, played_here: list[dict[int, tuple]], when: str
+) -> None:
+    answers = [worker_pool.reset(resets(0, 1, 2)), worker_pool.step(steps(0, 1, 2))]
+    victim = worker_pool._worker(0)._process  # of episodes 0 and 2
+    if when == "before the request":
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.join()
+    else:
+        os.kill(victim.pid, signal.SIGSTOP)  # it takes the request and cannot answer
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(victim.pid, signal.SIGKILL))
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+    answers += [worker_pool.step(steps(2, 0)), worker_pool.reset(resets(2)), worker_pool.step(steps(0))]
+    assert as_plain(answers) == played_here
+    assert victim.exitcode == -signal.SIGKILL
+    assert len(multiprocessing.active_children()) == 2
+
+
+def test_an_episode_that_kills_its_worker_twice_is_an_error_with_its_seed() -> None:
+    deadly = EnvPool(make_deadly_episode, n_workers=1)
+    deadly.reset(resets(1, DEADLY_SEED, 3))
+    deadly.step(steps(1, DEADLY_SEED, 3))
+    with pytest.raises(RuntimeError, match=r"died \(exit code 3\) for the second time while it ran .* of seed 2$"):
+        deadly.step(steps(1, DEADLY_SEED, 3))
     assert multiprocessing.active_children() == []
+
+
+def test_episodes_that_have_ended_do_not_run_again(worker_pool: EnvPool) -> None:
+    worker_pool.reset({0: (0, 4, False), 2: (2, 20, False)})
+    assert worker_pool.step(steps(0, 2))[0].ended
+    os.kill(worker_pool._worker(0)._process.pid, signal.SIGKILL)
+    assert list(worker_pool.step(steps(2))) == [2]
+    assert list(worker_pool._running) == [2]
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])
-def test_an_error_in_an_environment_is_raised_here(n_workers: int) -> None:
-    with (
-        pytest.raises(ValueError, match="PushT has no observation"),
-        EnvPool(make_broken_episode, n_envs=2, n_workers=n_workers) as pool,
-    ):
-        pool.reset(resets(0, 1))
-    assert multiprocessing.active_children() == []
-
-
-def test_an_error_in_making_an_episode_is_raised_here() -> None:
-    with (
-        pytest.raises(FileNotFoundError, match="no block to push"),
-        EnvPool(make_no_episode, n_envs=2, n_workers=2) as pool,
-    ):
-        pool.reset(resets(0, 1))
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (make_broken_episode, pytest.raises(ValueError, match="PushT has no observation")),
+        (make_no_episode, pytest.raises(FileNotFoundError, match="no block to push")),
+    ],
+)
+def test_an_error_in_an_environment_is_raised_here(
+    make: pool.MakeEpisode, error: pytest.RaisesExc, n_workers: int
+) -> None:
+    with error:
+        EnvPool(make, n_workers).reset(resets(0, 1))
     assert multiprocessing.active_children() == []
