@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check clean
+.PHONY: run test check bench clean
 
 run: .venv/installed
 	@experiment=$$($(BIN)/python -c "import torch; print('pusht_image' if torch.cuda.is_available() else 'pusht_image_small')") && \
@@ -19,8 +19,11 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv/installed .venv-lerobot/installed
+	$(BIN)/python -m benchmarks --into docs/performance.md
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info build
+	rm -rf .venv .venv-lerobot .pytest_cache .ruff_cache .mypy_cache *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
@@ -31,4 +34,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+# LeRobot wants other versions of torch and diffusers than this project: it is a rival in `make bench`, and nothing else.
+.venv-lerobot/installed:
+	$(PYTHON) -m venv .venv-lerobot
+	.venv-lerobot/bin/python -m pip install --quiet --disable-pip-version-check lerobot==0.4.4
 	touch $@

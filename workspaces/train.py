@@ -128,6 +128,7 @@ class TrainWorkspace(Workspace):
             self.engine, self.policy, self.optimizer, loader.load, self.max_grad_norm, self.precision == "bf16"
         )
         self.policy.train()
+        log.info("training begins at step %d of %d", self.step, self.num_steps)
         self.timer.start(self.step)
         with tqdm(total=self.num_steps, initial=self.step, unit="step", disable=None, mininterval=1) as bar:
             while True:

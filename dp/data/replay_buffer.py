@@ -115,7 +115,7 @@ def _read_images(path: Path, name: str, cache_dir: Path) -> np.ndarray:
     array = _open(path, name)
     cached = cache_dir / f"{_fingerprint(path / name)}.npy"
     try:
-        return np.load(cached)
+        return np.load(cached, mmap_mode="c")  # read as it is needed, and shared by all processes
     except FileNotFoundError:
         pass
     except Exception as error:  # whatever numpy's parsers raise on damage

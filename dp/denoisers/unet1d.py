@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dp.denoisers.conv1d import Conv1d, GroupNorm1d, Upsample1d
+from dp.denoisers.mish import Mish
 
 Norm = Literal["group", "layer"]
 Film = Literal["scale_bias", "residual"]
@@ -66,10 +67,11 @@ class UNet1d(nn.Module):
         self.diffusion_step_encoder = nn.Sequential(
             SinusoidalEmbedding(step_embed_dim),
             nn.Linear(step_embed_dim, step_embed_dim * 4),
-            nn.Mish(),
+            Mish(),
             nn.Linear(step_embed_dim * 4, step_embed_dim),
         )
         self.cond_projection = nn.Linear(cond_dim, step_embed_dim) if cond_merge == "add" else nn.Identity()
+        self.mish = Mish()
         film_dim = step_embed_dim if cond_merge == "add" else step_embed_dim + cond_dim
 
         def block(inputs: int, outputs: int) -> FilmResidualBlock:
@@ -96,7 +98,7 @@ class UNet1d(nn.Module):
     ) -> Float[Tensor, "B H Da"]:
         horizon = x.shape[1]
         step, cond = self.diffusion_step_encoder(k), self.cond_projection(cond)
-        film = F.mish(step + cond if self.cond_merge == "add" else torch.cat([step, cond], dim=-1))
+        film = self.mish(step + cond if self.cond_merge == "add" else torch.cat([step, cond], dim=-1))
 
         h = F.pad(x, (0, 0, 0, -horizon % self.stride))
         skips = []
@@ -126,7 +128,7 @@ class ConvBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel_size: int, n_groups: int, norm: Norm) -> None:
         super().__init__()
         normalise = GroupNorm1d(n_groups, outputs) if norm == "group" else nn.LayerNorm(outputs)
-        self.block = nn.Sequential(Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), normalise, nn.Mish())
+        self.block = nn.Sequential(Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), normalise, Mish())
 
     def forward(self, x: Float[Tensor, "B L Cin"]) -> Float[Tensor, "B L Cout"]:
         return self.block(x)
