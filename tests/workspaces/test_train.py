@@ -197,6 +197,31 @@ def test_the_dataloader_trains_the_same_policy(uninterrupted, run, tmp_path, ove
     assert_same_run(uninterrupted, run_dir)
 
 
+@pytest.mark.parametrize(
+    ("engine", "device"),
+    [
+        ("compile", "cpu"),
+        pytest.param("graph", "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")),
+    ],
+)
+def test_a_stopped_run_goes_on_in_every_engine(command, run, tmp_path, engine, device):
+    options = (f"workspace.engine={engine}", f"device={device}")
+    assert run(*options, "run_dir=straight").returncode == 0
+    with subprocess.Popen(
+        command(*options, "run_dir=stopped"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        next(line for line in process.stderr if line.startswith("step 5/"))
+        process.send_signal(signal.SIGTERM)
+        assert "SIGTERM: saved at step" in process.stderr.read()
+    assert "resuming stopped at step" in run(*options, "run_dir=stopped").stderr
+    if device == "cpu":
+        assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    losses = [
+        [row["train/loss"] for row in metrics(tmp_path / d) if "train/loss" in row] for d in ("straight", "stopped")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
 def test_rollouts_that_are_repeated_count_once(uninterrupted, small_zarr, tmp_path):
     """A signal may end them after the checkpoint is listed among the best and before the run is saved."""
     config = torch.load(uninterrupted / "checkpoints/last.pt", weights_only=True)["config"] | {"run_dir": tmp_path}
