@@ -75,7 +75,7 @@ def train(network: dict[str, Any], noise_draws: int, calls: int) -> Work:
     loader, ema = make_loader(network), EMA(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    step = engines.training_step("auto", policy, optimizer, loader.load, 1.0, bf16_pays(DEVICE))
+    step = engines.training_step("auto", engines.EagerStep(policy, optimizer, loader.load, 1.0, bf16_pays(DEVICE)))
     batches = iter(loader)
 
     def work() -> None:

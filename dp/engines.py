@@ -3,10 +3,11 @@
 `EagerStep` is the reference; the others do the same arithmetic on the same random numbers with fewer launches.
 """
 
+import copy
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,26 +23,19 @@ WARM_UP = 3
 """Calls that run eagerly before a graph is captured, so that everything that is made on first use has been made."""
 
 
-def training_step(
-    engine: Literal["auto", "eager", "compile", "graph"],
-    policy: DiffusionPolicy,
-    optimizer: torch.optim.Optimizer,
-    load: Callable[[Inputs], Batch],
-    max_grad_norm: float,
-    bf16: bool,
-) -> "Step":
-    """A step that runs on `engine`; where that fails at its start, on the next simpler one, with a warning.
+def training_step(engine: Literal["auto", "eager", "compile", "graph"], step: "EagerStep") -> "Step":
+    """`step` on `engine`; where that fails at its start, on the next simpler one, with a warning.
 
-    auto: graph on CUDA, eager elsewhere. The arguments are those of `EagerStep`.
+    auto: graph on CUDA, eager elsewhere.
     """
     choices: dict[str, Callable[[], Step]] = {
-        "graph": lambda: GraphStep(CompiledStep(policy, optimizer, load, max_grad_norm, bf16)),
-        "compile": lambda: CompiledStep(policy, optimizer, load, max_grad_norm, bf16),
-        "eager": lambda: EagerStep(policy, optimizer, load, max_grad_norm, bf16),
+        "graph": lambda: GraphStep(compiled(step)),
+        "compile": lambda: compiled(step),
+        "eager": lambda: step,
     }
     names = list(choices)
-    first = choose(engine, policy.device)
-    return FallingBack({name: choices[name] for name in names[names.index(first) :]})
+    first = names.index(choose(engine, step.policy.device))
+    return FallingBack({name: choices[name] for name in names[first:]})
 
 
 def choose(engine: str, device: torch.device) -> str:
@@ -59,6 +53,13 @@ def choose(engine: str, device: torch.device) -> str:
 
 Step = Callable[[list[Inputs]], Float[Tensor, "2"]]
 """One optimizer step on the gradients of a list of inputs. Returns (mean loss, gradient norm), on the device."""
+
+
+@runtime_checkable
+class Graph(Protocol):
+    """Captured work, ready to run again: a `torch.cuda.CUDAGraph`."""
+
+    def replay(self) -> None: ...
 
 
 class EagerStep:
@@ -97,19 +98,11 @@ class EagerStep:
         return torch.stack([torch.stack(losses).sum(), grad_norm])
 
 
-class CompiledStep(EagerStep):
-    """`EagerStep` with the loss compiled by TorchInductor, drawing eager's random numbers."""
-
-    def __init__(
-        self,
-        policy: DiffusionPolicy,
-        optimizer: torch.optim.Optimizer,
-        load: Callable[[Inputs], Batch],
-        max_grad_norm: float,
-        bf16: bool,
-    ) -> None:
-        super().__init__(policy, optimizer, load, max_grad_norm, bf16)
-        self.loss = cast(Callable[[Batch], Tensor], torch.compile(policy.loss, options={"fallback_random": True}))
+def compiled(step: EagerStep) -> EagerStep:
+    """`step` with its loss compiled by TorchInductor, drawing eager's random numbers."""
+    faster = copy.copy(step)
+    faster.loss = cast(Callable[[Batch], Tensor], torch.compile(step.loss, options={"fallback_random": True}))
+    return faster
 
 
 class GraphStep:
@@ -123,7 +116,7 @@ class GraphStep:
     def __init__(self, step: EagerStep) -> None:
         self.step, self.device = step, step.policy.device
         self._stream, self._calls = torch.cuda.Stream(self.device), 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: Graph | None = None
         for group in step.optimizer.param_groups:
             group |= {"lr": torch.tensor(float(group["lr"]), device=self.device), "capturable": True}
 
@@ -167,33 +160,42 @@ class FallingBack:
 
 
 class GraphDenoising:
-    """`policy.denoise` as one CUDA graph for each batch size; as it is where the scheduler draws noise."""
+    """`policy.denoise` as one CUDA graph for each batch size.
+
+    As it is where the scheduler draws noise, which a graph would repeat, and, with a warning, where a capture fails.
+    """
 
     def __init__(self, policy: DiffusionPolicy) -> None:
         self._denoise = policy.denoise
         self._stream = torch.cuda.Stream(policy.device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}
-        self._draws_noise: bool | None = None
+        self._graphs: dict[int, tuple[Graph, Tensor, Tensor, Tensor]] = {}
+        self._capturable: bool | None = None
 
     def __call__(
         self, x: Float[Tensor, "B H Da"], cond: Float[Tensor, "B C"], generator: Generator = None
     ) -> Float[Tensor, "B H Da"]:
-        if self._draws_noise is None:
-            self._draws_noise = self._draws(x, cond)
-        if self._draws_noise:
+        if self._capturable is None:
+            self._capturable = not self._draws_noise(x, cond)
+        if self._capturable and len(x) not in self._graphs:
+            try:
+                self._graphs[len(x)] = self._capture(x.clone(), cond.clone())
+            except Exception as error:
+                self._capturable = False
+                warnings.warn(f"denoising runs without CUDA graphs: {type(error).__name__}: {error}", stacklevel=2)
+        if not self._capturable:
             return self._denoise(x, cond, generator)
-        if len(x) not in self._graphs:
-            static_x, static_cond = x.clone(), cond.clone()
-            on_stream(self._stream, lambda: self._denoise(static_x, static_cond))
-            graph, result = capture(self._stream, lambda: self._denoise(static_x, static_cond))
-            self._graphs[len(x)] = (graph, static_x, static_cond, result)
         graph, static_x, static_cond, result = self._graphs[len(x)]
         static_x.copy_(x)
         static_cond.copy_(cond)
         graph.replay()
         return result.clone()
 
-    def _draws(self, x: Tensor, cond: Tensor) -> bool:
+    def _capture(self, x: Tensor, cond: Tensor) -> tuple[Graph, Tensor, Tensor, Tensor]:
+        on_stream(self._stream, lambda: self._denoise(x, cond))
+        graph, result = capture(self._stream, lambda: self._denoise(x, cond))
+        return graph, x, cond, result
+
+    def _draws_noise(self, x: Tensor, cond: Tensor) -> bool:
         """Whether denoising takes anything from its generator."""
         generator = torch.Generator(x.device)
         before = generator.get_state()
@@ -216,7 +218,7 @@ def on_stream(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> Tensor:
     return result
 
 
-def capture(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+def capture(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
     """The graph of `work`, and the tensor in which each replay leaves its result. Runs nothing."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):

@@ -124,9 +124,9 @@ class TrainWorkspace(Workspace):
     def _train(self) -> None:
         loader = self._loader()
         batches = iter(loader)
-        train_step = engines.training_step(
-            self.engine, self.policy, self.optimizer, loader.load, self.max_grad_norm, self.precision == "bf16"
-        )
+        bf16 = self.precision == "bf16"
+        step = engines.EagerStep(self.policy, self.optimizer, loader.load, self.max_grad_norm, bf16)
+        train_step = engines.training_step(self.engine, step)
         self.policy.train()
         log.info("training begins at step %d of %d", self.step, self.num_steps)
         self.timer.start(self.step)

@@ -69,7 +69,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     order = BatchOrder(len(windows), 8, seed=0)
     loader = StreamedLoader(windows, order, device, 0) if streamed else ResidentLoader(windows, order, device)
-    step = engines.training_step(engine, policy, optimizer, loader.load, 1.0, bf16)
+    step = engines.training_step(engine, engines.EagerStep(policy, optimizer, loader.load, 1.0, bf16))
     batches, results = iter(loader), []
     torch.manual_seed(1)
     for _ in range(steps):
@@ -177,6 +177,97 @@ def test_an_engine_that_cannot_run_here_is_refused(engine: str, told: str) -> No
     assert engines.choose("auto", torch.device("cuda")) == "graph"
 
 
+class ReplayedOnTheCPU:
+    """Stands for a CUDA graph where there is no GPU: a replay runs the captured work and fills the captured result."""
+
+    def __init__(self, work: Callable[[], torch.Tensor], result: torch.Tensor) -> None:
+        self.work, self.result, self.replays = work, result, 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.result.copy_(self.work())
+
+
+@pytest.fixture
+def capture_shaped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[ReplayedOnTheCPU]]:
+    """What graphs are fed with, and when, needs no GPU to be checked: the graphs captured from now on."""
+
+    def begin(*result_shape: int) -> list[ReplayedOnTheCPU]:
+        captured: list[ReplayedOnTheCPU] = []
+
+        def capture(_: object, work: Callable[[], torch.Tensor]) -> tuple[ReplayedOnTheCPU, torch.Tensor]:
+            captured.append(ReplayedOnTheCPU(work, torch.empty(result_shape)))  # runs nothing, as a real one
+            return captured[-1], captured[-1].result
+
+        monkeypatch.setattr(engines, "capture", capture)
+        monkeypatch.setattr(engines, "on_stream", lambda _, work: work())
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+        return captured
+
+    return begin
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("grad_accumulation", [1, 2])
+def test_a_graph_step_feeds_its_graph_with_every_input_and_learning_rate(
+    windows: WindowDataset, capture_shaped: Callable, streamed: bool, grad_accumulation: int
+) -> None:
+    captured = capture_shaped(2)
+    results = []
+    for graph in (False, True):
+        policy = make_policy().train()
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)  # AdamW takes a tensor for a rate on CUDA only
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        order = BatchOrder(len(windows), 8, seed=0)
+        loader = StreamedLoader(windows, order, CPU, 0) if streamed else ResidentLoader(windows, order, CPU)
+        step = engines.EagerStep(policy, optimizer, loader.load, 1.0, bf16=False)
+        run = engines.GraphStep(step) if graph else step
+        rate = optimizer.param_groups[0]["lr"]
+        torch.manual_seed(1)
+        batches = iter(loader)
+        for _ in range(10):
+            results.append(run(list(islice(batches, grad_accumulation))))
+            schedule.step()
+    assert [g.replays for g in captured] == [10 - engines.WARM_UP]
+    assert isinstance(rate, torch.Tensor)
+    assert optimizer.param_groups[0]["lr"] is rate  # the one that the graph was captured with
+    torch.testing.assert_close(torch.stack(results[10:]), torch.stack(results[:10]))
+
+
+def test_denoising_has_a_graph_a_batch_size_and_follows_its_inputs(capture_shaped: Callable) -> None:
+    graphs = {3: capture_shaped(3, 16, 2)}  # before the stream is asked for
+    policy = make_policy().eval()
+    fast = copy.deepcopy(policy)
+    fast.denoise = engines.GraphDenoising(fast)
+    for batch in (3, 5):
+        graphs[batch] = capture_shaped(batch, 16, 2)
+        for seed in range(3):
+            cond = torch.randn(batch, 2 * policy.encoder.out_dim, generator=torch.Generator().manual_seed(seed))
+            sampled = [p.sample(cond, torch.Generator().manual_seed(9 + seed)) for p in (policy, fast)]
+            torch.testing.assert_close(sampled[1], sampled[0])
+    assert {batch: [g.replays for g in captured] for batch, captured in graphs.items()} == {3: [3], 5: [3]}
+
+
+def test_a_scheduler_that_draws_noise_is_not_captured(capture_shaped: Callable) -> None:
+    captured = capture_shaped(3, 16, 2)
+    policy = make_policy(DDPMScheduler).eval()
+    fast = copy.deepcopy(policy)
+    fast.denoise = engines.GraphDenoising(fast)
+    cond = torch.randn(3, 2 * policy.encoder.out_dim)
+    sampled = [p.sample(cond, [torch.Generator().manual_seed(i) for i in range(3)]) for p in (policy, fast)]
+    torch.testing.assert_close(sampled[1], sampled[0], rtol=0, atol=0)
+    assert captured == []
+
+
+def test_denoising_goes_on_without_a_graph_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    fast = make_policy().eval()
+    fast.denoise = engines.GraphDenoising(fast)
+    cond = torch.randn(3, 2 * fast.encoder.out_dim)
+    with pytest.warns(UserWarning, match="denoising runs without CUDA graphs: "):  # on_stream meets no CUDA here
+        assert fast.sample(cond).isfinite().all()
+
+
 @needs_cuda
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
@@ -200,7 +291,7 @@ def test_no_step_synchronises(windows: WindowDataset, engine: str) -> None:
     policy = make_policy(device=cuda).train()
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
     loader = ResidentLoader(windows, BatchOrder(len(windows), 8, seed=0), cuda)
-    step = engines.training_step(engine, policy, optimizer, loader.load, 1.0, bf16=True)
+    step = engines.training_step(engine, engines.EagerStep(policy, optimizer, loader.load, 1.0, bf16=True))
     batches = iter(loader)
     for _ in range(engines.WARM_UP + 2):
         step([next(batches)])
