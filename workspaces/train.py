@@ -101,7 +101,7 @@ class TrainWorkspace(Workspace):
 
     def run(self) -> float | None:
         """Trains to `num_steps`. Returns the best score."""
-        resumed = self._open()
+        self._open()
         log.info(
             "data: %s, %d training windows of %d episodes, %d validation windows of %d episodes",
             self.data.path, len(self.train_windows), len(self.data.train_episodes),
@@ -110,8 +110,6 @@ class TrainWorkspace(Workspace):
         n_parameters = sum(p.numel() for p in self.policy.parameters())
         threads = f" with {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         log.info("policy: %.1f M parameters on %s%s, %s", n_parameters / 1e6, self.device, threads, self.precision)
-        if not resumed:
-            self._save()
         with self.signals:
             try:
                 self._train()
@@ -136,7 +134,8 @@ class TrainWorkspace(Workspace):
                     self._do_what_is_due()
                     self.evaluated = True
                     self.metrics_offset = self.logger.offset
-                    if self._due("checkpoint") or self._due("rollout"):
+                    first = self.step == 1  # from now on the directory is this run's
+                    if self._due("checkpoint") or self._due("rollout") or first:
                         with self.timer.paused():
                             self._save()
                 if self.signals.received is not None:
@@ -213,8 +212,8 @@ class TrainWorkspace(Workspace):
             step = self.step - len(self.pending) + first + 1
             loss, grad_norm = self.pending[first].tolist()
             raise ValueError(
-                f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}. The last good checkpoint "
-                f"is kept in {self._checkpoints}; try a smaller optimizer.lr or workspace.precision=fp32"
+                f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}. What was "
+                f"saved before is kept in {self._checkpoints}; try a smaller optimizer.lr or workspace.precision=fp32"
             )
 
     @torch.no_grad()
@@ -305,8 +304,8 @@ class TrainWorkspace(Workspace):
         name = Signals.NAMES[self.signals.received]  # type: ignore[index]
         raise Interrupted(f"{name}: saved at step {self.step}. To go on: {command}", 128 + self.signals.received)
 
-    def _open(self) -> bool:
-        """Opens the run directory, and takes up the run that it holds, if it does. Returns whether it does."""
+    def _open(self) -> None:
+        """Opens the run directory, and takes up the run that it holds, if it does."""
         self.take_run_dir()
         last = self._checkpoints / "last.pt"
         state = checkpoint.load(last) if last.is_file() else None
@@ -318,7 +317,6 @@ class TrainWorkspace(Workspace):
             self._restore(state)
             log.info("resuming %s at step %d", self.run_dir, self.step)
         self.logger.truncate(self.metrics_offset)
-        return state is not None
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
