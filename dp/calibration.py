@@ -41,7 +41,7 @@ def fastest_num_threads(most: int) -> tuple[int, dict[int, float]]:
             y = F.mish(y @ weight)
 
     choices = sorted({1, most})
-    seconds = dict(zip(choices, _medians([_with_threads(n, layers) for n in choices]), strict=True))
+    seconds = dict(zip(choices, _medians([_with_threads(n, layers) for n in choices], rounds=3), strict=True))
     return min(choices, key=lambda n: seconds[n]), seconds
 
 
