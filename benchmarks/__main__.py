@@ -206,7 +206,7 @@ SECTIONS: dict[str, Callable[[Report, Ceilings], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[], metavar="SECTION")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--into", type=Path)
     options = parser.parse_args()

@@ -1,5 +1,6 @@
 """Many episodes at once, in worker processes that live as long as the pool."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -182,17 +183,15 @@ def _serve(connection: Connection, arena: ctypes.Array, make_episode: MakeEpisod
     os.environ["OMP_NUM_THREADS"] = "1"
     memory = memoryview(arena).cast("B")
     episodes: dict[int, Episode] = {}
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # the pool has closed, or died
+        while True:
             method, share = connection.recv()
-        except (EOFError, OSError):
-            return
-        answer: Any
-        try:
-            answer = {env: _call(episodes, make_episode, env, method, args) for env, args in share.items()}
-        except Exception as error:
-            answer = error
-        connection.send(_pack(answer, memory))
+            answer: Any
+            try:
+                answer = {env: _call(episodes, make_episode, env, method, args) for env, args in share.items()}
+            except Exception as error:
+                answer = error
+            connection.send(_pack(answer, memory))
 
 
 def _pack(answer: Any, memory: memoryview) -> tuple[bytes, list]:

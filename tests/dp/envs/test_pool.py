@@ -140,6 +140,20 @@ def test_a_dead_worker_is_replaced_and_its_episodes_run_again(
     assert len(multiprocessing.active_children()) == 2
 
 
+def test_a_rollout_that_is_interrupted_leaves_a_pool_that_works(
+    worker_pool: EnvPool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    worker_pool.reset(resets(0, 1, 2))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(pool._Worker, "receive", lambda _: signal.raise_signal(signal.SIGINT))
+        worker_pool.step(steps(0, 1, 2))  # the workers are busy when Ctrl-C comes
+    assert multiprocessing.active_children() == []
+    again = as_plain([worker_pool.reset(resets(0, 1, 2)), worker_pool.step(steps(0, 1, 2))])
+    here = EnvPool(make_episode, n_workers=0)
+    assert again == as_plain([here.reset(resets(0, 1, 2)), here.step(steps(0, 1, 2))])
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_an_episode_that_kills_its_worker_twice_is_an_error_with_its_seed() -> None:
     deadly = EnvPool(make_deadly_episode, n_workers=1)
     deadly.reset(resets(1, DEADLY_SEED, 3))
