@@ -144,9 +144,10 @@ def test_a_rollout_that_is_interrupted_leaves_a_pool_that_works(
     worker_pool: EnvPool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     worker_pool.reset(resets(0, 1, 2))
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(pool._Worker, "receive", lambda _: signal.raise_signal(signal.SIGINT))
-        worker_pool.step(steps(0, 1, 2))  # the workers are busy when Ctrl-C comes
+        with pytest.raises(KeyboardInterrupt):
+            worker_pool.step(steps(0, 1, 2))  # the workers are busy when Ctrl-C comes
     assert multiprocessing.active_children() == []
     again = as_plain([worker_pool.reset(resets(0, 1, 2)), worker_pool.step(steps(0, 1, 2))])
     here = EnvPool(make_episode, n_workers=0)
@@ -161,6 +162,18 @@ def test_an_episode_that_kills_its_worker_twice_is_an_error_with_its_seed() -> N
     with pytest.raises(RuntimeError, match=r"died \(exit code 3\) for the second time while it ran .* of seed 2$"):
         deadly.step(steps(1, DEADLY_SEED, 3))
     assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_is_killed_twice_over_the_same_episodes_is_an_error_with_their_seeds(
+    worker_pool: EnvPool,
+) -> None:
+    worker_pool.reset({0: (70, 20, False), 1: (71, 20, False), 2: (72, 20, False)})
+    for _ in range(2):
+        os.kill(worker_pool._worker(0)._process.pid, signal.SIGKILL)
+        if worker_pool._running[0].deaths == 0:
+            worker_pool.step(steps(0, 1, 2))
+    with pytest.raises(RuntimeError, match=r"exit code -9\) for the second time .* seed 70 or 72$"):
+        worker_pool.step(steps(0, 1, 2))
 
 
 def test_episodes_that_have_ended_do_not_run_again(worker_pool: EnvPool) -> None:
