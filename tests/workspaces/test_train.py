@@ -222,6 +222,14 @@ def test_a_stopped_run_goes_on_in_every_engine(command, run, tmp_path, engine, d
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
+def test_a_resumed_run_keeps_its_number_of_threads(run, tmp_path):
+    """Sums over threads round differently: to the bit means with as many as before."""
+    first = run("run_dir=threads", "n_threads=3", "workspace.num_steps=3")
+    assert "on cpu with 3 threads, fp32" in first.stderr or "on cpu with 3 threads, bf16" in first.stderr
+    assert "on cpu with 3 threads" in run("run_dir=threads", "n_threads=auto", "workspace.num_steps=4").stderr
+    assert "on cpu with 2 threads" in run("run_dir=threads", "n_threads=2", "workspace.num_steps=5").stderr
+
+
 def test_rollouts_that_are_repeated_count_once(uninterrupted, small_zarr, tmp_path):
     """A signal may end them after the checkpoint is listed among the best and before the run is saved."""
     config = torch.load(uninterrupted / "checkpoints/last.pt", weights_only=True)["config"] | {"run_dir": tmp_path}
