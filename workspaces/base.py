@@ -1,10 +1,12 @@
 """What every run has: a directory that is its own, a log, a device, an end that is told."""
 
+import contextlib
 import fcntl
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +35,8 @@ class Workspace:
         self.config = config
         self.device = choose_device(config["device"])
         self.use_threads(config["n_threads"])
+        if config["logger"]["mode"] != "disabled":
+            threading.Thread(target=_start_wandb, daemon=True).start()  # while others read data and draw weights
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: what is not bfloat16 in training, and all of sampling
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
@@ -132,6 +136,14 @@ class Signals:
 
 class StopNow(BaseException):
     """A signal came while nothing could be left half done. Not an Exception: nothing on the way may swallow it."""
+
+
+def _start_wandb() -> None:
+    """What takes wandb a second. Where it fails, the logger will, too, and will say so."""
+    with contextlib.suppress(Exception):
+        import wandb
+
+        wandb.setup()
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -53,8 +52,6 @@ def workspace(composed: DictConfig) -> Workspace:
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         config["run_dir"] = config["run_dir"] or HydraConfig.get().runtime.output_dir
     check(config)
-    if config["logger"]["mode"] != "disabled":  # half a second, while others read data and draw weights
-        threading.Thread(target=importlib.import_module, args=("wandb",), daemon=True).start()
     verb = get_class(config["workspace"]["_target_"])
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
     return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
