@@ -26,7 +26,7 @@ from tests.workspaces.conftest import RUN
         ("logger.mode=on", "expected one of: auto, online, offline, disabled"),
         ("workspace.every.log=0", "workspace.every.log=0, expected a whole number of at least 1"),
         ("workspace.precision=fp8", "expected auto, fp32 or bf16"),
-        ("workspace.engine=graph", "workspace.engine=graph needs a CUDA device"),
+        ("workspace.engine=fast", "workspace.engine=fast, expected auto, eager, compile or graph"),
         ("n_threads=0", "n_threads=0, expected auto or a whole number"),
         ("env_runner.n_episodes=0", "env_runner.n_episodes=0, expected at least 1"),
         ("dataset.path=/nowhere", "dataset.path=/nowhere: there is no data set there"),
