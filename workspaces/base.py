@@ -3,11 +3,10 @@
 import contextlib
 import fcntl
 import logging
-import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -18,7 +17,9 @@ from omegaconf import OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dp.calibration import AVAILABLE, fastest_num_threads
-from workspaces.errors import Interrupted
+from workspaces import record
+from workspaces.errors import Interrupted, explain
+from workspaces.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ class Workspace:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: what is not bfloat16 in training, and all of sampling
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
+        self.score: float | None = None
         self._lock: IO[str] | None = None
+        self._recorded = False
         self._log_file: logging.FileHandler | None = None
         self._redirect = logging_redirect_tqdm()
 
@@ -69,15 +72,16 @@ class Workspace:
         """Creates the run directory and takes it for this process alone. Raises ValueError where another one has it."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = (self.run_dir / ".lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die, however
-        except OSError:
-            raise ValueError(
-                f"{self.run_dir} is in use by another process: wait for it or give another run_dir"
-            ) from None
+        for _ in range(20):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die, however
+                return
+            except OSError:
+                time.sleep(0.05)  # somebody who only looks whether it is free holds it for a moment
+        raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir")
 
-    def begin_run_log(self) -> None:
-        """Begins run.log and writes config.yaml, in the run directory."""
+    def begin_run(self, verb: str) -> None:
+        """Begins run.log and run.json and writes config.yaml, in the run directory."""
         self._log_file = logging.FileHandler(self.run_dir / "run.log")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
@@ -86,6 +90,8 @@ class Workspace:
             self.run_dir / "config.yaml",
             lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(self.config)).encode()),
         )
+        record.begin(self.run_dir, verb, self.device)
+        self._recorded = True
 
     def __enter__(self) -> "Workspace":
         self._redirect.__enter__()
@@ -94,9 +100,12 @@ class Workspace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        failed = error is not None and not isinstance(error, Interrupted)
+        failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
         self.close(failed)
         self._redirect.__exit__(None, None, None)
+        if self._recorded:
+            state: record.State = "finished" if error is None else "failed" if failed else "interrupted"
+            record.end(self.run_dir, state, self.score, explain(error) if failed else None)
         if self._log_file is not None:
             if failed and error is not None and kind is not None:
                 failure = log.makeRecord(log.name, logging.ERROR, __file__, 0, "failed", (), (kind, error, trace))
@@ -159,26 +168,3 @@ def default_run_dir(config: Config) -> Path:
     """outputs/<experiment>/<timestamp>-<seed>."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
     return Path("outputs") / config["name"] / f"{stamp}-{config['seed']}"
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets `write` fill a temporary file, and gives it the name `path` once it is on the disk whole.
-
-    On any error, a full disk included, the file that had the name before is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -57,11 +57,6 @@ def workspace(composed: DictConfig) -> Workspace:
     return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
 
 
-def overrides() -> list[str]:
-    """What the user typed, as Hydra understood it."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
 def check(config: Config) -> None:
     """Raises ValueError for settings that contradict each other, before anything is read or written."""
     flat = flatten(config)

@@ -32,13 +32,21 @@ def full_tracebacks() -> None:
 
 def exit_with_message(error: Exception) -> int:
     """Prints what went wrong and returns the exit code."""
-    error = _root(error)
-    message = _explain(error)
+    message = _explain(_root(error))
     if message is None or os.environ.get("DP_TRACEBACK") == "1":
-        traceback.print_exception(error)
+        traceback.print_exception(_root(error))
     else:
         print(message, file=sys.stderr)
     return error.exit_code if isinstance(error, Interrupted) else 1
+
+
+def explain(error: BaseException | None) -> str:
+    """In a line or two what went wrong, also where it is not the user's doing."""
+    if not isinstance(error, Exception):
+        return type(error).__name__
+    error = _root(error)
+    message = _explain(error)
+    return message.removeprefix("error: ") if message else f"{type(error).__name__}: {error}"
 
 
 def _root(error: Exception) -> Exception:

@@ -11,9 +11,10 @@ from dp.baselines import DoNothing, Replay
 from dp.policy import DiffusionPolicy
 from dp.rollout import EnvRunner, RolloutResult
 from dp.types import Policy
-from workspaces import build, checkpoint
+from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir
-from workspaces.rollouts import metrics_of, save_videos, write_json
+from workspaces.files import write_json
+from workspaces.rollouts import metrics_of, save_videos
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class EvaluateWorkspace(Workspace):
         if "ema" not in state or "config" not in state:
             raise ValueError(f"checkpoint={path} holds no policy")
         build.check_trusted(state["config"])
-        self.config = merge(state["config"], self.config, build.overrides())
+        self.config = merge(state["config"], self.config, record.overrides())
         build.check(self.config)
         policy = build.policy(self.config)
         load_weights(policy, state["ema"]["model"], path)
@@ -76,7 +77,7 @@ class EvaluateWorkspace(Workspace):
     def run(self) -> float:
         """Returns the score."""
         self.take_run_dir()
-        self.begin_run_log()
+        self.begin_run("evaluate")
         self.logger = build.logger(self.config, self, "evaluate")
         result = self.env_runner.run(self.policy, self.device)
         evaluation = {
@@ -95,7 +96,8 @@ class EvaluateWorkspace(Workspace):
         self.logger.log(self.about.get("step", 0), metrics_of(result, None))
         self.logger.log_episodes(self.about.get("step", 0), evaluation["episodes"], videos)
         self._report(result)
-        return result.score.value
+        self.score = result.score.value
+        return self.score
 
     def _report(self, result: RolloutResult) -> None:
         log.info(

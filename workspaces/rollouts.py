@@ -1,12 +1,10 @@
 """Rollout results as metrics and files."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from dp.envs import PushTEnv
 from dp.rollout import RolloutResult
-from workspaces.base import write_atomically
+from workspaces.files import write_json
 from workspaces.video import write_video
 
 
@@ -37,7 +35,3 @@ def save_videos(folder: Path, prefix: str, result: RolloutResult) -> dict[int, P
         if episode.seed in videos:
             write_video(videos[episode.seed], episode, fps=PushTEnv.control_hz)
     return videos
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))

@@ -13,7 +13,7 @@ from dp import engines
 from dp.calibration import bf16_pays
 from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
 from dp.data.windows import prepare
-from workspaces import build, checkpoint
+from workspaces import build, checkpoint, record
 from workspaces.base import Config, Signals, StopNow, Workspace
 from workspaces.errors import Interrupted, flatten
 from workspaces.rollouts import metrics_of, save_rollouts
@@ -117,7 +117,8 @@ class TrainWorkspace(Workspace):
                 self._save_and_leave()
         if self.best:
             self.logger.summarize({"best_score": self.best[0]["score"], "best_step": self.best[0]["step"]})
-        return self.best[0]["score"] if self.best else None
+            self.score = self.best[0]["score"]
+        return self.score
 
     def _train(self) -> None:
         loader = self._loader()
@@ -299,7 +300,7 @@ class TrainWorkspace(Workspace):
     def _save_and_leave(self) -> None:
         self._save()
         assert self.signals.received is not None
-        overrides = [o for o in build.overrides() if not o.startswith("run_dir=")]
+        overrides = [o for o in record.overrides() if not o.startswith("run_dir=")]
         command = " ".join(["python run.py", *overrides, f"run_dir={self.run_dir}"])
         name = Signals.NAMES[self.signals.received]  # type: ignore[index]
         raise Interrupted(f"{name}: saved at step {self.step}. To go on: {command}", 128 + self.signals.received)
@@ -311,7 +312,7 @@ class TrainWorkspace(Workspace):
         state = checkpoint.load(last) if last.is_file() else None
         if state is not None:
             self._check_same_run(state["config"])
-        self.begin_run_log()
+        self.begin_run("train")
         self.logger = build.logger(self.config, self, "train", state["wandb_id"] if state else None)
         if state is not None:
             self._restore(state)
