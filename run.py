@@ -13,13 +13,14 @@ if __name__ == "__main__":  # env workers import this file: they must not pay fo
 
     @hydra.main(version_base="1.3", config_path="configs", config_name="config")
     def main(config: DictConfig) -> float | None:
-        from workspaces import build
+        from workspaces import build, sweep
 
         try:
             with build.workspace(config) as workspace:
                 return workspace.run()
         except Exception as error:  # here, because Hydra would print every override before it lets an error through
-            sys.exit(exit_with_message(error))
+            code = exit_with_message(error)
+            sweep.leave_job(error) if build.in_sweep() else sys.exit(code)
 
     full_tracebacks()
     try:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from workspaces import build
 
@@ -16,7 +15,7 @@ EXPERIMENTS = sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml"))
 
 def composed(*overrides: str) -> dict:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+        return build.settings(compose("config", list(overrides)))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

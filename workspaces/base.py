@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import itertools
 import logging
+import multiprocessing
 import signal
 import sys
 import threading
@@ -33,6 +35,8 @@ class Workspace:
     def __init__(self, config: Config) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
         logging.captureWarnings(True)
+        if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+            multiprocessing.set_start_method(None, force=True)  # a job of joblib's: our workers do not know its method
         self.config = config
         self.device = choose_device(config["device"])
         self.use_threads(config["n_threads"])
@@ -70,6 +74,8 @@ class Workspace:
 
     def take_run_dir(self) -> None:
         """Creates the run directory and takes it for this process alone. Raises ValueError where another one has it."""
+        if self.config["run_dir"] is None:
+            self.run_dir = create_new(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = (self.run_dir / ".lock").open("a")
         for _ in range(20):
@@ -162,6 +168,16 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device here: use device=cpu, or device=auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def create_new(path: Path) -> Path:
+    """Creates the directory `path`, or, where others were faster, path-1, path-2 and so on. Returns which."""
+    for number in itertools.count():
+        candidate = path.with_name(f"{path.name}-{number}") if number else path
+        with contextlib.suppress(FileExistsError):
+            candidate.mkdir(parents=True)
+            return candidate
+    raise AssertionError
 
 
 def default_run_dir(config: Config) -> Path:

@@ -48,13 +48,26 @@ NUMBERS = (
 
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
-    config = cast(Config, OmegaConf.to_container(composed, resolve=True))
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        config["run_dir"] = config["run_dir"] or HydraConfig.get().runtime.output_dir
+    config = settings(composed)
+    if in_sweep():
+        config["run_dir"] = HydraConfig.get().runtime.output_dir
     check(config)
     verb = get_class(config["workspace"]["_target_"])
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
     return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
+
+
+def in_sweep() -> bool:
+    """Whether this run is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def settings(composed: DictConfig) -> Config:
+    """A composed configuration in plain containers, with `n_action_steps: auto` as a number."""
+    config = cast(Config, OmegaConf.to_container(composed, resolve=True))
+    if config["n_action_steps"] == "auto" and isinstance(config["horizon"], int):
+        config["n_action_steps"] = max(1, min(8, config["horizon"] - config["n_obs_steps"] + 1))
+    return config
 
 
 def check(config: Config) -> None:

@@ -21,16 +21,18 @@ log = logging.getLogger(__name__)
 SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
 """What the denoiser was trained for: another sampler must keep it."""
 
-MAY_OVERRIDE = ("workspace", "checkpoint", "seed", "device", "run_dir", "name", "n_threads", "env_runner", "logger",
-                "scheduler", "n_action_steps")  # fmt: skip
+OWN = ("workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger")
+"""Settings that are an evaluation's own; all others come from the checkpoint."""
+
+MAY_OVERRIDE = (*OWN, "scheduler", "n_action_steps")
 
 
 class EvaluateWorkspace(Workspace):
     """One evaluation: evaluation.json and videos.
 
     Args:
-        config: the composed configuration. What makes the policy comes from the checkpoint; of this one count
-            `env_runner`, `logger`, and `scheduler` and `n_action_steps` where the user gave them.
+        config: the composed configuration. Most comes from the checkpoint; of this one count what is OWN to an
+            evaluation, and `scheduler` and `n_action_steps` where the user gave them.
         engine: how the policy denoises (`dp.engines`): auto, eager or graph.
         baseline: evaluate a policy without a network instead of a checkpoint: do_nothing, or replay of the
             demonstrations (which needs the data set, and env_runner.start_seed=0).
@@ -49,7 +51,8 @@ class EvaluateWorkspace(Workspace):
         self.logger: Any = None
         self.about: dict[str, Any] = {}
         if baseline is None:
-            self.policy: Policy = self._load(Path(config["checkpoint"]), engine)
+            path = Path(config["checkpoint"])
+            self.policy: Policy = self._load(path / "checkpoints/last.pt" if path.is_dir() else path, engine)
         else:
             self.config = {**config, "name": baseline}
             self.policy = _baseline(baseline, config)
@@ -122,8 +125,7 @@ def merge(saved: Config, given: Config, overrides: list[str]) -> Config:
     for key in typed:
         if key.partition(".")[0] not in MAY_OVERRIDE:
             raise ValueError(f"{key} is fixed by the checkpoint. workspace=evaluate takes: {', '.join(MAY_OVERRIDE)}")
-    fixed = ("task", "encoder", "denoiser", "horizon", "n_obs_steps", "n_action_steps", "noise_draws", "name")
-    merged = given | {key: saved[key] for key in fixed}
+    merged = saved | {key: given[key] for key in OWN} | {"training": saved["workspace"]}
     if "weights" in merged["encoder"]:
         merged["encoder"] = merged["encoder"] | {"weights": None}  # the checkpoint has its own
     if "n_action_steps" in typed:

@@ -33,6 +33,7 @@ def begin(run_dir: Path, verb: str, device: torch.device) -> None:
             "state": "running",
             "score": None,
             "error": None,
+            "pid": os.getpid(),
             "overrides": overrides(),
             "begun": before.get("begun") or _now(),
             "resumed": _now() if before else None,
@@ -60,6 +61,11 @@ def read(run_dir: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or "state" not in record:
         raise ValueError(f"{run_dir / FILE} is damaged: expected what a run writes there")
     return record
+
+
+def is_ours(run_dir: Path) -> bool:
+    """Whether it was this process that took the run up last."""
+    return (read(run_dir) or {}).get("pid") == os.getpid()
 
 
 def state_of(run_dir: Path) -> State:

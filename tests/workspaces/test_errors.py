@@ -17,7 +17,7 @@ from tests.workspaces.conftest import RUN
         ("+experiment=pusht_imge", "unknown choice experiment=pusht_imge. Did you mean pusht_image"),
         ("experiment=pusht_image", "write +experiment="),
         ("encoder=zzz", "Known: cnn, resnet18, state"),
-        ("horizon=4", "horizon=4 is too short: n_obs_steps - 1 + n_action_steps = 9. Use horizon=9"),
+        ("n_action_steps=16", "horizon=16 is too short: n_obs_steps - 1 + n_action_steps = 17. Use horizon=17"),
         ("n_action_steps=0", "n_action_steps=0, expected a whole number of at least 1"),
         ("horizon=abc", "horizon=abc, expected a whole number"),
         ("optimizer.lr=abc", "optimizer.lr=abc, expected a number"),

@@ -1,0 +1,70 @@
+"""Hydra finds its plugins in this package, and only here: the sweepers behind `python run.py -m`.
+
+What a sweep is lives in `workspaces/sweep.py`. Hydra imports this file at every start: it must cost nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from workspaces.sweep import Sweep
+
+
+class _Sweeper(Sweeper):
+    """What both have in common.
+
+    Args:
+        params: override -> values, as on the command line, which has the last word.
+        status_s: seconds between two status tables.
+    """
+
+    def __init__(self, params: dict[str, str] | None, status_s: float) -> None:
+        self.params, self.status_s = params or {}, status_s
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        def launch(jobs: list[list[str]], first: int) -> None:
+            launcher = Plugins.instance().instantiate_launcher(  # only now does the sweep have its directory
+                hydra_context=hydra_context, task_function=task_function, config=config
+            )
+            launcher.launch(jobs, initial_job_idx=first)
+
+        self._made_of = (config, hydra_context.config_loader, launch)
+
+    def begin(self, arguments: list[str]) -> "Sweep":
+        from workspaces.sweep import Sweep
+
+        return Sweep(*self._made_of, self.params, arguments, self.status_s)
+
+
+class GridSweeper(_Sweeper):
+    """Every combination of the values given."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        with self.begin(arguments) as sweep:
+            sweep.run(sweep.grid())
+
+
+class OptunaSweeper(_Sweeper):
+    """Optuna chooses the values, to make the score that a job returns as large as it can.
+
+    Args:
+        n_trials: jobs in all.
+        n_parallel: jobs that are chosen, and launched, at once.
+        sampler: what Optuna chooses with: any sampler of `optuna.samplers`, and its arguments.
+    """
+
+    def __init__(
+        self, params: dict[str, str] | None, status_s: float, n_trials: int, n_parallel: int, sampler: dict[str, Any]
+    ) -> None:
+        super().__init__(params, status_s)
+        self.n_trials, self.n_parallel, self.sampler = n_trials, n_parallel, sampler
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from workspaces.search import search
+
+        with self.begin(arguments) as sweep:
+            search(sweep, self.n_trials, self.n_parallel, self.sampler)

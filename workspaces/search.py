@@ -1,0 +1,76 @@
+"""Optuna (Akiba et al. 2019) as a sweeper: it chooses, the jobs of a sweep run, it is told.
+
+Hydra's own plugin holds Optuna at 2.10, whose storage does not work with today's SQLAlchemy. A journal file does: a
+search that was killed goes on, its unfinished trials first.
+"""
+
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.types import Override
+from hydra.utils import instantiate
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from workspaces.sweep import Job, Sweep
+
+FILE = "optuna.journal"
+
+
+def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: dict[str, Any]) -> None:
+    """Runs `n_trials` jobs, `n_parallel` at once, with values that Optuna chooses to make the score large.
+
+    A trial whose job fails counts, as failed. Raises ValueError where nothing is to be searched, or how is not said.
+    """
+    space = {key: distribution(key, override) for key, override in sweep.swept.items()}
+    if not space:
+        raise ValueError("nothing to search: give a range, for example 'optimizer.lr=tag(log,interval(1e-4,1e-3))'")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=sweep.dir.name,
+        storage=JournalStorage(JournalFileBackend(str(sweep.dir / FILE))),
+        sampler=instantiate(sampler),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    sweep.add([_job(sweep, t.number, t.params) for t in study.trials if t.state.is_finished()])
+    while batch := _next(study, space, n_trials, n_parallel):
+        jobs = {number: _job(sweep, number, values) for number, values in batch.items()}
+        sweep.run([list(jobs.values())])
+        for number, job in jobs.items():
+            score = sweep.score(job)
+            study.tell(number, score, state=TrialState.FAIL if score is None else TrialState.COMPLETE)
+    if any(trial.state == TrialState.COMPLETE for trial in study.trials):
+        sweep.say(f"\nbest score {study.best_value:.3f} in trial {study.best_trial.number}: {study.best_params}")
+
+
+def _next(
+    study: optuna.Study, space: dict[str, BaseDistribution], n_trials: int, n_parallel: int
+) -> dict[int, dict[str, Any]]:
+    """Number and values of the trials to run now: those that were not told, then new ones."""
+    left = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+    if left:
+        return {trial.number: trial.params for trial in left}
+    n = min(n_parallel, n_trials - len(study.get_trials(deepcopy=False)))
+    return {trial.number: trial.params for trial in (study.ask(space) for _ in range(n))}
+
+
+def _job(sweep: Sweep, number: int, values: dict[str, Any]) -> Job:
+    return sweep.job({key: str(value) for key, value in values.items()}, prefix=f"{number:04d}")
+
+
+def distribution(key: str, override: Override) -> BaseDistribution:
+    """choice(a,b) or a,b · range(a,b[,step]) of whole numbers · interval(a,b), under tag(log, ...) if wanted."""
+    value: Any = override.value()
+    log = "log" in getattr(value, "tags", ())
+    if override.is_choice_sweep():
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    if override.is_range_sweep():
+        if any(not isinstance(n, int) for n in (value.start, value.stop, value.step)):
+            raise ValueError(f"{key}: a range of whole numbers was expected, interval(a,b) is for others")
+        return IntDistribution(value.start, value.stop - 1, log=log, step=1 if log else value.step)
+    if override.is_interval_sweep():
+        return FloatDistribution(float(value.start), float(value.end), log=log)
+    raise ValueError(f"{key}={override.get_value_element_as_str()}: expected choice, range or interval")

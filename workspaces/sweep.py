@@ -1,0 +1,312 @@
+"""Many runs from one command: which there are, where each lives, what is still to be done, and how it stands.
+
+The directories are the truth. A sweep launches the jobs whose directories are not finished and looks again, so that it
+survives whatever kills a job, a worker or itself: the same command goes on.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, open_dict, read_write
+from tabulate import tabulate
+
+from workspaces import record
+from workspaces.errors import explain
+from workspaces.files import write_json
+
+FILE = "sweep.json"
+
+INFERENCE = ("scheduler", "scheduler.num_inference_steps", "n_action_steps")
+"""Settings that need no training of their own: a sweep over them evaluates one checkpoint."""
+
+NOT_IDENTITY = ("logger.", "device", "n_threads")
+"""Settings that say how a job runs, not what it is."""
+
+MAX_DEATHS = 3
+"""A job that was killed is launched again in the same sweep, so often at the most."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. `name`: its directory, under the sweep's; `needs`: the job whose checkpoint it evaluates."""
+
+    name: str
+    verb: str
+    overrides: tuple[str, ...]
+    needs: str | None = None
+
+    @property
+    def identity(self) -> frozenset[str]:
+        return frozenset(o for o in self.overrides if not o.startswith(NOT_IDENTITY))
+
+
+class Sweep:
+    """A directory of jobs. A context manager: leaving tells how they stand, and fails unless all have finished.
+
+    Args:
+        config: as Hydra composed it without the values that are swept.
+        loader: Hydra's.
+        launch: runs the jobs with the given overrides, numbered from the given number on; returns when it is through.
+        params: overrides from a file, `arguments`: from the command line, which has the last word.
+        status_s: seconds between two status tables.
+
+    Raises ValueError for overrides that a sweep cannot have.
+    """
+
+    in_this_process = False
+
+    def __init__(
+        self,
+        config: DictConfig,
+        loader: ConfigLoader,
+        launch: Callable[[list[list[str]], int], None],
+        params: Mapping[str, str],
+        arguments: Sequence[str],
+        status_s: float,
+    ) -> None:
+        typed = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+        overrides = {o.get_key_element(): o for o in OverridesParser.create(loader).parse_overrides(typed)}
+        overrides.pop("+sweep", None)
+        if "run_dir" in overrides:
+            raise ValueError("run_dir names one directory and a sweep needs many: give hydra.sweep.dir=DIR instead")
+        self.swept = {key: o for key, o in overrides.items() if o.is_sweep_override()}
+        self.fixed = {key: o for key, o in overrides.items() if key not in self.swept}
+        self.verb = config.hydra.runtime.choices.workspace
+        self.dir = self._directory(config)
+        with read_write(config), open_dict(config):
+            config.hydra.sweep.dir = str(self.dir)  # for launchers that keep something there
+        self._launch, self._status_s = launch, status_s
+        self.jobs: list[Job] = []
+        self._deaths: Counter[Job] = Counter()
+        self._settled: set[Job] = set()  # failed, or killed too often, in this process
+        self._begun, self._over = time.time(), threading.Event()
+        self._reporter = threading.Thread(target=self._report_now_and_then, daemon=True)
+
+    def grid(self) -> list[list[Job]]:
+        """Every combination of the values, in phases: jobs of one need nothing but those of the phases before."""
+        for key, override in self.swept.items():
+            if not override.is_discrete_sweep():
+                raise ValueError(
+                    f"{key}={override.get_value_element_as_str()} has no list of values: hydra/sweeper=optuna"
+                )
+        inference = {key: o for key, o in self.swept.items() if key in INFERENCE}
+        if self.verb != "train" or not inference:
+            return [[self.job(values) for values in _combinations(self.swept)]]
+        training = [self._training_job(v) for v in _combinations(self._without(inference))]
+        return [training, [self._evaluation(job, v) for job in training for v in _combinations(inference)]]
+
+    def job(self, values: Mapping[str, str], prefix: str = "") -> Job:
+        """The job with these values of what is swept."""
+        overrides = [f"{key}={o.get_value_element_as_str()}" for key, o in self.fixed.items()]
+        overrides += [f"{key}={value}" for key, value in values.items()]
+        return Job(_name(values, prefix), self.verb, (*overrides, *self._group()))
+
+    def _training_job(self, values: Mapping[str, str]) -> Job:
+        return self.job(values, prefix="train")
+
+    def _evaluation(self, trained: Job, values: Mapping[str, str]) -> Job:
+        taken = ("env_runner", "device", "n_threads", "logger")
+        fixed = [f"{k}={o.get_value_element_as_str()}" for k, o in self.fixed.items() if k.partition(".")[0] in taken]
+        checkpoint = self.dir / trained.name / "checkpoints" / "last.pt"
+        overrides = ["workspace=evaluate", f"checkpoint={quoted(str(checkpoint))}", *fixed, *self._group()]
+        swept = [f"{key}={value}" for key, value in values.items()]
+        name = _name(values, trained.name.removeprefix("train").removeprefix("+"))
+        return Job(name, "evaluate", (*overrides, *swept), needs=trained.name)
+
+    def _without(self, some: Mapping[str, Override]) -> dict[str, Override]:
+        return {key: o for key, o in self.swept.items() if key not in some}
+
+    def _group(self) -> list[str]:
+        return [] if "logger.group" in self.fixed else [f"logger.group={quoted(self.dir.name)}"]
+
+    def _directory(self, config: DictConfig) -> Path:
+        if any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra):
+            return Path(config.hydra.sweep.dir)
+        fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in self.fixed.items()]
+        telling = sorted(o for o in fixed if not o.startswith((*NOT_IDENTITY, "+experiment=", "workspace=")))
+        name = config.name if self.verb == "train" else self.verb
+        parts = [name, "+".join(_short(key) for key in self.swept), _digest(telling) if telling else ""]
+        return Path("multirun") / "-".join(filter(None, parts))
+
+    def __enter__(self) -> "Sweep":
+        Sweep.in_this_process = True
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self._reporter.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._reporter.join()
+        Sweep.in_this_process = False
+        if self.jobs:
+            self.say(self.status(whole=True))
+        unfinished = [job for job in self.jobs if self.state(job) != "finished"]
+        if unfinished and error is None:
+            command = shlex.join(["python", *sys.argv])
+            raise ValueError(f"{len(unfinished)} of {len(self.jobs)} jobs have not finished. To go on: {command}")
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Takes jobs into the manifest. Raises ValueError where the directory of one holds something else."""
+        for job in jobs:
+            held = self._record(job)
+            if held is not None:
+                there = Job(job.name, job.verb, tuple(held["overrides"]))
+                if there.identity != job.identity:
+                    differing = ", ".join(sorted(there.identity ^ job.identity))
+                    raise ValueError(f"{self.dir / job.name} holds another run ({differing}): give hydra.sweep.dir=DIR")
+        self.jobs += jobs
+        names = [job.name for job in self.jobs]
+        assert len(set(names)) == len(names)
+        earlier = json.loads((self.dir / FILE).read_text())["jobs"] if (self.dir / FILE).is_file() else []
+        described = [
+            {"dir": job.name, "verb": job.verb, "overrides": list(job.overrides), "needs": job.needs}
+            for job in self.jobs
+        ]
+        kept = [entry for entry in earlier if entry["dir"] not in names]
+        write_json(self.dir / FILE, {"command": shlex.join(sys.argv), "jobs": [*kept, *described]})
+
+    def run(self, phases: Sequence[Sequence[Job]]) -> None:
+        """Brings every job to its end that can be brought there."""
+        self.add([job for phase in phases for job in phase])
+        for phase in phases:
+            self.run_jobs(phase)
+
+    def run_jobs(self, jobs: Sequence[Job]) -> None:
+        """The same for jobs that do not need each other."""
+        while unfinished := [job for job in jobs if self._to_be_done(job)]:
+            free = [job for job in unfinished if self.state(job) != "running"]
+            if free:
+                self._attempt(free)
+            else:  # left over by a sweep that was killed: they go on without it
+                time.sleep(0.5)
+
+    def state(self, job: Job) -> record.State:
+        return record.state_of(self.dir / job.name)
+
+    def score(self, job: Job) -> float | None:
+        """What the job returned; None where it has not finished."""
+        held = self._record(job)
+        return held["score"] if held is not None and held["state"] == "finished" else None
+
+    def _to_be_done(self, job: Job) -> bool:
+        if job in self._settled or self.state(job) == "finished":
+            return False
+        return job.needs is None or record.state_of(self.dir / job.needs) == "finished"
+
+    def _attempt(self, jobs: Sequence[Job]) -> None:
+        before = {job: self._record(job) for job in jobs}
+        reason = "no reason given"
+        try:
+            self._launch([self._typed(job) for job in jobs], self.jobs.index(jobs[0]))
+        except Exception as error:  # a worker died, or what runs them: the directories tell which jobs it hit
+            reason = explain(error)
+            self.say(f"the launcher stopped ({reason}): looking which jobs are left")
+        run = [job for job in jobs if self._record(job) != before[job]]
+        for job in run:
+            state = self.state(job)
+            self._deaths[job] += state == "interrupted"
+            if state == "failed" or self._deaths[job] >= MAX_DEATHS:
+                self._settled.add(job)
+        if not run and not any(self.state(job) == "running" for job in jobs):
+            raise ValueError(f"the launcher ran none of {len(jobs)} jobs: {reason}")
+
+    def _typed(self, job: Job) -> list[str]:
+        """Everything that a launcher gets."""
+        where = [f"hydra.sweep.dir={quoted(str(self.dir))}", f"hydra.sweep.subdir={quoted(job.name)}"]
+        return [*job.overrides, *where, "hydra.mode=MULTIRUN"]
+
+    def _record(self, job: Job) -> dict[str, Any] | None:
+        return record.read(self.dir / job.name)
+
+    def status(self, whole: bool) -> str:
+        """How the jobs stand, as a table: all of them, or those that somebody may want to look at now."""
+        states = {job: self.state(job) for job in self.jobs}
+        counts = ", ".join(f"{n} {state}" for state, n in sorted(Counter(states.values()).items()))
+        title = f"\n{self.dir}: {counts} ({(time.time() - self._begun) / 60:.1f} min)"
+        shown = [job for job in self.jobs if whole or states[job] not in ("waiting", "finished")]
+        rows = [[job.name, states[job], *_progress(self.dir / job.name)] for job in shown]
+        failures = [text for job in self.jobs if states[job] == "failed" for text in self._failure(job)]
+        table = tabulate(rows, ["job", "state", "step", "score"], disable_numparse=True)
+        return "\n".join([title, table, *(failures if whole else [])])
+
+    def _failure(self, job: Job) -> list[str]:
+        reason = (self._record(job) or {}).get("error") or ""
+        run_log = self.dir / job.name / "run.log"
+        lines = run_log.read_text().splitlines() if run_log.is_file() else []
+        last = [line for line in lines[-6:] if reason not in line]
+        return [f"\n{job.name} failed: {reason}", *(f"  {line}" for line in last)]
+
+    def _report_now_and_then(self) -> None:
+        while not self._over.wait(self._status_s):
+            self.say(self.status(whole=False))
+
+    @staticmethod
+    def say(text: str) -> None:
+        """To whoever watches."""
+        print(text, file=sys.stderr, flush=True)
+
+
+def leave_job(error: Exception) -> None:
+    """Ends a job of a sweep that went wrong: written down where the sweep looks, and raised for it to see.
+
+    Raises KeyboardInterrupt where a signal meant the whole sweep, because it runs in this process.
+    """
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if not record.in_use(run_dir) and not record.is_ours(run_dir):  # it did not even begin
+        record.begin(run_dir, HydraConfig.get().runtime.choices["workspace"], torch.device("cpu"))
+        record.end(run_dir, "failed", error=explain(error))
+    if Sweep.in_this_process and (record.read(run_dir) or {}).get("state") == "interrupted":
+        raise KeyboardInterrupt
+    raise RuntimeError(explain(error)) from None  # other processes can unpickle this one
+
+
+def quoted(value: str) -> str:
+    """As the value of an override, whatever is in it."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _combinations(swept: Mapping[str, Override]) -> Iterable[dict[str, str]]:
+    values = [list(override.sweep_string_iterator()) for override in swept.values()]
+    return [dict(zip(swept, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _name(values: Mapping[str, str], prefix: str) -> str:
+    """A directory's name: readable, another one for other values, and to be typed after `checkpoint=` as it is."""
+    full = "+".join(filter(None, [prefix, *(f"{_short(key)}-{value}" for key, value in values.items())])) or "run"
+    clean = re.sub(r"[^\w.+-]", "_", full)
+    return clean if clean == full and len(full) <= 120 else f"{clean[:100]}-{_digest([full])}"
+
+
+def _short(key: str) -> str:
+    return key.lstrip("+~").rpartition(".")[2]
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:6]
+
+
+def _progress(run_dir: Path) -> tuple[str, str]:
+    """Step and score, as far as they are known."""
+    held = record.read(run_dir) or {}
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines() if (run_dir / "metrics.jsonl").is_file() else []
+    step = str(json.loads(lines[-1])["step"]) if lines else ""
+    return step, "" if held.get("score") is None else f"{held['score']:.3f}"
