@@ -14,7 +14,7 @@ from dp.types import Policy
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.files import write_json
-from workspaces.rollouts import metrics_of, save_videos
+from workspaces.rollouts import metrics_of, named, save_videos
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class EvaluateWorkspace(Workspace):
         write_json(self.run_dir / "evaluation.json", evaluation)
         self.logger.log(self.about.get("step", 0), metrics_of(result, None))
         self.logger.log_episodes(self.about.get("step", 0), evaluation["episodes"], videos)
+        self.logger.summarize({"last": {"step": self.about.get("step", 0), **named("score", result.score)}})
         self._report(result)
         self.score = result.score.value
         return self.score

@@ -21,9 +21,9 @@ class Logger:
     Args:
         run_dir: an existing directory.
         config: the whole resolved configuration, for wandb.
-        job_type: the verb: "train", "evaluate".
+        job_type: the verb: "train", "evaluate", "report".
         mode: auto (online when logged in, else offline), online, offline or disabled (wandb is not even imported).
-        project, group, tags: wandb's; `group` and `tags` may be null.
+        project, group, tags: wandb's; `group` may be null, and `tags`: then the experiment's name is one.
         run_id: of the wandb run to continue, or None for a new one.
 
     Raises ValueError for an unknown mode. No failure of wandb ends a run: it is reported once, and wandb is left alone.
@@ -65,7 +65,7 @@ class Logger:
                 mode=mode,  # type: ignore[arg-type]
                 project=project,
                 group=group,
-                tags=tags,
+                tags=tags or [config["name"]],
                 job_type=job_type,
                 id=self.run_id,
                 resume="allow" if mode == "online" else None,

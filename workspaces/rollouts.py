@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dp.envs import PushTEnv
+from dp.intervals import Estimate
 from dp.rollout import RolloutResult
 from workspaces.files import write_json
 from workspaces.video import write_video
@@ -12,13 +13,15 @@ def metrics_of(test: RolloutResult, train: RolloutResult | None) -> dict[str, fl
     """The numbers of a rollout, under their metric keys."""
     metrics = {"rollout/inference_ms": test.inference_ms}
     for name in ("score", "success", "final_coverage", "length"):
-        estimate = getattr(test, name)
-        metrics[f"rollout/{name}"] = estimate.value
-        metrics[f"rollout/{name}_ci_low"] = estimate.low
-        metrics[f"rollout/{name}_ci_high"] = estimate.high
+        metrics |= named(f"rollout/{name}", getattr(test, name))
     if train is not None:
         metrics["rollout/train_score"] = train.score.value
     return metrics
+
+
+def named(name: str, estimate: Estimate) -> dict[str, float]:
+    """A value and its 95 % interval under the names that they have everywhere."""
+    return {name: estimate.value, f"{name}_ci_low": estimate.low, f"{name}_ci_high": estimate.high}
 
 
 def save_rollouts(run_dir: Path, step: int, test: RolloutResult, train: RolloutResult | None) -> dict[int, Path]:

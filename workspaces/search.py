@@ -6,15 +6,19 @@ search that was killed goes on, its unfinished trials first.
 
 from typing import Any
 
-import optuna
 from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
 
 from workspaces.sweep import Job, Sweep
+
+try:
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+except ModuleNotFoundError as error:
+    raise ValueError(f"hydra/sweeper=optuna needs more: pip install 'dp-pusht[optuna]' ({error})") from None
 
 FILE = "optuna.journal"
 

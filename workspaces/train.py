@@ -13,10 +13,11 @@ from dp import engines
 from dp.calibration import bf16_pays
 from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
 from dp.data.windows import prepare
+from dp.intervals import Estimate
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Signals, StopNow, Workspace
 from workspaces.errors import Interrupted, flatten
-from workspaces.rollouts import metrics_of, save_rollouts
+from workspaces.rollouts import metrics_of, named, save_rollouts
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class TrainWorkspace(Workspace):
 
         self.step = 0
         self.evaluated = False  # whether what is due at this step has been done
-        self.best: list[dict[str, Any]] = []  # {"score", "step", "file"}, best first
+        self.best: list[dict[str, Any]] = []  # {"step", "file", "score", "score_ci_..."}, best first
         self.pending: list[torch.Tensor] = []  # (loss, gradient norm) of the steps since the last log, on the device
         self.metrics_offset = 0  # bytes of metrics.jsonl that belong to the state so far
         self.timer = Timer()
@@ -116,7 +117,6 @@ class TrainWorkspace(Workspace):
             except StopNow:
                 self._save_and_leave()
         if self.best:
-            self.logger.summarize({"best_score": self.best[0]["score"], "best_step": self.best[0]["step"]})
             self.score = self.best[0]["score"]
         return self.score
 
@@ -247,8 +247,10 @@ class TrainWorkspace(Workspace):
         train = self.env_runner.run_train(self.ema.model, self.device, self.data.split.train.tolist())
         metrics = metrics_of(test, train) | {"time/rollout_s": time.perf_counter() - start}
         videos = save_rollouts(self.run_dir, self.step, test, train)
-        self._keep_if_best(test.score.value)
+        self._keep_if_best(test.score)
         self.logger.log(self.step, metrics)
+        best = {key: value for key, value in self.best[0].items() if key != "file"}
+        self.logger.summarize({"best": best, "last": {"step": self.step, **named("score", test.score)}})
         self.logger.log_episodes(self.step, [e.row() for e in test.episodes], videos)
         log.info(
             "step %d: score %.3f [%.3f, %.3f], success %.0f %% [%.0f, %.0f] on seeds %d-%d",
@@ -256,12 +258,13 @@ class TrainWorkspace(Workspace):
             self.env_runner.seeds[0], self.env_runner.seeds[-1],
         )  # fmt: skip
 
-    def _keep_if_best(self, score: float) -> None:
-        entry: dict[str, Any] = {"score": score, "step": self.step, "file": f"best-{self.step:06d}-{score:.3f}.pt"}
+    def _keep_if_best(self, score: Estimate) -> None:
+        file = f"best-{self.step:06d}-{score.value:.3f}.pt"
+        entry: dict[str, Any] = {"step": self.step, "file": file, **named("score", score)}
         others = [e for e in self.best if e["step"] != self.step]  # rollouts that a signal cut short are repeated
         ranked = sorted([*others, entry], key=lambda e: (-e["score"], e["step"]))[: self.n_best]
         if entry in ranked:
-            state = {"step": self.step, "score": score, "ema": self.ema.state_dict(), **self._about()}
+            state = {"step": self.step, "score": score.value, "ema": self.ema.state_dict(), **self._about()}
             checkpoint.save(self._checkpoints / entry["file"], state)
         self.best = ranked
 

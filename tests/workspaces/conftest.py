@@ -41,7 +41,8 @@ def command(small_zarr: Path) -> Callable[..., list[str]]:
         given = [o.partition("=")[0] for o in overrides]
         kept = [o for o in base if o.partition("=")[0] not in given]
         data = [] if any(o.startswith("checkpoint=") for o in overrides) else [f"dataset.path={small_zarr}"]
-        return [sys.executable, str(RUN), *kept, *data, *overrides]
+        flags = [o for o in overrides if o.startswith("-")]  # argparse wants them before the overrides
+        return [sys.executable, str(RUN), *flags, *kept, *data, *(o for o in overrides if o not in flags)]
 
     return make
 

@@ -10,6 +10,8 @@ from tests.workspaces.conftest import metrics
 from tests.workspaces.wandb_file import records
 from workspaces.logger import Logger
 
+SCORE = ("score", "score_ci_low", "score_ci_high")
+
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
@@ -66,6 +68,18 @@ def test_wandb_knows_the_axis_the_configuration_and_the_exit_code(logged):
     assert config["horizon"] == 16
     assert config["dataset"]["path"]
     assert kinds["exit"][-1].exit.exit_code == 0
+
+
+def test_wandb_shows_the_best_and_the_last_score_with_their_intervals(logged):
+    summary = {}
+    for record in _sessions(logged)[1]:
+        if record.WhichOneof("record_type") == "summary":
+            for item in record.summary.update:
+                summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+    rollouts = {row["step"]: row for row in metrics(logged) if "rollout/score" in row}
+    assert summary["last"] == {"step": 24, **{k: rollouts[24][f"rollout/{k}"] for k in SCORE}}
+    best = max(rollouts.values(), key=lambda row: row["rollout/score"])
+    assert summary["best"] == {"step": best["step"], **{k: best[f"rollout/{k}"] for k in SCORE}}
 
 
 def test_a_failed_run_is_a_failed_wandb_run(run, tmp_path):
