@@ -1,7 +1,20 @@
+"""`python -m tests.dp.test_intervals` prints the tables of docs/results.md: how often the intervals hold the truth."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 
-from dp.intervals import Z_95, bootstrap_mean, wilson
+from dp.intervals import Z_95, Difference, bootstrap_mean, crossed_mean, paired_difference, wilson
+
+SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of a standard normal variable
+    "Gaussian": lambda z: z,
+    "PushT": lambda z: np.interp(z, [-2.5, -1.3, -0.5, 0.0], [0.0, 0.4, 0.9, 1.0]),  # half of them 1, a tenth below 0.4
+    "success 50 %": lambda z: (z > 0).astype(float),
+    "success 95 %": lambda z: (z > -1.6449).astype(float),
+}
 
 
 @pytest.mark.parametrize(
@@ -36,3 +49,178 @@ def test_bootstrap_covers_the_true_mean_at_about_its_level() -> None:
 
 def test_bootstrap_of_a_constant_has_no_width() -> None:
     assert bootstrap_mean([0.25] * 10) == (0.25, 0.25, 0.25)
+
+
+def true_mean(kind: str) -> float:
+    z = np.linspace(-9, 9, 100_001)
+    return float(np.average(SCORES[kind](z), weights=np.exp(-(z**2) / 2)))
+
+
+def draw(rng: np.random.Generator, kind: str, seeds: list[int], n_env: int, shares: list[float]) -> list[np.ndarray]:
+    """A table of scores for each entry of `seeds`; `shares` of their variance is between training seeds."""
+    env = math.sqrt(0.3) * rng.normal(size=n_env)  # the same for every table
+    tables = []
+    for n_seeds, share in zip(seeds, shares, strict=True):
+        own = math.sqrt(0.1) * rng.normal(size=n_env) + math.sqrt(share) * rng.normal(size=(n_seeds, 1))
+        tables.append(SCORES[kind](env + own + math.sqrt(0.6 - share) * rng.normal(size=(n_seeds, n_env))))
+    return tables
+
+
+def coverage(kind: str, seeds: list[int], n_env: int, shares: list[float], n_simulations: int) -> float:
+    """How often the 95 % interval of a mean (one entry in `seeds`) or of a difference (two entries) holds the truth."""
+    rng = np.random.default_rng(0)
+    tables = (draw(rng, kind, seeds, n_env, shares) for _ in range(n_simulations))
+    if len(seeds) == 1:
+        truth, estimates = true_mean(kind), (crossed_mean(*table) for table in tables)
+        return float(np.mean([e.low <= truth <= e.high for e in estimates]))
+    return float(np.mean([d.low <= 0 <= d.high for d in (paired_difference(*pair) for pair in tables)]))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "share", "low", "high"),
+    [
+        ([1], 0.0, 0.93, 0.97),
+        ([2], 0.0, 0.93, 0.985),
+        ([3], 0.0, 0.93, 0.985),
+        ([3], 0.02, 0.92, 0.97),
+        ([3], 0.5, 0.90, 0.97),
+        ([5], 0.02, 0.93, 0.97),
+        ([5], 0.5, 0.93, 0.97),
+        ([1], 0.5, 0.0, 0.4),  # one training seed says nothing about the others: if this holds, it was no such case
+        ([1, 1], 0.0, 0.93, 0.97),
+        ([3, 3], 0.0, 0.94, 0.99),
+        ([3, 3], 0.5, 0.93, 0.985),
+        ([5, 5], 0.02, 0.93, 0.98),
+        ([5, 1], 0.5, 0.91, 0.97),
+        ([1, 5], 0.5, 0.91, 0.97),
+    ],
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(seeds: list[int], share: float, low: float, high: float) -> None:
+    assert low < coverage("Gaussian", seeds, 50, [share] * len(seeds), 400) < high
+
+
+def test_each_recipe_has_its_own_spread_between_training_seeds() -> None:
+    assert coverage("Gaussian", [5, 2], 50, [0.5, 0.0], 400) < 0.975  # one spread for both would give more ...
+    assert coverage("Gaussian", [5, 2], 50, [0.0, 0.5], 400) > 0.86  # ... and less than this
+
+
+@pytest.mark.parametrize("kind", ["PushT", "success 50 %"])
+def test_intervals_hold_for_scores_that_are_far_from_normal(kind: str) -> None:
+    assert 0.92 < coverage(kind, [3], 50, [0.02], 400) < 0.98
+    assert 0.93 < coverage(kind, [3, 3], 50, [0.02, 0.02], 400) < 0.99
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_difference_is_unbiased(share: float) -> None:
+    rng = np.random.default_rng(3)
+    pairs = (draw(rng, "PushT", [3, 3], 50, [share, share]) for _ in range(500))
+    found = np.array([paired_difference(a + 0.05, b) for a, b in pairs])
+    assert found[:, 0].mean() == pytest.approx(0.05, abs=3 * found[:, 0].std() / math.sqrt(500))
+    assert found[:, 3].mean() > 0.55
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_p_better_is_uniform_where_nothing_is_better(share: float) -> None:
+    rng = np.random.default_rng(4)
+    p = [paired_difference(*draw(rng, "PushT", [3, 3], 50, [share, share])).p_better for _ in range(500)]
+    assert np.quantile(p, [0.1, 0.25, 0.5, 0.75, 0.9]) == pytest.approx([0.1, 0.25, 0.5, 0.75, 0.9], abs=0.06)
+
+
+def test_one_training_seed_leaves_students_t_over_episodes() -> None:
+    scores = np.arange(10.0)
+    half = 2.262157163 * scores.std(ddof=1) / math.sqrt(10)  # t, 9 degrees of freedom
+    assert crossed_mean(scores[None]) == pytest.approx((4.5, 4.5 - half, 4.5 + half))
+    assert crossed_mean(scores[:, None]) == pytest.approx((4.5, 4.5 - half, 4.5 + half))  # and one episode, over seeds
+    shift = np.full((1, 10), 7.0)
+    assert paired_difference(scores[None], shift)[:3] == pytest.approx((-2.5, -2.5 - half, -2.5 + half))
+
+
+def test_variance_between_training_seeds_is_as_in_an_analysis_of_variance() -> None:
+    scores = np.array([[1.0, 2.0, 4.0], [2.0, 4.0, 5.0]])
+    ms_seed, ms_env, ms_residual = 8 / 3, 4.5, 1 / 6
+    variance = (ms_seed + ms_env - ms_residual) / 6
+    df = variance**2 * 36 / (ms_seed**2 / 1 + ms_env**2 / 2 + ms_residual**2 / 2)
+    mean, low, high = crossed_mean(scores)
+    assert mean == 3.0
+    assert df == pytest.approx(2.84, abs=0.01)
+    assert (high - mean) / math.sqrt(variance) == pytest.approx(3.286, abs=0.01)
+    assert mean - low == pytest.approx(high - mean)
+
+
+@pytest.mark.parametrize(("df", "t"), [(1, 12.70620474), (2, 4.30265273), (9, 2.26215716), (99, 1.98421695)])
+def test_t_quantiles_at_known_values(df: int, t: float) -> None:
+    scores = np.random.default_rng(0).normal(size=(1, df + 1))
+    value, low, _ = crossed_mean(scores)
+    assert (value - low) / (scores.std(ddof=1) / math.sqrt(df + 1)) == pytest.approx(t, rel=1e-8)
+
+
+def test_p_better_at_known_values() -> None:
+    assert paired_difference(np.array([[0.0, 2.0]]), np.zeros((1, 2))).p_better == pytest.approx(0.75)  # t = 1, df = 1
+    ten = np.arange(10.0)[None]
+    assert paired_difference(ten - 4.5 + 2.262157163 * ten.std(ddof=1) / math.sqrt(10), 0 * ten).p_better == (
+        pytest.approx(0.975)
+    )
+
+
+def test_a_difference_is_mirrored_when_the_recipes_change_places() -> None:
+    a, b = draw(np.random.default_rng(0), "PushT", [3, 2], 50, [0.1, 0.1])
+    there, back = paired_difference(a, b), paired_difference(b, a)
+    assert (back.value, back.low, back.high, back.p_better) == pytest.approx(
+        (-there.value, -there.high, -there.low, 1 - there.p_better)
+    )
+
+
+def test_shared_environment_seeds_cancel_from_a_difference() -> None:
+    a, b = draw(np.random.default_rng(0), "Gaussian", [3, 3], 50, [0.0, 0.0])
+    hard = 10 * np.random.default_rng(1).normal(size=50)
+    assert paired_difference(a + hard, b + hard) == pytest.approx(paired_difference(a, b))
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2, 3])
+def test_what_does_not_vary_has_no_width(n_seeds: int) -> None:
+    constant = np.full((n_seeds, 7), 0.1)
+    assert crossed_mean(constant) == pytest.approx((0.1, 0.1, 0.1))
+    assert paired_difference(constant, constant) == pytest.approx((0, 0, 0, 0.5))
+    assert paired_difference(constant + 1, constant) == pytest.approx((1, 1, 1, 1))
+    assert paired_difference(constant, constant + 1) == pytest.approx((-1, -1, -1, 0), abs=1e-6)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_a_recipe_is_no_better_than_itself(n_seeds: int) -> None:
+    scores = np.random.default_rng(0).uniform(size=(n_seeds, 20))
+    found = paired_difference(scores, scores)
+    assert (found.value, found.p_better) == (0, 0.5)
+    assert found.low == -found.high
+
+
+def test_a_single_score_bounds_nothing() -> None:
+    one = np.array([[0.5]])
+    assert crossed_mean(one) == (0.5, -math.inf, math.inf)
+    assert paired_difference(one, one / 2) == Difference(0.25, -math.inf, math.inf, 0.5)
+
+
+def test_scores_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 and on 4 environment seeds"):
+        paired_difference(np.zeros((2, 3)), np.zeros((2, 4)))
+    for empty in (np.zeros((0, 3)), np.zeros((2, 0))):
+        with pytest.raises(ValueError, match="expected"):
+            crossed_mean(empty)
+        with pytest.raises(ValueError, match="expected"):
+            paired_difference(empty, empty)
+
+
+def table(cases: list[list[int]], shares: list[list[float]], n_simulations: int) -> Iterator[str]:
+    """Markdown: coverage in % with 50 / 500 environment seeds; a column for each of `cases`."""
+    yield "| scores | share of training seeds | " + " | ".join(" and ".join(map(str, case)) for case in cases) + " |\n"
+    yield "|---" * (2 + len(cases)) + "|\n"
+    for kind in SCORES:
+        for share in shares:
+            cells = [[100 * coverage(kind, case, n, share, n_simulations) for n in (50, 500)] for case in cases]
+            label = " and ".join(f"{100 * s:g} %" for s in dict.fromkeys(share))
+            yield f"| {kind} | {label} | " + " | ".join(f"{few:.1f} / {many:.1f}" for few, many in cells) + " |\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.writelines(table([[1], [2], [3], [5]], [[0.0], [0.02], [0.1], [0.5]], 2000))
+    equal = [[share, share] for share in (0.0, 0.02, 0.5)]
+    sys.stdout.writelines(table([[1, 1], [2, 2], [3, 3], [5, 5], [5, 2], [3, 1]], [*equal, [0.02, 0.5]], 2000))
