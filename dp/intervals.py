@@ -11,10 +11,6 @@ Z_95 = 1.959963984540054
 """0.975 quantile of the standard normal distribution."""
 
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
-"""Gauss-Legendre quadrature on [-1, 1]."""
-
-
 class Estimate(NamedTuple):
     """A value with its 95 % interval."""
 
@@ -131,31 +127,16 @@ def _seed_terms(table: Float[np.ndarray, "S E"], share: float) -> tuple[float, f
 
 
 def _t_interval(value: float, variance: float, df: float) -> Estimate:
-    half = math.sqrt(variance) * _t_quantile(df) if variance < math.inf else math.inf
+    from scipy.special import stdtrit  # here, because only reports need it and it takes a while
+
+    half = math.sqrt(variance) * float(stdtrit(df, 0.975)) if variance < math.inf else math.inf
     return Estimate(value, value - half, value + half)
 
 
 def _p_positive(value: float, variance: float, df: float) -> float:
     """Probability that Student's t is below value / sqrt(variance)."""
+    from scipy.special import stdtr
+
     if value == 0 or variance == math.inf:
         return 0.5
-    angle = math.atan2(abs(value), math.sqrt(variance * df))
-    return 0.5 + math.copysign(min(0.5, _t_peak(df) * _cos_integral(angle, df - 1)), value)
-
-
-def _t_quantile(df: float) -> float:
-    """0.975 quantile of Student's t. In angle = atan(t / sqrt(df)) the density is _t_peak(df) * cos(angle)^(df - 1)."""
-    angle, target = 0.0, 0.475 / _t_peak(df)
-    for _ in range(7):  # Newton; from 0 it rises to the root and never passes it: the integral is concave. To 1e-10
-        angle += (target - _cos_integral(angle, df - 1)) / math.cos(angle) ** (df - 1)
-    return math.sqrt(df) * math.tan(angle)
-
-
-def _t_peak(df: float) -> float:
-    return math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-
-
-def _cos_integral(angle: float, power: float) -> float:
-    """Integral of cos^power from 0 to `angle`."""
-    angle = min(angle, 12 / math.sqrt(power + 1))  # the rest is below 1e-30, and the nodes belong where the mass is
-    return angle / 2 * float(WEIGHTS @ np.cos(angle * (NODES + 1) / 2) ** power)
+    return float(stdtr(df, value / math.sqrt(variance))) if variance > 0 else float(value > 0)

@@ -54,11 +54,11 @@ class OptunaSweeper(_Sweeper):
     Args:
         n_trials: jobs in all.
         n_parallel: jobs that are chosen, and launched, at once.
-        sampler: what Optuna chooses with: any sampler of `optuna.samplers`, and its arguments.
+        sampler: what Optuna chooses with: any of `optuna.samplers`.
     """
 
     def __init__(
-        self, params: dict[str, str] | None, status_s: float, n_trials: int, n_parallel: int, sampler: dict[str, Any]
+        self, params: dict[str, str] | None, status_s: float, n_trials: int, n_parallel: int, sampler: Any
     ) -> None:
         super().__init__(params, status_s)
         self.n_trials, self.n_parallel, self.sampler = n_trials, n_parallel, sampler

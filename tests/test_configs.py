@@ -80,3 +80,20 @@ def test_the_keypoint_task_flows_through_every_dimension():
     assert policy.encoder.out_dim == 20
     obs = {"keypoint": torch.rand(2, 3, 9, 2), "agent_pos": torch.rand(2, 3, 2)}
     assert policy.condition(obs).shape == (2, 60)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "sweep").glob("*.yaml")))
+def test_a_named_sweep_has_values_of_settings_that_exist(name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        params = compose("config", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
+    for key, values in params.items():
+        for value in values.split(","):
+            build.check(composed(f"{key}={value}"))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "launcher").glob("*.yaml")))
+def test_a_launcher_takes_its_settings(name):
+    pytest.importorskip(f"hydra_plugins.hydra_{name.partition('_')[0]}_launcher")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("config", [f"+launcher={name}"], return_hydra_config=True)
+    assert name.partition("_")[0] in config.hydra.launcher._target_

@@ -50,6 +50,7 @@ def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
     config = settings(composed)
     if in_sweep():
+        os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
     check(config)
     verb = get_class(config["workspace"]["_target_"])

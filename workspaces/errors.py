@@ -81,6 +81,8 @@ def _unknown_choice(error: MissingConfigException) -> str:
     if group == "":
         group, choice = choice, ""
     options = sorted(error.options or _options(group))
+    if group == "hydra/launcher":
+        return f"{choice} is not installed: pip install 'dp-pusht[{choice.partition('_')[0]}]'"
     return f"unknown choice {group}={choice}. {_suggest(choice, options)}"
 
 

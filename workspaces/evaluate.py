@@ -24,7 +24,7 @@ SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "p
 OWN = ("workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger")
 """Settings that are an evaluation's own; all others come from the checkpoint."""
 
-MAY_OVERRIDE = (*OWN, "scheduler", "n_action_steps")
+MAY_OVERRIDE = (*OWN, "scheduler", "n_action_steps", "launcher")
 
 
 class EvaluateWorkspace(Workspace):

@@ -7,7 +7,6 @@ search that was killed goes on, its unfinished trials first.
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.utils import instantiate
 
 from workspaces.sweep import Job, Sweep
 
@@ -23,7 +22,7 @@ except ModuleNotFoundError as error:
 FILE = "optuna.journal"
 
 
-def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: dict[str, Any]) -> None:
+def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: Any) -> None:
     """Runs `n_trials` jobs, `n_parallel` at once, with values that Optuna chooses to make the score large.
 
     A trial whose job fails counts, as failed. Raises ValueError where nothing is to be searched, or how is not said.
@@ -35,7 +34,7 @@ def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: dict[str, Any]
     study = optuna.create_study(
         study_name=sweep.dir.name,
         storage=JournalStorage(JournalFileBackend(str(sweep.dir / FILE))),
-        sampler=instantiate(sampler),
+        sampler=sampler,
         direction="maximize",
         load_if_exists=True,
     )
@@ -77,4 +76,4 @@ def distribution(key: str, override: Override) -> BaseDistribution:
         return IntDistribution(value.start, value.stop - 1, log=log, step=1 if log else value.step)
     if override.is_interval_sweep():
         return FloatDistribution(float(value.start), float(value.end), log=log)
-    raise ValueError(f"{key}={override.get_value_element_as_str()}: expected choice, range or interval")
+    raise ValueError(f"{override.input_line}: expected choice, range or interval")

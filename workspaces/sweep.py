@@ -36,7 +36,7 @@ FILE = "sweep.json"
 INFERENCE = ("scheduler", "scheduler.num_inference_steps", "n_action_steps")
 """Settings that need no training of their own: a sweep over them evaluates one checkpoint."""
 
-NOT_IDENTITY = ("logger.", "device", "n_threads")
+NOT_IDENTITY = ("logger.", "device", "n_threads", "+launcher")
 """Settings that say how a job runs, not what it is."""
 
 MAX_DEATHS = 3
@@ -103,9 +103,7 @@ class Sweep:
         """Every combination of the values, in phases: jobs of one need nothing but those of the phases before."""
         for key, override in self.swept.items():
             if not override.is_discrete_sweep():
-                raise ValueError(
-                    f"{key}={override.get_value_element_as_str()} has no list of values: hydra/sweeper=optuna"
-                )
+                raise ValueError(f"{override.input_line} is not a list of values: give one, or hydra/sweeper=optuna")
         inference = {key: o for key, o in self.swept.items() if key in INFERENCE}
         if self.verb != "train" or not inference:
             return [[self.job(values) for values in _combinations(self.swept)]]
@@ -122,7 +120,7 @@ class Sweep:
         return self.job(values, prefix="train")
 
     def _evaluation(self, trained: Job, values: Mapping[str, str]) -> Job:
-        taken = ("env_runner", "device", "n_threads", "logger")
+        taken = ("env_runner", "device", "n_threads", "logger", "+launcher")
         fixed = [f"{k}={o.get_value_element_as_str()}" for k, o in self.fixed.items() if k.partition(".")[0] in taken]
         checkpoint = self.dir / trained.name / "checkpoints" / "last.pt"
         overrides = ["workspace=evaluate", f"checkpoint={quoted(str(checkpoint))}", *fixed, *self._group()]
@@ -231,7 +229,7 @@ class Sweep:
 
     def _typed(self, job: Job) -> list[str]:
         """Everything that a launcher gets."""
-        where = [f"hydra.sweep.dir={quoted(str(self.dir))}", f"hydra.sweep.subdir={quoted(job.name)}"]
+        where = [f"hydra.sweep.dir={quoted(str(self.dir.absolute()))}", f"hydra.sweep.subdir={quoted(job.name)}"]
         return [*job.overrides, *where, "hydra.mode=MULTIRUN"]
 
     def _record(self, job: Job) -> dict[str, Any] | None:
