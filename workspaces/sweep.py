@@ -101,7 +101,7 @@ class Sweep:
 
     def grid(self) -> list[list[Job]]:
         """Every combination of the values, in phases: jobs of one need nothing but those of the phases before."""
-        for key, override in self.swept.items():
+        for override in self.swept.values():
             if not override.is_discrete_sweep():
                 raise ValueError(f"{override.input_line} is not a list of values: give one, or hydra/sweeper=optuna")
         inference = {key: o for key, o in self.swept.items() if key in INFERENCE}
