@@ -5,10 +5,14 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from workspaces.base import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class Logger:
     ) -> None:
         check_mode(mode)
         self.run_id = run_id or secrets.token_hex(4)
-        self._file: IO[bytes] = (run_dir / "metrics.jsonl").open("ab")
+        self._path = run_dir / "metrics.jsonl"
         self._wandb: Any = None
         self._run: Any = None
         if mode != "disabled":
@@ -92,6 +96,10 @@ class Logger:
         if mode == "offline":
             log.info("wandb is offline; to upload this run later: wandb sync %s", Path(self._run.dir).parent)
 
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        return self._path.open("ab")
+
     @property
     def offset(self) -> int:
         """Bytes of metrics.jsonl so far."""
@@ -122,6 +130,25 @@ class Logger:
 
         self._guard(send)
 
+    def log_report(self, tables: Mapping[str, "pd.DataFrame"], pictures: Mapping[str, Path], page: Path) -> None:
+        """Tables and pictures by name, and the page that has them all as an artifact."""
+        if self._run is None:
+            return
+
+        def send() -> None:
+            sent = {f"report/{name}": self._table(frame) for name, frame in tables.items()}
+            images = {f"report/figures/{name}": self._wandb.Image(str(path)) for name, path in pictures.items()}
+            self._run.log({**sent, **images})
+            artifact = self._wandb.Artifact(f"report-{self.run_id}", type="report")
+            artifact.add_file(str(page))
+            self._run.log_artifact(artifact)
+
+        self._guard(send)
+
+    def _table(self, frame: "pd.DataFrame") -> Any:
+        rows = frame.astype(object).where(frame.notna(), None).values.tolist()
+        return self._wandb.Table(columns=[str(c) for c in frame.columns], data=rows, allow_mixed_types=True)
+
     def summarize(self, values: Mapping[str, Any]) -> None:
         """Values that stand for the whole run on wandb's overview."""
         if self._run is not None:
@@ -131,7 +158,8 @@ class Logger:
         """Ends the wandb run, as failed or finished."""
         if self._run is not None:
             self._guard(lambda: self._run.finish(exit_code=1 if failed else 0))
-        self._file.close()
+        if "_file" in self.__dict__:
+            self._file.close()
 
     def _guard(self, call: Callable[[], object]) -> None:
         try:
