@@ -31,7 +31,7 @@ class Workspace:
     """One run. A context manager: entering reads the set-up, leaving tells how it ended and lets everything go."""
 
     computes: ClassVar[bool] = True
-    """Whether the verb runs a policy. One that only reads files starts at once: no threads to time, no wandb to load."""
+    """Whether the verb runs a policy. One that only reads files starts at once: no threads to time, no wandb."""
 
     def __init__(self, config: Config) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
