@@ -11,15 +11,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator
 
 from workspaces.report.runs import Protocol, Run
-from workspaces.report.tables import STEPS, Comparison, Result, Setting, label, settings, value_of
+from workspaces.report.tables import STEPS, Comparison, Result, Setting, label, labels, value_of
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#6B6B6B")
 """Okabe & Ito (2008): told apart with any colour vision; yellow and black replaced, which vanish on white or black."""
 
 INK, GREY, GRID = "#24292f", "#6e7781", "#e4e7eb"
-SIZE = (4.8, 3.3)
+SIZE, SMALL = (4.8, 3.3), (3.5, 2.5)
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold",
@@ -43,13 +44,16 @@ class Reference(NamedTuple):
 
 
 REFERENCES = (
-    Reference("image", "paper, best checkpoint", 0.91, "3 training seeds × 50 episodes", "--"),
-    Reference("image", "paper, mean of last 10", 0.84, "3 training seeds × 50 episodes", ":"),
-    Reference("image", "LeRobot's model card", 0.955, "1 training seed × 500 episodes", "-."),
-    Reference("state", "paper, best checkpoint", 0.95, "3 training seeds × 50 episodes", "--"),
-    Reference("state", "paper, mean of last 10", 0.91, "3 training seeds × 50 episodes", ":"),
+    Reference("image", "paper, best checkpoint", 0.91, "3 seeds × 50 episodes", "--"),
+    Reference("image", "paper, mean of last 10", 0.84, "3 seeds × 50 episodes", ":"),
+    Reference("image", "LeRobot's model card", 0.955, "1 seed × 500 episodes", "-."),
+    Reference("state", "paper, best checkpoint", 0.95, "3 seeds × 50 episodes", "--"),
+    Reference("state", "paper, mean of last 10", 0.91, "3 seeds × 50 episodes", ":"),
 )
 """DP-CNN on PushT: Chi et al. 2023, tables 1 and 2 (state: keypoints); lerobot/diffusion_pusht."""
+
+
+DASHED = {"ls": (0, (3, 2)), "lw": 1.3}
 
 
 @contextmanager
@@ -88,14 +92,14 @@ def all_figures(
 ) -> dict[str, Figure]:
     """Every figure that these runs give something for, by name."""
     figures: dict[str, Figure] = {}
-    runs = [*trained, *unfinished]
-    for task in sorted({task_of(run) for run in runs if _curve(run, "rollout/score")[0]}):
-        own = [run for run in runs if task_of(run) == task]
+    curves = [*curves_of(trained), *_unfinished_curves(unfinished)]
+    for task in sorted({task_of(curve.run) for curve in curves}):
+        own = [curve for curve in curves if task_of(curve.run) == task]
         for x in ("step", "minutes"):
-            figures[f"learning-curve-{task}-{x}"] = learning_curve(own, x, "rollout/score", references(task))
-    for key in ("train/loss", "val/loss", "val/action_mse"):
-        if any(_curve(run, key)[0] for run in runs):
-            figures[key.replace("/", "-").replace("_", "-")] = learning_curve(runs, "step", key, [])
+            figures[f"learning-curve-{task}-{x}"] = learning_curve(own, x, references(task))
+    for key in LOSSES:
+        if any(curve.of(key)[0] for curve in curves):
+            figures[key.replace("/", "-").replace("_", "-")] = loss_curve(curves, key)
     if comparisons:
         figures["paired-comparison"] = differences(comparisons)
     figures |= {f"heat-map-{i}": figure for i, figure in enumerate(heat_maps(results), 1)}
@@ -103,59 +107,86 @@ def all_figures(
     return figures
 
 
-TITLES = {
-    "rollout/score": "Score of the rollouts",
+LOSSES = {
     "train/loss": "Training loss",
     "val/loss": "Validation loss",
     "val/action_mse": "Validation action error",
 }
 
 
-def learning_curve(runs: list[Run], x: str, key: str, lines: Sequence[Reference]) -> Figure:
-    """`key` over steps or training minutes: a colour a setting, thin lines for seeds, a thick one for their mean.
+class Curve(NamedTuple):
+    """A training in the plots: what its line is called and looks like, the same in all of them."""
 
-    Runs that are not finished are dashed, and in no mean.
-    """
+    run: Run
+    name: str
+    colour: str
+
+    def of(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values. A step that was logged twice counts once, as it was last."""
+        points = {row["step"]: row[key] for row in self.run.metrics if row.get(key) is not None}
+        return list(points), list(points.values())
+
+    def over(self, x: str, key: str) -> pd.Series:
+        """Values over "step" or "minutes" of training."""
+        steps, values = self.of(key)
+        if x == "step":
+            return pd.Series(values, steps, float)
+        logged, seconds = self.of("time/training_s")
+        return pd.Series(values, np.interp(steps, [0, *logged], np.array([0.0, *seconds]) / 60), float)
+
+
+def curves_of(trained: list[Run]) -> list[Curve]:
+    """Finished trainings: a colour a setting."""
+    names = labels(trained)
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
+    return [Curve(run, name, colours[name]) for run, name in zip(trained, names, strict=True)]
+
+
+def _unfinished_curves(runs: list[Run]) -> list[Curve]:
+    """The others: a colour a run, from the palette's end."""
+    made = [Curve(run, f"{run.path.name}: {run.state}", PALETTE[-1 - i % len(PALETTE)]) for i, run in enumerate(runs)]
+    return [curve for curve in made if curve.of("train/loss")[0]]
+
+
+def learning_curve(curves: list[Curve], x: str, lines: Sequence[Reference]) -> Figure:
+    """Score of the rollouts over steps or training minutes, with published scores to compare with."""
     figure = Figure(figsize=SIZE)
     axes = figure.add_subplot()
-    finished = [run for run in runs if run.state == "finished"]
-    for i, (name, group) in enumerate(_grouped(finished).items()):
-        _draw_setting(axes, name, group, x, key, PALETTE[i % len(PALETTE)])
-    for run in runs:
-        if run.state != "finished" and _curve(run, key)[0]:
-            steps, values = _curve(run, key)
-            axes.plot(_abscissa(run, steps, x), values, "--", color=GREY, lw=1.2, label=f"{run.path.name}: {run.state}")
+    _draw_curves(axes, curves, x, "rollout/score")
     _draw_references(axes, lines)
-    axes.set(title=TITLES[key], xlabel="training step" if x == "step" else "minutes of training", ylabel=key)
-    if key == "rollout/score":
-        axes.set(ylim=(0, 1.02), ylabel="score")
-    else:
-        axes.set_yscale("log")
-        axes.grid(True, which="minor", axis="y", lw=0.4)
+    axes.set(title="Score of the rollouts", ylabel="score", ylim=(0, 1.02))
+    axes.set_xlabel("training step" if x == "step" else "minutes of training")
     _legend(figure, axes)
     return figure
 
 
-def _grouped(runs: list[Run]) -> dict[str, list[Run]]:
-    groups: dict[str, list[Run]] = {}
-    for run, setting in zip(runs, settings(runs), strict=True):
-        groups.setdefault(label(setting) or run.config["name"], []).append(run)
-    return groups
+def loss_curve(curves: list[Curve], key: str) -> Figure:
+    """One of `LOSSES` over steps. Colours as in the learning curves, so without a legend."""
+    figure = Figure(figsize=SMALL)
+    axes = figure.add_subplot()
+    _draw_curves(axes, curves, "step", key)
+    axes.set(title=LOSSES[key], xlabel="training step", yscale="log")
+    axes.grid(True, which="minor", axis="y", lw=0.4)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    return figure
 
 
-def _draw_setting(axes: Axes, name: str, group: list[Run], x: str, key: str, colour: str) -> None:
-    curves = []
-    for run in group:
-        steps, values = _curve(run, key)
-        if steps:
-            curves.append(pd.Series(values, _abscissa(run, steps, x)))
-    for curve in curves if len(curves) > 1 else []:
-        axes.plot(curve.index, curve, color=colour, lw=0.9, alpha=0.4)
-    if curves:
-        mean = _mean_curve(curves, x)
-        noun = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
-        marker = "o" if len(mean) < 25 else ""
-        axes.plot(mean.index, mean, color=colour, marker=marker, ms=3, label=f"{name}{noun}")
+def _draw_curves(axes: Axes, curves: list[Curve], x: str, key: str) -> None:
+    """Thin lines for seeds, a thick one for their mean; runs that are not finished are dashed, and in no mean."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.name, curve.colour), []).append(curve)
+    for (name, colour), group in groups.items():
+        lines = [line for curve in group if len(line := curve.over(x, key))]
+        for line in lines if len(lines) > 1 else []:
+            axes.plot(line.index, line, color=colour, lw=0.9, alpha=0.45)
+        if lines:
+            mean = _mean_curve(lines, x)
+            text = f"{name} ({len(lines)} seeds)" if len(lines) > 1 else name
+            look = {"marker": "o" if len(mean) < 25 else "", "ms": 3} if group[0].run.state == "finished" else DASHED
+            axes.plot(mean.index, mean, color=colour, label=text, **look)
 
 
 def _mean_curve(curves: list[pd.Series], x: str) -> pd.Series:
@@ -167,28 +198,15 @@ def _mean_curve(curves: list[pd.Series], x: str) -> pd.Series:
     return pd.concat(curves, axis=1, join="inner").mean(axis=1)
 
 
-def _curve(run: Run, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values. A step that was logged twice counts once, as it was last."""
-    points = {row["step"]: row[key] for row in run.metrics if row.get(key) is not None}
-    return list(points), list(points.values())
-
-
-def _abscissa(run: Run, steps: list[int], x: str) -> np.ndarray:
-    if x == "step":
-        return np.array(steps)
-    logged, seconds = _curve(run, "time/training_s")
-    return np.interp(steps, [0, *logged], np.array([0.0, *seconds]) / 60)
-
-
 def _draw_references(axes: Axes, lines: Sequence[Reference]) -> None:
     for reference in lines:
         axes.axhline(reference.score, color=GREY, ls=reference.line, lw=1.1, zorder=1)
     for line in sorted(lines, key=lambda r: r.score):
         lower = any(0 < other.score - line.score < 0.06 for other in lines)  # its text would run into that line
         axes.annotate(
-            f"{line.name} {line.score:g} ({line.protocol})",
+            f"{line.name}: {line.score:g} on {line.protocol}",
             (0.99, line.score), xycoords=("axes fraction", "data"), xytext=(0, -2 if lower else 2),
-            textcoords="offset points", ha="right", va="top" if lower else "bottom", fontsize=6.5, color=GREY,
+            textcoords="offset points", ha="right", va="top" if lower else "bottom", fontsize=7, color=GREY,
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
 

@@ -14,12 +14,14 @@ from workspaces.report.figures import Reference
 from workspaces.report.recipe import Recipe
 from workspaces.report.tables import Result, Table, interval
 
-NUMBER = re.compile(r"[−+<> ]*[\d–]")
+NUMBER = re.compile(r"[−+<> ]*[\d.–]+( %)?( \[.*\])?( / \d+)?")
 
 CAPTIONS = {
+    "learning-curve-image-minutes": "The same over the time spent in training steps, without validation and rollouts.",
+    "learning-curve-state-minutes": "The same over the time spent in training steps, without validation and rollouts.",
     "learning-curve": "Mean over training seeds (thick) and each seed (thin). Grey lines are published scores, each "
     "with its own protocol: compare with them only what was measured the same way.",
-    "train-loss": "Mean loss since the last log.",
+    "train-loss": "Mean since the last log. Colours as above.",
     "val-loss": "EMA policy on held-out episodes, with the same noise every time.",
     "val-action-mse": "Squared error of sampled actions on held-out episodes, in normalised units.",
     "paired-comparison": "Blue: better, orange: worse, grey: the interval holds 0.",
@@ -86,7 +88,7 @@ def _best(results: list[Result]) -> list[Result]:
 def _table(name: str, table: Table) -> dict[str, Any]:
     """What the template needs of it."""
     shown = table.shown.astype(str)
-    numeric = [all(NUMBER.match(text) for text in shown[column]) for column in shown]
+    numeric = [all(NUMBER.fullmatch(text) for text in shown[column]) for column in shown]
     return {
         "title": table.title,
         "note": table.note,

@@ -19,8 +19,9 @@ from workspaces.train import duration
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
-OF_THE_PLACE = ("run_dir", "checkpoint", "logger.", "dataset.path", "training", "runs", "report")
-"""Keys that every run has its own value of."""
+OF_THE_PLACE = ("run_dir", "checkpoint", "logger.", "dataset.path", "training", "runs", "report", "device",
+                "n_threads", "env_runner.n_workers", "env_runner.n_envs")  # fmt: skip
+"""Keys that say where a run was made, which the facts say, too."""
 
 
 class Fact(NamedTuple):
@@ -86,26 +87,37 @@ def _differences(base: Config, configs: list[Config]) -> list[tuple[str, str, st
 
 def _facts(runs: list[Run]) -> Iterator[Fact]:
     yield _fact("commit", runs, lambda run: run.record.get("commit"))
-    for key, name in (("cpu", "processor"), ("cores", "cores"), ("gpu", "GPU"), ("host", "host")):
-        yield _fact(name, runs, lambda run, key=key: (run.record.get("machine") or {}).get(key))
-    versions = dict.fromkeys(name for run in runs for name in run.record.get("versions") or {})
-    for version in versions:
-        yield _fact(version, runs, lambda run, version=version: (run.record.get("versions") or {}).get(version))
+    yield _fact("machine", runs, _machine)
+    versions = [run.record.get("versions") or {} for run in runs]
+    names = list(dict.fromkeys(name for one in versions for name in one))
+    same = [name for name in names if len({one.get(name) for one in versions}) == 1]
+    yield Fact("versions", {", ".join(f"{name} {versions[0][name]}" for name in same) or "not recorded": []})
+    for name in set(names) - set(same):
+        yield _fact(name, runs, lambda run, name=name: (run.record.get("versions") or {}).get(name))
     yield Fact("time", {_times(runs): []})
     yield Fact("protocol", {_sentence(protocol): [] for protocol in dict.fromkeys(run.protocol for run in runs)})
+
+
+def _machine(run: Run) -> str | None:
+    machine = run.record.get("machine")
+    if machine is None:
+        return None
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
+    return f"{machine['cpu']}, {machine['cores']} cores{gpu} ({machine['host']})"
 
 
 def _fact(name: str, runs: list[Run], of: Any) -> Fact:
     values: dict[str, list[str]] = {}
     for run in runs:
-        values.setdefault(str(of(run) or "none"), []).append(run.path.name)
+        values.setdefault(str(of(run) or "not recorded"), []).append(run.path.name)
     return Fact(name, values)
 
 
 def _times(runs: list[Run]) -> str:
     walls = [wall for wall in map(_wall_s, runs) if wall is not None]
     trained = [minutes for minutes in map(training_minutes, runs) if minutes]
-    parts = [f"{duration(sum(walls))} from begin to end, all {len(walls)} runs together"] if walls else []
+    together = f", {len(walls)} runs together" if len(walls) > 1 else ""
+    parts = [f"{duration(sum(walls))} from begin to end{together}"] if walls else []
     parts += [f"{duration(60 * sum(trained))} of it in training steps"] if trained else []
     return "; ".join(parts) or "unknown"
 

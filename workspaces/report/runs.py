@@ -38,9 +38,13 @@ class Protocol(NamedTuple):
 
     def __str__(self) -> str:
         if self.first == 100_000 and self.max_steps == 300 and self.last in (100_049, 100_499):
-            return f"paper-{self.last - self.first + 1}"
+            return f"paper-{self.n_episodes}"
         steps = f"{self.max_steps} steps" if isinstance(self.max_steps, int) else self.max_steps
-        return f"{self.last - self.first + 1} episodes, seeds {self.first}–{self.last}, {steps}"
+        return f"seeds {self.first}–{self.last}, {steps}"
+
+    @property
+    def n_episodes(self) -> int:
+        return self.last - self.first + 1
 
 
 @dataclass(frozen=True)

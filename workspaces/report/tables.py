@@ -87,6 +87,11 @@ def label(setting: Setting) -> str:
     return ", ".join(f"{short(key)}={value_of(value)}" for key, value in setting.items())
 
 
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run by what tells it from the others; its experiment's where nothing does."""
+    return [label(setting) or run.config["name"] for run, setting in zip(runs, settings(runs), strict=True)]
+
+
 def settings(runs: Sequence[Run]) -> list[Setting]:
     """For each run the keys in which the runs differ, without those that say the same as another one."""
     flat = [_flat(run) for run in runs]
@@ -158,18 +163,18 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
     for result in results:
         minutes = [m for m in (training_minutes(trained.get(_training_of(run))) for run in result.runs) if m]
         sources = " and ".join(sorted({"evaluation" if r.verb == "evaluate" else "last rollout" for r in result.runs}))
+        keys = {short(key): value_of(value) for key, value in result.setting.items()} or {"setting": result.label}
         facts = {
-            **{short(key): value_of(value) for key, value in result.setting.items()},
+            "training seeds": len(result.runs),
+            "episodes": result.protocol.n_episodes,
             "protocol": str(result.protocol),
             "from": sources,
-            "training seeds": len(result.runs),
-            "episodes": result.protocol.last - result.protocol.first + 1,
         }
         numbers = {"inference ms": result.inference_ms, "training min": float(np.mean(minutes or [np.nan]))}
         estimates = {name: getattr(result, name.replace(" ", "_")) for name in ("score", "success", "final coverage")}
-        rows.append({**facts, **_spread(estimates), **numbers})
+        rows.append({**keys, **_spread(estimates), **numbers, **facts})
         texts = {f"{name} [95 %]": interval(e, percent=name == "success") for name, e in estimates.items()}
-        shown.append({**facts, **texts, **{name: number(value, 1) for name, value in numbers.items()}})
+        shown.append({**keys, **texts, **{name: number(value, 1) for name, value in numbers.items()}, **facts})
     note = (
         "Score: mean over episodes of the best reward, reward = min(1, coverage / 0.95). Success: share of episodes in "
         "which coverage exceeds 0.95. Intervals cover both the training seeds and the episodes; with one training "
@@ -212,8 +217,7 @@ def compare(results: list[Result], baseline: str | None) -> list[Comparison]:
         known = "; ".join(dict.fromkeys(r.label for r in results))
         raise ValueError(f"report.baseline={baseline} is none of the settings, expected some keys of one of: {known}")
     pairs = [(one, _reference(one, results, wanted)) for one in results]
-    made = [_compare(one, reference) for one, reference in pairs if reference is not None and reference is not one]
-    return [comparison for comparison in made if comparison is not None]
+    return [_compare(one, reference) for one, reference in pairs if reference is not None and reference is not one]
 
 
 def _parse(baseline: str, results: list[Result]) -> Setting:
@@ -234,20 +238,26 @@ def _has(result: Result, wanted: Setting) -> bool:
 
 
 def _reference(one: Result, results: list[Result], wanted: Setting) -> Result | None:
-    comparable = [r for r in results if r.protocol.max_steps == one.protocol.max_steps]
-    candidates = [r for r in comparable if _has(r, wanted)] if wanted else comparable
-    same = [r for r in candidates if all(r.setting[k] == v for k, v in one.setting.items() if k not in wanted)]
-    pool = (same or (candidates if len(candidates) == 1 else [])) if wanted else candidates
-    pool = [r for r in pool if r.protocol == one.protocol] or pool
+    """Of the same protocol if any other setting has it, else of one that may share some env seeds."""
+    pool = [r for r in results if r is one or (r.setting != one.setting and _shares_seeds(r, one))]
+    if wanted:
+        having = [r for r in pool if _has(r, wanted)]
+        same = [r for r in having if all(r.setting[k] == v for k, v in one.setting.items() if k not in wanted)]
+        pool = same or (having if len({r.label for r in having}) == 1 else [])
+    own = [r for r in pool if r.protocol == one.protocol]
+    pool = own if own and own != [one] else pool
     return max(pool, key=lambda r: r.score.value, default=None)
 
 
-def _compare(one: Result, reference: Result) -> Comparison | None:
-    """On the env seeds that both have; None where these are fewer than two."""
+def _shares_seeds(a: Result, b: Result) -> bool:
+    common = min(a.protocol.last, b.protocol.last) - max(a.protocol.first, b.protocol.first) + 1
+    return a.protocol.max_steps == b.protocol.max_steps and common > 1
+
+
+def _compare(one: Result, reference: Result) -> Comparison:
+    """On the env seeds that both have."""
     first = max(one.protocol.first, reference.protocol.first)
     last = min(one.protocol.last, reference.protocol.last)
-    if last <= first:
-        return None
 
     def common(result: Result, key: str) -> np.ndarray:
         return result.values(key)[:, first - result.protocol.first :][:, : last - first + 1]
@@ -290,20 +300,24 @@ def training_minutes(run: Run | None) -> float | None:
 def training_table(runs: list[Run]) -> Table:
     """One row a training setting: as the paper quotes it."""
     rows = []
-    for (name, protocol), group in _by_setting(runs).items():
+    groups: dict[tuple[str, Protocol], list[Run]] = {}
+    for run, name in zip(runs, labels(runs), strict=True):
+        groups.setdefault((name, run.protocol), []).append(run)
+    for (name, protocol), group in groups.items():
         curves = [[row["rollout/score"] for row in run.metrics if "rollout/score" in row] for run in group]
         curves = [curve for curve in curves if curve]
         rows.append(
             {
                 "setting": name,
-                "protocol": str(protocol),
-                "training seeds": len(group),
-                "steps": int(np.mean([run.step or 0 for run in group])),
-                "training min": _mean(training_minutes(run) for run in group),
                 "best score †": _mean(max(curve) for curve in curves),
                 "mean of last 10": _mean(np.mean(curve[-10:]) for curve in curves),
                 "last score": _mean(curve[-1] for curve in curves),
                 "rollouts": min(map(len, curves), default=0),
+                "steps": int(np.mean([run.step or 0 for run in group])),
+                "training min": _mean(training_minutes(run) for run in group),
+                "training seeds": len(group),
+                "episodes": protocol.n_episodes,
+                "protocol": str(protocol),
             }
         )
     frame = pd.DataFrame(rows)
@@ -316,13 +330,6 @@ def training_table(runs: list[Run]) -> Table:
     return Table("Trainings", frame, _rounded(frame, digits), note)
 
 
-def _by_setting(runs: list[Run]) -> dict[tuple[str, Protocol], list[Run]]:
-    groups: dict[tuple[str, Protocol], list[Run]] = {}
-    for run, setting in zip(runs, settings(runs), strict=True):
-        groups.setdefault((label(setting) or run.config["name"], run.protocol), []).append(run)
-    return groups
-
-
 def _mean(values: Iterable[float | None]) -> float:
     return float(np.mean([v for v in values if v is not None] or [np.nan]))
 
@@ -333,14 +340,14 @@ def runs_table(runs: list[Run], counted: list[Run]) -> Table:
         {
             "directory": str(run.path),
             "verb": run.verb,
-            "setting": label(setting) or run.config["name"],
+            "setting": name,
             "seed": run.config["seed"],
             "protocol": str(run.protocol),
             "score": float(np.mean([row["max_reward"] for row in run.episodes])),
             "in the results": "yes" if run in counted else "no",
-            "ended": run.record.get("ended") or "",
+            "ended": (run.record.get("ended") or "")[:16].replace("T", " "),
         }
-        for run, setting in zip(runs, settings(runs), strict=True)
+        for run, name in zip(runs, labels(runs), strict=True)
     ]
     frame = pd.DataFrame(rows)
     note = "A training is not among the results where one of its checkpoints was evaluated: the evaluation is."
