@@ -138,10 +138,12 @@ def _map(cards: list[Card]) -> str:
 
 def _with_titles(drawing: str, cards: list[Card]) -> str:
     """What a pointer that rests on a block is told, and what a screen reader says."""
-    for card in cards:
-        title = f"<title>seed {card.seed}: {card.outcome}, best reward {card.max_reward:.2f}</title>"
-        drawing = drawing.replace(f'<a xlink:href="#{card.id}">', f'<a href="#{card.id}">{title}')
-    return drawing
+    titles = {card.id: f"seed {card.seed}: {card.outcome}, best reward {card.max_reward:.2f}" for card in cards}
+
+    def link(found: re.Match[str]) -> str:  # matplotlib's opens another window
+        return f'<a href="#{found[1]}"><title>{titles[found[1]]}</title>'
+
+    return re.sub(r'<a [^>]*href="#([^"]*)"[^>]*>', link, drawing)
 
 
 def _shrunk(outline: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ def style() -> Iterator[None]:
 def svg(figure: Figure) -> str:
     """The figure as an SVG element."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
     return text[text.index("<svg") :]
 
