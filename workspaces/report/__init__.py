@@ -43,7 +43,7 @@ class ReportWorkspace(Workspace):
         trained = [run for run in found.finished if run.verb == "train"]
         results = tables.results(counted)
         comparisons = tables.compare(results, self.baseline)
-        made = _tables(found, counted, trained, results, comparisons, self.baseline)
+        made = _tables(found, counted, trained, results, comparisons, self.baseline, self.runs)
         with figures.style():
             drawn = figures.all_figures(trained, found.unfinished, results, comparisons)
             pictures = {name: (figures.svg(figure), figures.png(figure)) for name, figure in drawn.items()}
@@ -88,6 +88,7 @@ def _tables(
     results: list[tables.Result],
     comparisons: list[tables.Comparison],
     baseline: str | None,
+    root: Path,
 ) -> dict[str, tables.Table]:
     """By name, in the page's order; empty ones are not made."""
     by_directory: dict[object, runs.Run] = {run.path.resolve(): run for run in trained}
@@ -95,8 +96,8 @@ def _tables(
         "results": tables.results_table(results, by_directory),
         "paired-comparison": tables.comparison_table(comparisons, baseline),
         "trainings": tables.training_table(trained),
-        "runs": tables.runs_table(found.finished, counted),
-        "left-out": tables.left_out_table(found.left_out),
+        "runs": tables.runs_table(found.finished, counted, root),
+        "left-out": tables.left_out_table(found.left_out, root),
     }
     return {name: table for name, table in made.items() if len(table.frame)}
 

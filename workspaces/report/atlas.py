@@ -28,8 +28,8 @@ OUTCOMES = {"failure": "#D55E00", "near miss": "#E69F00", "success": "#0072B2"}
 SCALE = 0.4
 """Of the blocks on the map: at full size fifty of them hide each other."""
 
-SHOWN = (48, 464)
-"""Pixels of the workspace on the map: blocks begin between 100 and 400."""
+SHOWN_X, SHOWN_Y = (44, 456), (88, 500)
+"""Pixels of the workspace on the map: what blocks begin in."""
 
 OVERRIDDEN = ("run_dir", "env_runner.start_seed", "env_runner.n_episodes", "env_runner.n_videos", "logger",
               "workspace", "checkpoint", "hydra")  # fmt: skip
@@ -122,7 +122,7 @@ def _map(cards: list[Card]) -> str:
     figure = Figure(figsize=(4, 4))
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=SHOWN, ylim=SHOWN[::-1], aspect="equal")
+    axes.set(xlim=SHOWN_X, ylim=SHOWN_Y[::-1], aspect="equal")
     axes.axis("off")
     goal = _outlines(cards[0].seed)[1]
     axes.add_patch(Polygon(goal, facecolor="#8c959f", edgecolor="none", alpha=0.28, clip_on=False))

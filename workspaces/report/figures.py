@@ -1,7 +1,8 @@
 """Figures of a report. Each function makes one matplotlib figure, small enough to be read on a phone."""
 
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -92,7 +93,8 @@ def all_figures(
 ) -> dict[str, Figure]:
     """Every figure that these runs give something for, by name."""
     figures: dict[str, Figure] = {}
-    curves = [*curves_of(trained), *_unfinished_curves(unfinished)]
+    colours = palette([*labels(trained), *map(trained_as, results)])
+    curves = [*curves_of(trained, colours), *_unfinished_curves(unfinished)]
     for task in sorted({task_of(curve.run) for curve in curves}):
         own = [curve for curve in curves if task_of(curve.run) == task]
         for x in ("step", "minutes"):
@@ -103,7 +105,7 @@ def all_figures(
     if comparisons:
         figures["paired-comparison"] = differences(comparisons)
     figures |= {f"heat-map-{i}": figure for i, figure in enumerate(heat_maps(results), 1)}
-    figures |= {f"latency-{i}": figure for i, figure in enumerate(_latencies(results), 1)}
+    figures |= {f"latency-{i}": figure for i, figure in enumerate(_latencies(results, colours), 1)}
     return figures
 
 
@@ -135,11 +137,16 @@ class Curve(NamedTuple):
         return pd.Series(values, np.interp(steps, [0, *logged], np.array([0.0, *seconds]) / 60), float)
 
 
-def curves_of(trained: list[Run]) -> list[Curve]:
-    """Finished trainings: a colour a setting."""
-    names = labels(trained)
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
-    return [Curve(run, name, colours[name]) for run, name in zip(trained, names, strict=True)]
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, the same in all figures; horizon=8 comes before horizon=10."""
+    ordered = sorted(set(names), key=lambda name: [part.zfill(12) for part in re.split(r"(\d+)", name)])
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(ordered)}
+
+
+def curves_of(trained: list[Run], colours: dict[str, str]) -> list[Curve]:
+    """Finished trainings: a colour a setting, in the order of the colours."""
+    curves = [Curve(run, name, colours[name]) for run, name in zip(trained, labels(trained), strict=True)]
+    return sorted(curves, key=lambda curve: [*colours].index(curve.name))
 
 
 def _unfinished_curves(runs: list[Run]) -> list[Curve]:
@@ -281,11 +288,11 @@ def _heat_map(results: list[Result], title: str) -> Figure:
     return figure
 
 
-def _latencies(results: list[Result]) -> Iterator[Figure]:
+def _latencies(results: list[Result], colours: dict[str, str]) -> Iterator[Figure]:
     for protocol in dict.fromkeys(r.protocol for r in results):
         timed = [r for r in results if r.protocol == protocol and np.isfinite(r.inference_ms)]
         if len(timed) > 1:
-            yield latency(timed)
+            yield latency(timed, colours)
 
 
 def pareto_front(results: Sequence[Result]) -> list[Result]:
@@ -297,15 +304,14 @@ def pareto_front(results: Sequence[Result]) -> list[Result]:
     return front
 
 
-def latency(results: list[Result]) -> Figure:
+def latency(results: list[Result], colours: dict[str, str]) -> Figure:
     """Score against the time that one action chunk takes, with the Pareto front."""
     figure = Figure(figsize=SIZE)
     axes = figure.add_subplot()
     front = pareto_front(results)
-    groups = list(dict.fromkeys(_trained_as(r) for r in results))
     for result in results:
-        i, on_front = groups.index(_trained_as(result)), any(result is other for other in front)
-        score, colour = result.score, PALETTE[i % len(PALETTE)]
+        on_front = any(result is other for other in front)
+        score, colour = result.score, colours[trained_as(result)]
         axes.errorbar(
             result.inference_ms, score.value, [[score.value - score.low], [score.high - score.value]],
             fmt="o", color=colour, mfc=colour if on_front else "white", ms=6, elinewidth=1.1, capsize=2,
@@ -313,8 +319,8 @@ def latency(results: list[Result]) -> Figure:
         if STEPS in result.setting:
             text = f"{value_of(result.setting[STEPS])} steps"
             axes.annotate(text, (result.inference_ms, score.value), xytext=(6, 4), textcoords="offset points", size=7)
-    for i, name in enumerate(groups):
-        axes.plot([], [], "o", color=PALETTE[i % len(PALETTE)], label=name)
+    for name in [name for name in colours if name in map(trained_as, results)]:
+        axes.plot([], [], "o", color=colours[name], label=name)
     x, y = [r.inference_ms for r in front], [r.score.value for r in front]
     axes.step(x, y, where="post", color=INK, lw=1.1, ls="--", zorder=1, label="Pareto front (filled)")
     if max(r.inference_ms for r in results) > 8 * min(r.inference_ms for r in results):
@@ -325,5 +331,6 @@ def latency(results: list[Result]) -> Figure:
     return figure
 
 
-def _trained_as(result: Result) -> str:
+def trained_as(result: Result) -> str:
+    """The setting without the inference steps."""
     return label({k: v for k, v in result.setting.items() if k != STEPS}) or result.runs[0].config["name"]

@@ -20,8 +20,8 @@ CAPTIONS = {
     "learning-curve-image-minutes": "The same over the time spent in training steps, without validation and rollouts.",
     "learning-curve-state-minutes": "The same over the time spent in training steps, without validation and rollouts.",
     "learning-curve": "Mean over training seeds (thick) and each seed (thin). Grey lines are published scores, each "
-    "with its own protocol: compare with them only what was measured the same way.",
-    "train-loss": "Mean since the last log. Colours as above.",
+    "with its own protocol: compare with them only what was measured the same way. Dashed: not finished.",
+    "train-loss": "Mean since the last log. Colours as above; dashed: not finished.",
     "val-loss": "EMA policy on held-out episodes, with the same noise every time.",
     "val-action-mse": "Squared error of sampled actions on held-out episodes, in normalised units.",
     "paired-comparison": "Blue: better, orange: worse, grey: the interval holds 0.",

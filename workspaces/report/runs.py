@@ -181,7 +181,7 @@ def _reason(path: Path, state: str) -> str:
         return about.get("error") or "\n".join(_tail(path / "run.log", 3)) or "no reason is known"
     steps = [row["step"] for row in _metrics(path, whole=False)]
     total = _config(path).get("workspace", {}).get("num_steps")
-    return f"at step {max(steps, default=0):,} of {total:,}" if total else "before its end"
+    return f"at step {max(steps, default=0):,} of {total:,}" if total else "has not written its results yet"
 
 
 def _tail(path: Path, n: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,15 @@ class Result:
 
     @property
     def success(self) -> Estimate:
-        """Share of episodes whose coverage exceeded 0.95. With one seed Wilson's interval, which holds at 0 and 1."""
+        """Share of episodes whose coverage exceeded 0.95.
+
+        With Wilson's interval for one seed, and for the episodes alone where all of them agree in every seed: a
+        bootstrap would give no width at all.
+        """
         values = self.values("success")
-        return wilson(int(values.sum()), values.size) if len(values) == 1 else crossed_mean(values)
+        if len(values) == 1 or values.min() == values.max():
+            return wilson(int(values[0].sum()), len(values[0]))
+        return crossed_mean(values)
 
     @property
     def final_coverage(self) -> Estimate:
@@ -334,11 +341,11 @@ def _mean(values: Iterable[float | None]) -> float:
     return float(np.mean([v for v in values if v is not None] or [np.nan]))
 
 
-def runs_table(runs: list[Run], counted: list[Run]) -> Table:
-    """Every finished run, so that each number above can be traced to its files."""
+def runs_table(runs: list[Run], counted: list[Run], root: Path) -> Table:
+    """Every finished run, so that each number above can be traced to its files. Directories from `root` on."""
     rows = [
         {
-            "directory": str(run.path),
+            "directory": _from(root, run.path),
             "verb": run.verb,
             "setting": name,
             "seed": run.config["seed"],
@@ -354,10 +361,14 @@ def runs_table(runs: list[Run], counted: list[Run]) -> Table:
     return Table("Finished runs", frame, _rounded(frame, {"score": 3}), note)
 
 
-def left_out_table(left_out: list[LeftOut]) -> Table:
-    """Directories that no number of this report comes from."""
+def _from(root: Path, path: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def left_out_table(left_out: list[LeftOut], root: Path) -> Table:
+    """Directories, from `root` on, that no number of this report comes from."""
     frame = pd.DataFrame(
-        [{"directory": str(left.path), "state": left.state, "reason": left.reason} for left in left_out],
+        [{"directory": _from(root, left.path), "state": left.state, "reason": left.reason} for left in left_out],
         columns=["directory", "state", "reason"],
     )
     return Table("Left out", frame, frame, "Listed, and in no average. Trainings among them are dashed in the curves.")
