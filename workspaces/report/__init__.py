@@ -30,7 +30,9 @@ class ReportWorkspace(Workspace):
         if config["runs"] in (MISSING, None):
             raise ValueError("give runs=DIR: a run directory, a directory of runs, or a sweep under multirun/")
         self.runs = Path(config["runs"])
-        self.baseline: str | None = config["report"]["baseline"]
+        self.baseline: dict[str, object] | None = config["report"]["baseline"]
+        if not isinstance(self.baseline, (dict, type(None))):
+            raise ValueError(f"report.baseline={self.baseline}, expected as in 'report.baseline={{horizon: 16}}'")
         self.run_dir = Path(config["run_dir"] or self.runs / "report")
         self.html = self.run_dir / "report.html"
         self.tables: dict[str, pd.DataFrame] = {}
@@ -87,7 +89,7 @@ def _tables(
     trained: list[runs.Run],
     results: list[tables.Result],
     comparisons: list[tables.Comparison],
-    baseline: str | None,
+    baseline: object,
     root: Path,
 ) -> dict[str, tables.Table]:
     """By name, in the page's order; empty ones are not made."""

@@ -318,13 +318,17 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
         )  # fmt: skip
         if STEPS in result.setting:
             text = f"{value_of(result.setting[STEPS])} steps"
-            axes.annotate(text, (result.inference_ms, score.value), xytext=(6, 4), textcoords="offset points", size=7)
+            dx, side = (-6, "right") if [*colours].index(trained_as(result)) % 2 == 0 else (6, "left")
+            axes.annotate(
+                text, (result.inference_ms, score.value), xytext=(dx, 4), textcoords="offset points", size=7, ha=side
+            )
     for name in [name for name in colours if name in map(trained_as, results)]:
         axes.plot([], [], "o", color=colours[name], label=name)
     x, y = [r.inference_ms for r in front], [r.score.value for r in front]
     axes.step(x, y, where="post", color=INK, lw=1.1, ls="--", zorder=1, label="Pareto front (filled)")
     if max(r.inference_ms for r in results) > 8 * min(r.inference_ms for r in results):
         axes.set_xscale("log")
+    axes.margins(x=0.12)
     axes.set(title=f"Score against latency, {results[0].protocol}", ylabel="score")
     axes.set(xlabel="milliseconds an action chunk, one observation")
     _legend(figure, axes)

@@ -1,6 +1,6 @@
 """Settings and their statistics: who is a replicate of whom, who is compared with whom."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,13 +213,13 @@ class Comparison:
     success: Difference
 
 
-def compare(results: list[Result], baseline: str | None) -> list[Comparison]:
+def compare(results: list[Result], baseline: Mapping[str, object] | None) -> list[Comparison]:
     """Every setting with the baseline, or with the best one of its protocol.
 
-    A baseline that names some of the keys, "horizon=16" of horizon and num_inference_steps, is for each setting the
-    one that differs from it in those keys only. Raises ValueError for one that no setting has.
+    A baseline that names some of the keys, {"horizon": 16} where num_inference_steps differs, too, is for each setting
+    the one that differs from it in those keys only. Raises ValueError for one that no setting has.
     """
-    wanted = _parse(baseline, results) if baseline else {}
+    wanted = _full_keys(baseline, results) if baseline else {}
     if baseline and not any(_has(result, wanted) for result in results):
         known = "; ".join(dict.fromkeys(r.label for r in results))
         raise ValueError(f"report.baseline={baseline} is none of the settings, expected some keys of one of: {known}")
@@ -227,21 +227,18 @@ def compare(results: list[Result], baseline: str | None) -> list[Comparison]:
     return [_compare(one, reference) for one, reference in pairs if reference is not None and reference is not one]
 
 
-def _parse(baseline: str, results: list[Result]) -> Setting:
-    """ "horizon=16, num_inference_steps=10" -> keys as the settings have them. Raises ValueError for other keys."""
+def _full_keys(baseline: Mapping[str, object], results: list[Result]) -> Setting:
+    """num_inference_steps -> scheduler.num_inference_steps. Raises ValueError for keys that no setting has."""
     full = {name: key for result in results for key in result.setting for name in (key, short(key))}
-    wanted = {}
-    for part in baseline.split(","):
-        key, _, value = part.strip().partition("=")
+    for key in baseline:
         if key not in full:
-            known = ", ".join(short(key) for key in (results[0].setting if results else {})) or "none"
-            raise ValueError(f"report.baseline={baseline}: the settings do not differ in {key!r}, expected of: {known}")
-        wanted[full[key]] = value.strip()
-    return wanted
+            known = ", ".join(short(key) for key in (results[0].setting if results else {})) or "nothing"
+            raise ValueError(f"report.baseline={dict(baseline)}: the settings do not differ in {key}, but in: {known}")
+    return {full[key]: value for key, value in baseline.items()}
 
 
 def _has(result: Result, wanted: Setting) -> bool:
-    return all(value_of(result.setting[key]) == str(value) for key, value in wanted.items())
+    return all(value_of(result.setting[key]) == value_of(value) for key, value in wanted.items())
 
 
 def _reference(one: Result, results: list[Result], wanted: Setting) -> Result | None:
@@ -275,9 +272,11 @@ def _compare(one: Result, reference: Result) -> Comparison:
     return Comparison(one, reference, last - first + 1, difference("max_reward"), difference("success"))
 
 
-def comparison_table(comparisons: list[Comparison], baseline: str | None) -> Table:
+def comparison_table(comparisons: list[Comparison], baseline: object) -> Table:
     """One row a comparison."""
     rows, shown = [], []
+    references = list(dict.fromkeys(c.reference.label for c in comparisons))
+    several = len(references) > 1
     for c in comparisons:
         names = {"setting": c.one.label, "compared with": c.reference.label}
         counts = {"common episodes": c.n_episodes, "training seeds": f"{len(c.one.runs)} / {len(c.reference.runs)}"}
@@ -288,12 +287,13 @@ def comparison_table(comparisons: list[Comparison], baseline: str | None) -> Tab
             "success difference [95 %]": interval(Estimate(*c.success[:3]), percent=True, sign=True),
             "P(better score)": probability(c.score.p_better),
         }
-        shown.append({**names, **texts, **counts})
-    chosen = f"the setting with {baseline}" if baseline else "the best one, which was picked with these very episodes"
+        shown.append({**(names if several else {"setting": c.one.label}), **texts, **counts})
+    chosen = "the one beside it" if several else references[0] if references else ""
+    picked = "" if baseline else ", the best one, which was picked with these very episodes"
     note = (
-        f"Each setting less {chosen}, on the same env seeds: what is hard for both cancels out. An interval that "
-        "leaves out 0 is a difference that other seeds and episodes would show, too. P is the bootstrap's share of "
-        "draws in which the setting scores higher."
+        f"Each setting less {chosen}{picked}, on the same env seeds: what is hard for both cancels out. An interval "
+        "that leaves out 0 is a difference that other seeds and episodes would show, too. P is the bootstrap's share "
+        "of draws in which the setting scores higher."
     )
     return Table("Paired comparison", pd.DataFrame(rows), pd.DataFrame(shown), note)
 

@@ -16,7 +16,7 @@ from workspaces.report import ReportWorkspace
 from workspaces.report.runs import Protocol, Run
 
 CONFIGS = RUN.parent / "configs"
-QUICK = [o for o in SMALL if o.startswith(("env_runner.", "logger.", "device"))]
+QUICK = ["env_runner.max_steps=20", "env_runner.n_workers=0", "logger.mode=disabled", "device=cpu"]
 
 
 def start(*overrides: str) -> None:
@@ -26,14 +26,13 @@ def start(*overrides: str) -> None:
 
 @pytest.fixture(scope="session")
 def made(small_zarr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two trainings of 24 steps, horizon 16 and 10, and an evaluation of each with two inference steps."""
+    """Two trainings of 24 steps, horizon 16 and 10, and an evaluation of the first with two inference steps."""
     folder = tmp_path_factory.mktemp("report") / "sweep"
     for horizon in (16, 10):
-        train = folder / f"h{horizon}"
-        start(*SMALL, f"dataset.path={small_zarr}", f"horizon={horizon}", f"run_dir={train}")
-        checkpoint = f"checkpoint={train}/checkpoints/last.pt"
-        evaluate = ["workspace=evaluate", *QUICK, checkpoint, "scheduler.num_inference_steps=2"]
-        start(*evaluate, "env_runner.n_episodes=4", "env_runner.n_videos=2", f"run_dir={folder}/h{horizon}-evaluated")
+        start(*SMALL, f"dataset.path={small_zarr}", f"horizon={horizon}", f"run_dir={folder}/h{horizon}")
+    evaluate = ["workspace=evaluate", *QUICK, "env_runner.n_episodes=4", "env_runner.n_videos=2"]
+    of = [f"checkpoint={folder}/h16/checkpoints/last.pt", "scheduler.num_inference_steps=2"]
+    start(*evaluate, *of, f"run_dir={folder}/h16-evaluated")
     return folder
 
 

@@ -18,9 +18,8 @@ def reasons(found):
 
 def test_finished_runs_are_found_at_any_depth_with_the_test_episodes_only(sweep):
     found = find(sweep.parent)
-    assert sorted((run.path.name, run.verb) for run in found.finished) == [
-        ("h10", "train"), ("h10-evaluated", "evaluate"), ("h16", "train"), ("h16-evaluated", "evaluate"),
-    ]  # fmt: skip
+    runs = sorted((run.path.name, run.verb) for run in found.finished)
+    assert runs == [("h10", "train"), ("h16", "train"), ("h16-evaluated", "evaluate")]
     assert found.left_out == []
     training = next(run for run in found.finished if run.path.name == "h16")
     assert [row["seed"] for row in training.episodes] == [100000, 100001, 100002]  # and not seed 0 of the training
@@ -86,7 +85,7 @@ def test_a_damaged_run_is_listed_and_the_others_count(sweep, file, content, reas
     state, said = reasons(found)[file.partition("/")[0]]
     assert state == "damaged"
     assert reason in said
-    assert {"h10", "h10-evaluated"} <= {run.path.name for run in found.finished}
+    assert "h10" in {run.path.name for run in found.finished}
 
 
 def test_jobs_of_a_sweep_that_never_began_are_listed(sweep):

@@ -73,9 +73,9 @@ def test_a_training_counts_only_where_its_checkpoint_was_not_evaluated(sweep):
 
     from workspaces.report.runs import find
 
-    assert {run.path.name for run in tables.count(find(sweep))} == {"h10-evaluated", "h16-evaluated"}
-    shutil.rmtree(sweep / "h10-evaluated")
     assert {run.path.name for run in tables.count(find(sweep))} == {"h10", "h16-evaluated"}
+    shutil.rmtree(sweep / "h16-evaluated")
+    assert {run.path.name for run in tables.count(find(sweep))} == {"h10", "h16"}
 
 
 def test_success_of_one_seed_has_an_interval_even_at_zero():
@@ -106,17 +106,18 @@ def test_everybody_is_compared_with_the_best_on_the_same_episodes():
 
 
 def test_a_baseline_of_some_keys_is_found_for_each_setting():
-    comparisons = tables.compare(four(), "horizon=10")
+    comparisons = tables.compare(four(), {"horizon": 10})
     assert {(c.one.label, c.reference.label) for c in comparisons} == {
         ("horizon=16, num_inference_steps=10", "horizon=10, num_inference_steps=10"),
         ("horizon=16, num_inference_steps=5", "horizon=10, num_inference_steps=5"),
     }
     assert all(c.score.value == pytest.approx(0.1) for c in comparisons)
-    assert len(tables.compare(four(), "horizon=10, num_inference_steps=5")) == 3
+    assert len(tables.compare(four(), {"horizon": "10", "num_inference_steps": 5})) == 3
 
 
 @pytest.mark.parametrize(
-    ("baseline", "message"), [("horizon=12", "none of the settings"), ("depth=3", "do not differ in 'depth'")]
+    ("baseline", "message"),
+    [({"horizon": 12}, "none of the settings"), ({"depth": 3}, "do not differ in depth, but in: horizon")],
 )
 def test_a_baseline_that_no_setting_has_is_refused(baseline, message):
     with pytest.raises(ValueError, match=message):
