@@ -32,6 +32,9 @@ Config = dict[str, Any]
 class Workspace:
     """One run. A context manager: entering reads the set-up, leaving tells how it ended and lets everything go."""
 
+    computes: ClassVar[bool] = True
+    """Whether the verb runs a policy. One that only reads files starts at once: no threads to time, no wandb."""
+
     def __init__(self, config: Config) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
         logging.captureWarnings(True)
@@ -39,8 +42,9 @@ class Workspace:
             multiprocessing.set_start_method(None, force=True)  # a job of joblib's: our workers do not know its method
         self.config = config
         self.device = choose_device(config["device"])
-        self.use_threads(config["n_threads"])
-        if config["logger"]["mode"] != "disabled":
+        if self.computes:
+            self.use_threads(config["n_threads"])
+        if self.computes and config["logger"]["mode"] != "disabled":
             threading.Thread(target=_start_wandb, daemon=True).start()  # while others read data and draw weights
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: what is not bfloat16 in training, and all of sampling

@@ -107,6 +107,12 @@ class PushTEnv:
     def state(self) -> Float[np.ndarray, " 5"]:
         return self._env.get_obs()
 
+    def outlines(self) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
+        """The block as it lies now and its goal: closed polygons, pixels."""
+        shapes = (self._env._shape(self._env.block), self._env._goal)
+        block, goal = (np.array(shapely.union_all(shape.geoms, grid_size=1e-6).exterior.coords) for shape in shapes)
+        return block, goal
+
     def observe(self) -> dict[str, np.ndarray]:
         """The present observation, raw: image uint8 (96, 96, 3), everything else float32."""
         obs = pusht.low_dim_obs(self.state, self.obs_names)

@@ -1,0 +1,85 @@
+"""A small sweep of real runs, made once; and runs made up in memory, for the arithmetic."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.workspaces.conftest import RUN, SMALL
+from workspaces import build
+from workspaces.report import ReportWorkspace
+from workspaces.report.runs import Protocol, Run
+
+CONFIGS = RUN.parent / "configs"
+QUICK = ["env_runner.max_steps=20", "env_runner.n_workers=0", "logger.mode=disabled", "device=cpu"]
+
+
+def start(*overrides: str) -> None:
+    result = subprocess.run([sys.executable, str(RUN), *overrides], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="session")
+def made(small_zarr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trainings of 24 steps, horizon 16 and 10, and an evaluation of the first with two inference steps."""
+    folder = tmp_path_factory.mktemp("report") / "sweep"
+    for horizon in (16, 10):
+        start(*SMALL, f"dataset.path={small_zarr}", f"horizon={horizon}", f"run_dir={folder}/h{horizon}")
+    evaluate = ["workspace=evaluate", *QUICK, "env_runner.n_episodes=4", "env_runner.n_videos=2"]
+    of = [f"checkpoint={folder}/h16/checkpoints/last.pt", "scheduler.num_inference_steps=2"]
+    start(*evaluate, *of, f"run_dir={folder}/h16-evaluated")
+    return folder
+
+
+@pytest.fixture
+def sweep(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage. Its evaluations know their trainings by their names."""
+    shutil.copytree(made, tmp_path / "sweep")
+    for file in (tmp_path / "sweep").glob("*/evaluation.json"):
+        file.write_text(file.read_text().replace(str(made), str(tmp_path / "sweep")))
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def report() -> Callable[..., ReportWorkspace]:
+    """Writes a report as `python run.py workspace=report` does, in this process."""
+
+    def call(runs: Path, *overrides: str) -> ReportWorkspace:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            workspace = build.workspace(compose("config", ["workspace=report", f"runs={runs}", *overrides]))
+        assert isinstance(workspace, ReportWorkspace)
+        with workspace:
+            workspace.run()
+        return workspace
+
+    return call
+
+
+def made_up(
+    rewards: list[float], first: int = 100_000, max_steps: int = 300, path: str = "run", **settings: Any
+) -> Run:
+    """A run with these best rewards. Keyword arguments with `__` for dots are its configuration."""
+    config: dict[str, Any] = {"name": "pusht", "seed": 0, "horizon": 16, "workspace": {"num_steps": 10},
+                              "scheduler": {"_target_": "diffusers.DDIMScheduler", "num_inference_steps": 10},
+                              "task": {"shape_meta": {"obs": {"agent_pos": [2]}}}}  # fmt: skip
+    about = {
+        key: settings.pop(key) for key in ("verb", "state", "record", "metrics", "inference_ms") if key in settings
+    }
+    for key, value in settings.items():
+        *groups, last = key.split("__")
+        node = config
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = value
+    rows = [
+        {"seed": first + i, "max_reward": r, "success": r >= 1, "length": max_steps, "final_coverage": r / 2}
+        for i, r in enumerate(rewards)
+    ]
+    protocol = Protocol(first, first + len(rewards) - 1, max_steps)
+    common = {"verb": "train", "state": "finished", "record": {"ended": "2030-01-01T00:00:00+00:00"}, "metrics": []}
+    return Run(path=Path(path), config=config, protocol=protocol, episodes=rows, step=10, **(common | about))

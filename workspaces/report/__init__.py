@@ -1,0 +1,108 @@
+"""Tables, plots and one HTML page over a run, a directory of runs or a sweep, from their files alone."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from workspaces.base import Config, Workspace
+from workspaces.files import write_atomically
+from workspaces.report import atlas, figures, page, recipe, runs, tables
+
+log = logging.getLogger(__name__)
+
+MISSING = "???"
+"""A value that Hydra has not been given."""
+
+
+class ReportWorkspace(Workspace):
+    """Writes report.html, tables/*.csv and *.md, and figures/*.png into `run_dir`, or else into <runs>/report.
+
+    Raises ValueError where `runs` is not given or holds no run, and for a baseline that is no setting.
+
+    After `run`, `tables` (name -> frame of plain numbers), `figures` (name -> PNG file) and `html` say what was made.
+    """
+
+    computes = False
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config["runs"] in (MISSING, None):
+            raise ValueError("give runs=DIR: a run directory, a directory of runs, or a sweep under multirun/")
+        self.runs = Path(config["runs"])
+        self.baseline: dict[str, object] | None = config["report"]["baseline"]
+        if not isinstance(self.baseline, (dict, type(None))):
+            raise ValueError(f"report.baseline={self.baseline}, expected as in 'report.baseline={{horizon: 16}}'")
+        self.run_dir = Path(config["run_dir"] or self.runs / "report")
+        self.html = self.run_dir / "report.html"
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.figures: dict[str, Path] = {}
+
+    def run(self) -> None:
+        """Makes everything before it writes anything."""
+        found = runs.find(self.runs)
+        counted = tables.count(found)
+        trained = [run for run in found.finished if run.verb == "train"]
+        results = tables.results(counted)
+        comparisons = tables.compare(results, self.baseline)
+        made = _tables(found, counted, trained, results, comparisons, self.baseline, self.runs)
+        with figures.style():
+            drawn = figures.all_figures(trained, found.unfinished, results, comparisons)
+            pictures = {name: (figures.svg(figure), figures.png(figure)) for name, figure in drawn.items()}
+            sheets = atlas.sheets(results)
+        html = page.render(
+            title=self.runs.resolve().name,
+            runs=self.runs,
+            results=results,
+            tables=made,
+            figures={name: svg for name, (svg, _) in pictures.items()},
+            references=[
+                line for task in sorted({figures.task_of(r) for r in trained}) for line in figures.references(task)
+            ],
+            sheets=sheets,
+            not_shown=[r.label for r in sorted(results, key=lambda r: -r.score.value)[atlas.MAX_SETTINGS :]],
+            recipes=recipe.recipes(found.finished),
+        )
+        self._write(made, {name: png for name, (_, png) in pictures.items()}, html)
+        log.info("%d runs count, %d directories left out", len(counted), len(found.left_out))
+        log.info("%s", self.html)
+
+    def _write(self, made: dict[str, tables.Table], pngs: dict[str, bytes], html: str) -> None:
+        """Each file whole or not at all, the page last; what an earlier report had more goes."""
+        files = {f"figures/{name}.png": png for name, png in pngs.items()}
+        for name, table in made.items():
+            files[f"tables/{name}.csv"] = page.csv(table)
+            files[f"tables/{name}.md"] = page.markdown(table)
+        for name, content in {**files, "report.html": html.encode()}.items():
+            _write_bytes(self.run_dir / name, content)
+        for kind in ("figures/*.png", "tables/*.csv", "tables/*.md"):
+            for path in self.run_dir.glob(kind):
+                if str(path.relative_to(self.run_dir)) not in files:
+                    path.unlink()
+        self.tables = {name: table.frame for name, table in made.items()}
+        self.figures = {name: self.run_dir / "figures" / f"{name}.png" for name in pngs}
+
+
+def _tables(
+    found: runs.Found,
+    counted: list[runs.Run],
+    trained: list[runs.Run],
+    results: list[tables.Result],
+    comparisons: list[tables.Comparison],
+    baseline: object,
+    root: Path,
+) -> dict[str, tables.Table]:
+    """By name, in the page's order; empty ones are not made."""
+    by_directory: dict[object, runs.Run] = {run.path.resolve(): run for run in trained}
+    made = {
+        "results": tables.results_table(results, by_directory),
+        "paired-comparison": tables.comparison_table(comparisons, baseline),
+        "trainings": tables.training_table(trained),
+        "runs": tables.runs_table(found.finished, counted, root),
+        "left-out": tables.left_out_table(found.left_out, root),
+    }
+    return {name: table for name, table in made.items() if len(table.frame)}
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))

@@ -1,0 +1,340 @@
+"""Figures of a report. Each function makes one matplotlib figure, small enough to be read on a phone."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator
+
+from workspaces.report.runs import Protocol, Run
+from workspaces.report.tables import STEPS, Comparison, Result, Setting, label, labels, value_of
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#6B6B6B")
+"""Okabe & Ito (2008): told apart with any colour vision; yellow and black replaced, which vanish on white or black."""
+
+INK, GREY, GRID = "#24292f", "#6e7781", "#e4e7eb"
+SIZE, SMALL = (4.8, 3.3), (3.5, 2.5)
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.titlepad": 10, "axes.labelcolor": INK, "text.color": INK,
+    "axes.edgecolor": GREY, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
+    "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8, "legend.frameon": False, "legend.fontsize": 8, "figure.constrained_layout.use": True,
+    "svg.fonttype": "path", "svg.hashsalt": "dp", "savefig.transparent": True, "axes.facecolor": "none",
+}  # fmt: skip
+
+
+class Reference(NamedTuple):
+    """A published score, its line in the plots, and the protocol without which it means nothing."""
+
+    task: str
+    name: str
+    score: float
+    protocol: str
+    line: str
+
+
+REFERENCES = (
+    Reference("image", "paper, best checkpoint", 0.91, "3 seeds × 50 episodes", "--"),
+    Reference("image", "paper, mean of last 10", 0.84, "3 seeds × 50 episodes", ":"),
+    Reference("image", "LeRobot's model card", 0.955, "1 seed × 500 episodes", "-."),
+    Reference("state", "paper, best checkpoint", 0.95, "3 seeds × 50 episodes", "--"),
+    Reference("state", "paper, mean of last 10", 0.91, "3 seeds × 50 episodes", ":"),
+)
+"""DP-CNN on PushT: Chi et al. 2023, tables 1 and 2 (state: keypoints); lerobot/diffusion_pusht."""
+
+
+DASHED = {"ls": (0, (3, 2)), "lw": 1.3}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Everything that makes or saves a figure happens in here."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, on white."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=160, facecolor="white", transparent=False)
+    return file.getvalue()
+
+
+def task_of(run: Run) -> str:
+    """image or state: whose published figures a run compares with."""
+    return "image" if "image" in run.config["task"]["shape_meta"]["obs"] else "state"
+
+
+def references(task: str) -> list[Reference]:
+    return [reference for reference in REFERENCES if reference.task == task]
+
+
+def all_figures(
+    trained: list[Run], unfinished: list[Run], results: list[Result], comparisons: list[Comparison]
+) -> dict[str, Figure]:
+    """Every figure that these runs give something for, by name."""
+    figures: dict[str, Figure] = {}
+    colours = palette([*labels(trained), *map(trained_as, results)])
+    curves = [*curves_of(trained, colours), *_unfinished_curves(unfinished)]
+    for task in sorted({task_of(curve.run) for curve in curves}):
+        own = [curve for curve in curves if task_of(curve.run) == task]
+        for x in ("step", "minutes"):
+            figures[f"learning-curve-{task}-{x}"] = learning_curve(own, x, references(task))
+    for key in LOSSES:
+        if any(curve.of(key)[0] for curve in curves):
+            figures[key.replace("/", "-").replace("_", "-")] = loss_curve(curves, key)
+    if comparisons:
+        figures["paired-comparison"] = differences(comparisons)
+    figures |= {f"heat-map-{i}": figure for i, figure in enumerate(heat_maps(results), 1)}
+    figures |= {f"latency-{i}": figure for i, figure in enumerate(_latencies(results, colours), 1)}
+    return figures
+
+
+LOSSES = {
+    "train/loss": "Training loss",
+    "val/loss": "Validation loss",
+    "val/action_mse": "Validation action error",
+}
+
+
+class Curve(NamedTuple):
+    """A training in the plots: what its line is called and looks like, the same in all of them."""
+
+    run: Run
+    name: str
+    colour: str
+
+    def of(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values. A step that was logged twice counts once, as it was last."""
+        points = {row["step"]: row[key] for row in self.run.metrics if row.get(key) is not None}
+        return list(points), list(points.values())
+
+    def over(self, x: str, key: str) -> pd.Series:
+        """Values over "step" or "minutes" of training."""
+        steps, values = self.of(key)
+        if x == "step":
+            return pd.Series(values, steps, float)
+        logged, seconds = self.of("time/training_s")
+        return pd.Series(values, np.interp(steps, [0, *logged], np.array([0.0, *seconds]) / 60), float)
+
+
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, the same in all figures; horizon=8 comes before horizon=10."""
+    ordered = sorted(set(names), key=lambda name: [part.zfill(12) for part in re.split(r"(\d+)", name)])
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(ordered)}
+
+
+def curves_of(trained: list[Run], colours: dict[str, str]) -> list[Curve]:
+    """Finished trainings: a colour a setting, in the order of the colours."""
+    curves = [Curve(run, name, colours[name]) for run, name in zip(trained, labels(trained), strict=True)]
+    return sorted(curves, key=lambda curve: [*colours].index(curve.name))
+
+
+def _unfinished_curves(runs: list[Run]) -> list[Curve]:
+    """The others: a colour a run, from the palette's end."""
+    made = [Curve(run, f"{run.path.name}: {run.state}", PALETTE[-1 - i % len(PALETTE)]) for i, run in enumerate(runs)]
+    return [curve for curve in made if curve.of("train/loss")[0]]
+
+
+def learning_curve(curves: list[Curve], x: str, lines: Sequence[Reference]) -> Figure:
+    """Score of the rollouts over steps or training minutes, with published scores to compare with."""
+    figure = Figure(figsize=SIZE)
+    axes = figure.add_subplot()
+    _draw_curves(axes, curves, x, "rollout/score")
+    _draw_references(axes, lines)
+    axes.set(title="Score of the rollouts", ylabel="score", ylim=(0, 1.02))
+    axes.set_xlabel("training step" if x == "step" else "minutes of training")
+    _legend(figure, axes)
+    return figure
+
+
+def loss_curve(curves: list[Curve], key: str) -> Figure:
+    """One of `LOSSES` over steps. Colours as in the learning curves, so without a legend."""
+    figure = Figure(figsize=SMALL)
+    axes = figure.add_subplot()
+    _draw_curves(axes, curves, "step", key)
+    axes.set(title=LOSSES[key], xlabel="training step", yscale="log")
+    axes.grid(True, which="minor", axis="y", lw=0.4)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    return figure
+
+
+def _draw_curves(axes: Axes, curves: list[Curve], x: str, key: str) -> None:
+    """Thin lines for seeds, a thick one for their mean; runs that are not finished are dashed, and in no mean."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.name, curve.colour), []).append(curve)
+    for (name, colour), group in groups.items():
+        lines = [line for curve in group if len(line := curve.over(x, key))]
+        for line in lines if len(lines) > 1 else []:
+            axes.plot(line.index, line, color=colour, lw=0.9, alpha=0.45)
+        if lines:
+            mean = _mean_curve(lines, x)
+            text = f"{name} ({len(lines)} seeds)" if len(lines) > 1 else name
+            look = {"marker": "o" if len(mean) < 25 else "", "ms": 3} if group[0].run.state == "finished" else DASHED
+            axes.plot(mean.index, mean, color=colour, label=text, **look)
+
+
+def _mean_curve(curves: list[pd.Series], x: str) -> pd.Series:
+    """Where every seed has a value; over minutes, the mean of the seeds at the same step, at their mean time."""
+    if x == "minutes":
+        shortest = min(map(len, curves))
+        times = np.mean([curve.index[:shortest] for curve in curves], axis=0)
+        return pd.Series(np.mean([curve.to_numpy()[:shortest] for curve in curves], axis=0), times)
+    return pd.concat(curves, axis=1, join="inner").mean(axis=1)
+
+
+def _draw_references(axes: Axes, lines: Sequence[Reference]) -> None:
+    for reference in lines:
+        axes.axhline(reference.score, color=GREY, ls=reference.line, lw=1.1, zorder=1)
+    for line in sorted(lines, key=lambda r: r.score):
+        lower = any(0 < other.score - line.score < 0.06 for other in lines)  # its text would run into that line
+        axes.annotate(
+            f"{line.name}: {line.score:g} on {line.protocol}",
+            (0.99, line.score), xycoords=("axes fraction", "data"), xytext=(0, -2 if lower else 2),
+            textcoords="offset points", ha="right", va="top" if lower else "bottom", fontsize=7, color=GREY,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or any("seeds" in text or ":" in text for text in labels):
+        columns = 2 if max(map(len, labels)) < 34 else 1
+        figure.legend(handles[:16], labels[:16], loc="outside lower left", ncols=columns)
+
+
+def differences(comparisons: list[Comparison]) -> Figure:
+    """Differences in score with their intervals, one a line."""
+    figure = Figure(figsize=(SIZE[0], 1.1 + 0.42 * len(comparisons)))
+    axes = figure.add_subplot()
+    for y, c in enumerate(comparisons[::-1]):
+        clear = c.score.low > 0 or c.score.high < 0
+        colour = PALETTE[0] if clear and c.score.value > 0 else PALETTE[1] if clear else GREY
+        axes.plot([c.score.low, c.score.high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
+        axes.plot(c.score.value, y, "o", color=colour, ms=6)
+        text = f"{c.one.label}" if _one_reference(comparisons) else f"{c.one.label}\nvs {c.reference.label}"
+        axes.annotate(text, (0, y), xycoords=("axes fraction", "data"), xytext=(2, 5), textcoords="offset points",
+                      fontsize=7.5)  # fmt: skip
+    axes.axvline(0, color=INK, lw=1)
+    reference = comparisons[0].reference.label if _one_reference(comparisons) else "its reference"
+    axes.set(title=f"Score less that of {reference}", xlabel="difference in score, with its 95 % interval")
+    axes.set(yticks=[], ylim=(-0.5, len(comparisons) - 0.3))
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def _one_reference(comparisons: list[Comparison]) -> bool:
+    return len({id(c.reference) for c in comparisons}) == 1
+
+
+def heat_maps(results: list[Result]) -> Iterator[Figure]:
+    """Score over horizon and inference steps, a figure for each combination of whatever else differs."""
+    if not all("horizon" in r.setting and STEPS in r.setting for r in results):
+        return
+    groups: dict[tuple[str, Protocol], list[Result]] = {}
+    for result in results:
+        groups.setdefault((label(_rest(result.setting)), result.protocol), []).append(result)
+    for (rest, protocol), group in groups.items():
+        if len({r.setting["horizon"] for r in group}) > 1 and len({r.setting[STEPS] for r in group}) > 1:
+            yield _heat_map(group, f"{protocol}" + (f", {rest}" if rest else ""))
+
+
+def _rest(setting: Setting) -> Setting:
+    return {key: value for key, value in setting.items() if key not in ("horizon", STEPS)}
+
+
+def _heat_map(results: list[Result], title: str) -> Figure:
+    rows = sorted({r.setting["horizon"] for r in results})
+    columns = sorted({r.setting[STEPS] for r in results})
+    grid = np.full((len(rows), len(columns)), np.nan)
+    figure = Figure(figsize=(SIZE[0], 1.4 + 0.55 * len(rows)))
+    axes = figure.add_subplot()
+    for result in results:
+        grid[rows.index(result.setting["horizon"]), columns.index(result.setting[STEPS])] = result.score.value
+    axes.imshow(grid, cmap="cividis", aspect="auto")
+    for result in results:
+        y, x = rows.index(result.setting["horizon"]), columns.index(result.setting[STEPS])
+        score = result.score
+        colour = "white" if score.value < (np.nanmin(grid) + np.nanmax(grid)) / 2 else "black"
+        axes.text(x, y - 0.12, f"{score.value:.3f}", ha="center", va="center", color=colour, weight="bold", fontsize=10)
+        axes.text(x, y + 0.2, f"[{score.low:.2f}, {score.high:.2f}]", ha="center", va="center", color=colour, size=7.5)
+    axes.set(title=f"Score, {title}", xlabel="inference steps", ylabel="horizon")
+    axes.set(xticks=range(len(columns)), yticks=range(len(rows)), xticklabels=columns, yticklabels=rows)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def _latencies(results: list[Result], colours: dict[str, str]) -> Iterator[Figure]:
+    for protocol in dict.fromkeys(r.protocol for r in results):
+        timed = [r for r in results if r.protocol == protocol and np.isfinite(r.inference_ms)]
+        if len(timed) > 1:
+            yield latency(timed, colours)
+
+
+def pareto_front(results: Sequence[Result]) -> list[Result]:
+    """The results that no other one beats in both score and latency, fastest first."""
+    front: list[Result] = []
+    for result in sorted(results, key=lambda r: (r.inference_ms, -r.score.value)):
+        if not front or result.score.value > front[-1].score.value:
+            front.append(result)
+    return front
+
+
+def latency(results: list[Result], colours: dict[str, str]) -> Figure:
+    """Score against the time that one action chunk takes, with the Pareto front."""
+    figure = Figure(figsize=SIZE)
+    axes = figure.add_subplot()
+    front = pareto_front(results)
+    for result in results:
+        on_front = any(result is other for other in front)
+        score, colour = result.score, colours[trained_as(result)]
+        axes.errorbar(
+            result.inference_ms, score.value, [[score.value - score.low], [score.high - score.value]],
+            fmt="o", color=colour, mfc=colour if on_front else "white", ms=6, elinewidth=1.1, capsize=2,
+        )  # fmt: skip
+        if STEPS in result.setting:
+            text = f"{value_of(result.setting[STEPS])} steps"
+            dx, side = (-6, "right") if [*colours].index(trained_as(result)) % 2 == 0 else (6, "left")
+            axes.annotate(
+                text, (result.inference_ms, score.value), xytext=(dx, 4), textcoords="offset points", size=7, ha=side
+            )
+    for name in [name for name in colours if name in map(trained_as, results)]:
+        axes.plot([], [], "o", color=colours[name], label=name)
+    x, y = [r.inference_ms for r in front], [r.score.value for r in front]
+    axes.step(x, y, where="post", color=INK, lw=1.1, ls="--", zorder=1, label="Pareto front (filled)")
+    if max(r.inference_ms for r in results) > 8 * min(r.inference_ms for r in results):
+        axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set(title=f"Score against latency, {results[0].protocol}", ylabel="score")
+    axes.set(xlabel="milliseconds an action chunk, one observation")
+    _legend(figure, axes)
+    return figure
+
+
+def trained_as(result: Result) -> str:
+    """The setting without the inference steps."""
+    return label({k: v for k, v in result.setting.items() if k != STEPS}) or result.runs[0].config["name"]

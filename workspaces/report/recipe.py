@@ -1,0 +1,136 @@
+"""The recipe card: what was typed, what differs from the named experiment, with what, on what and for how long."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from workspaces.base import Config
+from workspaces.errors import flatten
+from workspaces.report.runs import Protocol, Run
+from workspaces.report.tables import training_minutes, value_of
+from workspaces.train import duration
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+OF_THE_PLACE = ("run_dir", "checkpoint", "logger.", "dataset.path", "training", "runs", "report", "device",
+                "n_threads", "env_runner.n_workers", "env_runner.n_envs")  # fmt: skip
+"""Keys that say where a run was made, which the facts say, too."""
+
+
+class Fact(NamedTuple):
+    """A line of the card. More than one value: the runs differ, and `of` says which has which."""
+
+    name: str
+    values: dict[str, list[str]]
+
+
+class Recipe(NamedTuple):
+    """One experiment's card. `differences`: (key, in the experiment, in these runs); `missing`: why there are none."""
+
+    name: str
+    facts: list[Fact]
+    commands: list[tuple[str, str]]
+    differences: list[tuple[str, str, str]]
+    missing: str
+
+
+def recipes(runs: list[Run]) -> list[Recipe]:
+    """A card for each experiment among the runs."""
+    names = dict.fromkeys(run.config["name"] for run in runs)
+    return [_recipe(name, [run for run in runs if run.config["name"] == name]) for name in names]
+
+
+def _recipe(name: str, runs: list[Run]) -> Recipe:
+    """Trainings tell most; where there are none, the evaluations' copies of their configuration."""
+    trainings = [run for run in runs if run.verb == "train"]
+    base = experiment(name)
+    differences = _differences(base, [run.config for run in trainings]) if base and trainings else []
+    missing = ""
+    if base is None:
+        missing = f"There is no experiment {name!r} among the configurations here to compare with."
+    elif not trainings:
+        missing = "The trainings are not among these runs: there is no whole configuration to compare."
+    commands = [(str(run.path), " ".join(run.record.get("overrides", []))) for run in runs]
+    return Recipe(name, list(_facts(runs)), commands, differences, missing)
+
+
+def experiment(name: str) -> Config | None:
+    """The configuration of a named experiment as it is now; None where there is no such file."""
+    if not (CONFIGS / "experiment" / f"{name}.yaml").is_file():
+        return None
+    outside = not GlobalHydra.instance().is_initialized()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3") if outside else nullcontext():
+            composed = compose("config", [f"+experiment={name}"])
+    except HydraException:
+        return None
+    return cast(Config, OmegaConf.to_container(composed, resolve=True))
+
+
+def _differences(base: Config, configs: list[Config]) -> list[tuple[str, str, str]]:
+    old, new = flatten(base), [flatten(config) for config in configs]
+    keys = dict.fromkeys([*old, *(key for one in new for key in one)])
+    lines = []
+    for key in keys:
+        values = list(dict.fromkeys(value_of(one.get(key)) for one in new))
+        if values != [value_of(old.get(key))] and not key.startswith(OF_THE_PLACE):
+            lines.append((key, value_of(old.get(key)), ", ".join(values)))
+    return lines
+
+
+def _facts(runs: list[Run]) -> Iterator[Fact]:
+    yield _fact("commit", runs, lambda run: run.record.get("commit"))
+    yield _fact("machine", runs, _machine)
+    versions = [run.record.get("versions") or {} for run in runs]
+    names = list(dict.fromkeys(name for one in versions for name in one))
+    same = [name for name in names if len({one.get(name) for one in versions}) == 1]
+    yield Fact("versions", {", ".join(f"{name} {versions[0][name]}" for name in same) or "not recorded": []})
+    for name in set(names) - set(same):
+        yield _fact(name, runs, lambda run, name=name: (run.record.get("versions") or {}).get(name))
+    yield Fact("time", {_times(runs): []})
+    yield Fact("protocol", {_sentence(protocol): [] for protocol in dict.fromkeys(run.protocol for run in runs)})
+
+
+def _machine(run: Run) -> str | None:
+    machine = run.record.get("machine")
+    if machine is None:
+        return None
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
+    return f"{machine['cpu']}, {machine['cores']} cores{gpu} ({machine['host']})"
+
+
+def _fact(name: str, runs: list[Run], of: Any) -> Fact:
+    values: dict[str, list[str]] = {}
+    for run in runs:
+        values.setdefault(str(of(run) or "not recorded"), []).append(run.path.name)
+    return Fact(name, values)
+
+
+def _times(runs: list[Run]) -> str:
+    walls = [wall for wall in map(_wall_s, runs) if wall is not None]
+    trained = [minutes for minutes in map(training_minutes, runs) if minutes]
+    together = f", {len(walls)} runs together" if len(walls) > 1 else ""
+    parts = [f"{duration(sum(walls))} from begin to end{together}"] if walls else []
+    parts += [f"{duration(60 * sum(trained))} of it in training steps"] if trained else []
+    return "; ".join(parts) or "unknown"
+
+
+def _wall_s(run: Run) -> float | None:
+    begun, ended = run.record.get("begun"), run.record.get("ended")
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(begun)).total_seconds() if begun and ended else None
+
+
+def _sentence(protocol: Protocol) -> str:
+    steps = f"at most {protocol.max_steps} control steps at 10 Hz" if isinstance(protocol.max_steps, int) else (
+        f"{protocol.max_steps}")  # fmt: skip
+    return (
+        f"{protocol.last - protocol.first + 1} episodes on env seeds {protocol.first}–{protocol.last}, {steps}; "
+        "initial states from numpy.random.RandomState(seed), as in the reference environment"
+    )

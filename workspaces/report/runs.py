@@ -1,0 +1,294 @@
+"""Run directories as records: what each one holds, how it stands, and why it is left out."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from workspaces import record
+from workspaces.base import Config
+
+PARTS = ("checkpoints", "media", "rollouts", "wandb")
+"""Folders of a run directory: there are no runs in them."""
+
+ROW: dict[str, Any] = {
+    "seed": int,
+    "max_reward": (int, float),
+    "success": bool,
+    "length": int,
+    "final_coverage": (int, float),
+}
+"""What is written about an episode."""
+
+FIXED = ("name", "task", "encoder", "denoiser", "horizon", "n_obs_steps", "noise_draws")
+"""What the configuration of an evaluation says about the training where it does not hold all of it."""
+
+
+class Protocol(NamedTuple):
+    """What a score must be quoted with. Scores of different ones are never averaged."""
+
+    first: int
+    last: int
+    max_steps: int | str
+
+    def __str__(self) -> str:
+        if self.first == 100_000 and self.max_steps == 300 and self.last in (100_049, 100_499):
+            return f"paper-{self.n_episodes}"
+        steps = f"{self.max_steps} steps" if isinstance(self.max_steps, int) else self.max_steps
+        return f"seeds {self.first}–{self.last}, {steps}"
+
+    @property
+    def n_episodes(self) -> int:
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that can be read.
+
+    config: of the training, for an evaluation with the scheduler and `n_action_steps` that it was made with.
+    metrics: the lines of metrics.jsonl. episodes: test episodes of the evaluation, or of the last rollout.
+    checkpoint: file that was evaluated. trained_in: directory of the training, None where it is not known.
+    """
+
+    path: Path
+    verb: str
+    state: record.State
+    record: dict[str, Any]
+    config: Config
+    metrics: list[dict[str, Any]]
+    protocol: Protocol
+    episodes: list[dict[str, Any]] = field(default_factory=list)
+    inference_ms: float | None = None
+    step: int | None = None
+    checkpoint: str | None = None
+    trained_in: Path | None = None
+
+    @property
+    def replicate(self) -> str:
+        """What tells runs of one setting apart: the seed of the training, or else the checkpoint."""
+        if self.checkpoint is not None and self.trained_in is None and not self.config.get("training"):
+            return self.checkpoint
+        return f"seed {self.config['seed']}"
+
+    @property
+    def ended(self) -> float:
+        """Seconds since 1970."""
+        if self.record.get("ended"):
+            return datetime.fromisoformat(self.record["ended"]).timestamp()
+        return (self.path / "config.yaml").stat().st_mtime
+
+    def video(self, seed: int) -> Path | None:
+        """The video of an episode, if it was recorded."""
+        path = self.path / "media" / f"{self.step or 0}-{seed}.mp4"
+        return path if path.is_file() else None
+
+
+class LeftOut(NamedTuple):
+    """A directory that no result comes from."""
+
+    path: Path
+    state: str
+    reason: str
+
+
+@dataclass
+class Found:
+    """Everything under one directory. Only `finished` counts; `unfinished` are trainings with a curve so far."""
+
+    finished: list[Run] = field(default_factory=list)
+    unfinished: list[Run] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def find(root: Path) -> Found:
+    """Reads every run in `root`: one run, a directory of runs, a sweep. Raises ValueError where there is none."""
+    if not root.is_dir():
+        raise ValueError(f"runs={root}, expected a directory: a run, a directory of runs, or a sweep under multirun/")
+    found = Found()
+    for path in sorted({*_run_dirs(root), *_jobs(root)}):
+        _take(path, found)
+    if not (found.finished or found.unfinished or found.left_out):
+        raise ValueError(f"runs={root} holds no run, expected directories with run.json (as python run.py writes it)")
+    return found
+
+
+def _take(path: Path, found: Found) -> None:
+    """Puts what `path` holds where it belongs."""
+    state = "waiting"
+    try:
+        state = _state(path)
+        if state == "waiting":
+            found.left_out.append(LeftOut(path, "waiting", "not begun" if path.is_dir() else "no such directory"))
+            return
+        if (record.read(path) or {}).get("verb", "train") not in ("train", "evaluate"):
+            return  # of a verb that has no results
+        if state == "finished":
+            found.finished.append(_read(path, state))
+            return
+        found.left_out.append(LeftOut(path, state, _reason(path, state)))
+        run = _read(path, state)
+        if run.verb == "train":
+            found.unfinished.append(run)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
+        if state in ("waiting", "finished"):
+            found.left_out.append(LeftOut(path, "damaged", _damage(error)))
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{Path(error.filename).name}: {error.strerror}"
+    return f"a key is missing: {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+
+
+def _run_dirs(root: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(root):
+        if record.FILE in files or {"config.yaml", "metrics.jsonl"} <= set(files):
+            yield Path(folder)
+            subfolders[:] = [name for name in subfolders if name not in PARTS]
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+
+
+def _jobs(root: Path) -> Iterator[Path]:
+    """Directories that a sweep's manifest in `root` or under it names, whether they exist or not."""
+    for manifest in [*root.glob("sweep.json"), *root.glob("*/sweep.json")]:
+        try:
+            jobs = [Path(job["dir"]) for job in json.loads(manifest.read_text())["jobs"]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{manifest} is damaged: expected the jobs of a sweep") from None
+        for path in jobs:
+            beside = manifest.parent / path
+            yield beside if beside.is_dir() or not path.is_dir() else Path(os.path.relpath(path.resolve()))
+
+
+def _state(path: Path) -> record.State:
+    """As run.json and the lock say; a run from before there was run.json is finished if its results are there."""
+    if record.read(path) is not None or record.in_use(path) or not (path / "config.yaml").is_file():
+        return record.state_of(path)
+    steps = _config(path)["workspace"].get("num_steps")
+    return "finished" if (path / "evaluation.json").is_file() or _rollouts(path, steps).is_file() else "interrupted"
+
+
+def _reason(path: Path, state: str) -> str:
+    """Why a run that is not finished is not: its error and the end of its log, or how far it is."""
+    about = record.read(path) or {}
+    if state == "failed":
+        return about.get("error") or "\n".join(_tail(path / "run.log", 3)) or "no reason is known"
+    steps = [row["step"] for row in _metrics(path, whole=False)]
+    total = _config(path).get("workspace", {}).get("num_steps")
+    return f"at step {max(steps, default=0):,} of {total:,}" if total else "has not written its results yet"
+
+
+def _tail(path: Path, n: int) -> list[str]:
+    return path.read_text(errors="replace").splitlines()[-n:] if path.is_file() else []
+
+
+def _read(path: Path, state: record.State) -> Run:
+    """Raises ValueError, KeyError or OSError for what a finished run does not look like."""
+    about, config = record.read(path) or {}, _config(path)
+    common = {"path": path, "state": state, "record": about, "metrics": _metrics(path, whole=state == "finished")}
+    evaluates = about.get("verb") == "evaluate" or (path / "evaluation.json").is_file()
+    return _evaluation(config, common) if evaluates else _training(config, common)
+
+
+def _training(config: Config, common: dict[str, Any]) -> Run:
+    runner, steps = config["env_runner"], config["workspace"]["num_steps"]
+    protocol = Protocol(runner["start_seed"], runner["start_seed"] + runner["n_episodes"] - 1, runner["max_steps"])
+    run = Run(verb="train", config=config, protocol=protocol, step=steps, **common)
+    if run.state != "finished":
+        return run
+    file = _rollouts(run.path, steps)
+    rows = [row for row in _json(file) if protocol.first <= row["seed"] <= protocol.last]  # the rest: training seeds
+    inference_ms = [row["rollout/inference_ms"] for row in run.metrics if "rollout/inference_ms" in row]
+    return replace(run, episodes=_checked(rows, protocol, file), inference_ms=(inference_ms or [None])[-1])
+
+
+def _evaluation(config: Config, common: dict[str, Any]) -> Run:
+    file = common["path"] / "evaluation.json"
+    evaluation = _json(file) if common["state"] == "finished" else {}
+    if not evaluation:
+        raise ValueError("an evaluation without evaluation.json")
+    first, last = evaluation["protocol"]["seeds"]
+    protocol = Protocol(first, last, evaluation["protocol"]["max_steps"])
+    checkpoint = evaluation.get("checkpoint")
+    trained_in = _trained_in(checkpoint, common["path"])
+    return Run(
+        verb="evaluate",
+        config=_config_of_evaluation(config, trained_in, checkpoint),
+        protocol=protocol,
+        episodes=_checked(evaluation["episodes"], protocol, file),
+        inference_ms=evaluation.get("inference_ms"),
+        step=evaluation.get("step"),
+        checkpoint=checkpoint,
+        trained_in=trained_in,
+        **common,
+    )
+
+
+def _trained_in(checkpoint: str | None, evaluated_in: Path) -> Path | None:
+    """The run directory that a checkpoint lies in; where everything was moved, the one beside the evaluation."""
+    if checkpoint is None:
+        return None
+    there = Path(checkpoint).parent.parent
+    for candidate in (there, evaluated_in.parent / there.name):
+        if (candidate / "config.yaml").is_file():
+            return candidate.resolve()
+    return None
+
+
+def _config_of_evaluation(config: Config, trained_in: Path | None, checkpoint: str | None) -> Config:
+    """The training's configuration as far as it is known, with what the evaluation chose for itself."""
+    chosen = {key: config[key] for key in ("scheduler", "n_action_steps", "env_runner")}
+    if trained_in is not None:
+        return {**_config(trained_in), **chosen}
+    if config.get("training"):
+        return {**config, "workspace": config["training"]}
+    return {**{key: config[key] for key in (*FIXED, "seed")}, **chosen}
+
+
+def _checked(rows: Any, protocol: Protocol, file: Path) -> list[dict[str, Any]]:
+    """Raises ValueError unless there is one sound row for each seed of the protocol, in their order."""
+    whole = isinstance(rows, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in ROW.items()) for row in rows
+    )
+    if not whole or [row["seed"] for row in rows] != list(range(protocol.first, protocol.last + 1)):
+        raise ValueError(f"{file.name}: expected one episode for each of the seeds {protocol.first}–{protocol.last}")
+    return rows
+
+
+def _rollouts(path: Path, step: int | None) -> Path:
+    return path / "rollouts" / f"{step}.json"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"{path.name} is not JSON") from None
+
+
+def _config(path: Path) -> Config:
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    if not isinstance(config, dict):
+        raise ValueError("config.yaml holds no configuration")
+    return config
+
+
+def _metrics(path: Path, whole: bool) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl. `whole`: raises ValueError for one that is no JSON; else the rest is left away."""
+    file, rows = path / "metrics.jsonl", []
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["step"]
+        except (ValueError, KeyError, TypeError):
+            if whole:
+                raise ValueError(f"metrics.jsonl: line {number} is damaged") from None
+            return rows[: number - 1]
+    return rows

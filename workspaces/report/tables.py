@@ -1,0 +1,397 @@
+"""Settings and their statistics: who is a replicate of whom, who is compared with whom."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dp.intervals import Difference, Estimate, crossed_mean, paired_difference, wilson
+from workspaces.errors import flatten
+from workspaces.report.runs import Found, LeftOut, Protocol, Run
+
+NO_SETTING = ("seed", "run_dir", "device", "n_threads", "checkpoint", "logger.", "dataset.path", "dataset.source",
+              "env_runner.", "workspace._target_", "workspace.engine", "workspace.precision", "workspace.loader",
+              "workspace.n_loader_workers", "workspace.every", "workspace.n_best", "workspace.small_experiment",
+              "workspace.baseline", "training", "runs", "report", "task.env")  # fmt: skip
+"""Keys that say where, how fast and under which protocol a run was made, not what it is."""
+
+STEPS = "scheduler.num_inference_steps"
+
+Setting = dict[str, Any]
+"""The keys in which settings of a report differ, with their values."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in both forms: `frame` has plain numbers, `shown` what people read. `note` says how to read it."""
+
+    title: str
+    frame: pd.DataFrame
+    shown: pd.DataFrame
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one setting achieved under one protocol: one run for each training seed, on the same episodes."""
+
+    setting: Setting
+    protocol: Protocol
+    runs: list[Run]
+
+    def values(self, key: str) -> np.ndarray:
+        """Of every episode: (S, E)."""
+        return np.array([[row[key] for row in run.episodes] for run in self.runs], float)
+
+    @property
+    def score(self) -> Estimate:
+        """The paper's: mean best reward."""
+        return crossed_mean(self.values("max_reward"))
+
+    @property
+    def success(self) -> Estimate:
+        """Share of episodes whose coverage exceeded 0.95.
+
+        With Wilson's interval for one seed, and for the episodes alone where all of them agree in every seed: a
+        bootstrap would give no width at all.
+        """
+        values = self.values("success")
+        if len(values) == 1 or values.min() == values.max():
+            return wilson(int(values[0].sum()), len(values[0]))
+        return crossed_mean(values)
+
+    @property
+    def final_coverage(self) -> Estimate:
+        """Mean coverage at the end."""
+        return crossed_mean(self.values("final_coverage"))
+
+    @property
+    def inference_ms(self) -> float:
+        """Mean over the runs; nan where none has measured it."""
+        return float(np.mean([run.inference_ms for run in self.runs if run.inference_ms is not None] or [np.nan]))
+
+    @property
+    def label(self) -> str:
+        return label(self.setting) or self.runs[0].config["name"]
+
+
+def short(key: str) -> str:
+    """scheduler._target_ -> scheduler; scheduler.num_inference_steps -> num_inference_steps."""
+    return key.removesuffix("._target_").rpartition(".")[2]
+
+
+def value_of(value: object) -> str:
+    """dp.encoders.cnn.CNN -> CNN; 0.00010 -> 0.0001."""
+    text = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text.rpartition(".")[2] if isinstance(value, str) and value.count(".") and " " not in value else text
+
+
+def label(setting: Setting) -> str:
+    """horizon=16, num_inference_steps=10."""
+    return ", ".join(f"{short(key)}={value_of(value)}" for key, value in setting.items())
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run by what tells it from the others; its experiment's where nothing does."""
+    return [label(setting) or run.config["name"] for run, setting in zip(runs, settings(runs), strict=True)]
+
+
+def settings(runs: Sequence[Run]) -> list[Setting]:
+    """For each run the keys in which the runs differ, without those that say the same as another one."""
+    flat = [_flat(run) for run in runs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len(_column(flat, key)) > 1]
+    keys = _without_echoes(flat, keys)
+    return [{key: one.get(key) for key in keys} for one in flat]
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    """What could be a setting, the most telling first."""
+    flat = {key: value for key, value in flatten(run.config).items() if not key.startswith(NO_SETTING)}
+    first = {key: flat.pop(key) for key in ("name", "horizon", "n_obs_steps", "n_action_steps") if key in flat}
+    if run.checkpoint is not None and "best" in run.checkpoint.rpartition("/")[2]:
+        flat["checkpoint"] = "best"
+    return first | {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
+
+
+def _column(flat: list[dict[str, Any]], key: str) -> set[str]:
+    return {repr(one.get(key)) for one in flat}
+
+
+def _without_echoes(flat: list[dict[str, Any]], keys: list[str]) -> list[str]:
+    """Drops the arguments that go with another class, and either the experiment's name or what goes with it."""
+    for target in [key for key in keys if key.endswith("._target_")]:
+        group = target.removesuffix("_target_")
+        told = {key for key in keys if key.startswith(group) and key not in (target, STEPS)}
+        keys = [key for key in keys if key not in told or not _follows(flat, key, target)]
+    if "name" in keys:
+        told = {key for key in keys if key != "name" and _follows(flat, key, "name")}
+        keys = [key for key in keys if key != "name"] if 0 < len(told) <= 2 else [k for k in keys if k not in told]
+    return keys
+
+
+def _follows(flat: list[dict[str, Any]], key: str, other: str) -> bool:
+    """Whether runs that agree in `other` agree in `key`."""
+    return len({(repr(one.get(other)), repr(one.get(key))) for one in flat}) == len(_column(flat, other))
+
+
+def count(found: Found) -> list[Run]:
+    """The runs that results come from: evaluations, and trainings none of whose checkpoints was evaluated here.
+
+    Of two runs with the same setting, seed and protocol the later one counts; the other joins `found.left_out`.
+    """
+    evaluated = {run.trained_in for run in found.finished if run.verb == "evaluate"}
+    runs = [run for run in found.finished if run.verb == "evaluate" or run.path.resolve() not in evaluated]
+    latest: dict[object, Run] = {}
+    for run, setting in sorted(zip(runs, settings(runs), strict=True), key=lambda pair: pair[0].ended):
+        key = (repr(setting), run.replicate, run.protocol)
+        if key in latest:
+            reason = f"the same setting, {run.replicate} and protocol as {run.path}, which is later"
+            found.left_out.append(LeftOut(latest[key].path, "superseded", reason))
+        latest[key] = run
+    return [run for run in runs if run in latest.values()]
+
+
+def results(runs: list[Run]) -> list[Result]:
+    """Runs that count, as settings with their replicates; best score first, protocol by protocol."""
+    groups: dict[object, Result] = {}
+    for run, setting in zip(runs, settings(runs), strict=True):
+        groups.setdefault((repr(setting), run.protocol), Result(setting, run.protocol, [])).runs.append(run)
+    for group in groups.values():
+        group.runs.sort(key=lambda run: run.config["seed"])
+    return sorted(groups.values(), key=lambda r: (str(r.protocol), -r.score.value))
+
+
+def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
+    """One row a setting. `trained`: the training runs by directory."""
+    rows, shown = [], []
+    for result in results:
+        minutes = [m for m in (training_minutes(trained.get(_training_of(run))) for run in result.runs) if m]
+        sources = " and ".join(sorted({"evaluation" if r.verb == "evaluate" else "last rollout" for r in result.runs}))
+        keys = {short(key): value_of(value) for key, value in result.setting.items()} or {"setting": result.label}
+        facts = {
+            "training seeds": len(result.runs),
+            "episodes": result.protocol.n_episodes,
+            "protocol": str(result.protocol),
+            "from": sources,
+        }
+        numbers = {"inference ms": result.inference_ms, "training min": float(np.mean(minutes or [np.nan]))}
+        estimates = {name: getattr(result, name.replace(" ", "_")) for name in ("score", "success", "final coverage")}
+        rows.append({**keys, **_spread(estimates), **numbers, **facts})
+        texts = {f"{name} [95 %]": interval(e, percent=name == "success") for name, e in estimates.items()}
+        shown.append({**keys, **texts, **{name: number(value, 1) for name, value in numbers.items()}, **facts})
+    note = (
+        "Score: mean over episodes of the best reward, reward = min(1, coverage / 0.95). Success: share of episodes in "
+        "which coverage exceeds 0.95. Intervals cover both the training seeds and the episodes; with one training "
+        "seed they cannot tell how much another one would differ."
+    )
+    return Table("Results", pd.DataFrame(rows), pd.DataFrame(shown), note)
+
+
+def _training_of(run: Run) -> object:
+    return run.trained_in if run.verb == "evaluate" else run.path.resolve()
+
+
+def _spread(estimates: dict[str, Estimate]) -> dict[str, float]:
+    return {
+        f"{name}{end}": value
+        for name, estimate in estimates.items()
+        for end, value in zip(("", " low", " high"), estimate, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two results on the same episodes: `score` and `success` of `one` less those of `reference`."""
+
+    one: Result
+    reference: Result
+    n_episodes: int
+    score: Difference
+    success: Difference
+
+
+def compare(results: list[Result], baseline: Mapping[str, object] | None) -> list[Comparison]:
+    """Every setting with the baseline, or with the best one of its protocol.
+
+    A baseline that names some of the keys, {"horizon": 16} where num_inference_steps differs, too, is for each setting
+    the one that differs from it in those keys only. Raises ValueError for one that no setting has.
+    """
+    wanted = _full_keys(baseline, results) if baseline else {}
+    if baseline and not any(_has(result, wanted) for result in results):
+        known = "; ".join(dict.fromkeys(r.label for r in results))
+        raise ValueError(f"report.baseline={baseline} is none of the settings, expected some keys of one of: {known}")
+    pairs = [(one, _reference(one, results, wanted)) for one in results]
+    return [_compare(one, reference) for one, reference in pairs if reference is not None and reference is not one]
+
+
+def _full_keys(baseline: Mapping[str, object], results: list[Result]) -> Setting:
+    """num_inference_steps -> scheduler.num_inference_steps. Raises ValueError for keys that no setting has."""
+    full = {name: key for result in results for key in result.setting for name in (key, short(key))}
+    for key in baseline:
+        if key not in full:
+            known = ", ".join(short(key) for key in (results[0].setting if results else {})) or "nothing"
+            raise ValueError(f"report.baseline={dict(baseline)}: the settings do not differ in {key}, but in: {known}")
+    return {full[key]: value for key, value in baseline.items()}
+
+
+def _has(result: Result, wanted: Setting) -> bool:
+    return all(value_of(result.setting[key]) == value_of(value) for key, value in wanted.items())
+
+
+def _reference(one: Result, results: list[Result], wanted: Setting) -> Result | None:
+    """Of the same protocol if any other setting has it, else of one that may share some env seeds."""
+    pool = [r for r in results if r is one or (r.setting != one.setting and _shares_seeds(r, one))]
+    if wanted:
+        having = [r for r in pool if _has(r, wanted)]
+        same = [r for r in having if all(r.setting[k] == v for k, v in one.setting.items() if k not in wanted)]
+        pool = same or (having if len({r.label for r in having}) == 1 else [])
+    own = [r for r in pool if r.protocol == one.protocol]
+    pool = own if own and own != [one] else pool
+    return max(pool, key=lambda r: r.score.value, default=None)
+
+
+def _shares_seeds(a: Result, b: Result) -> bool:
+    common = min(a.protocol.last, b.protocol.last) - max(a.protocol.first, b.protocol.first) + 1
+    return a.protocol.max_steps == b.protocol.max_steps and common > 1
+
+
+def _compare(one: Result, reference: Result) -> Comparison:
+    """On the env seeds that both have."""
+    first = max(one.protocol.first, reference.protocol.first)
+    last = min(one.protocol.last, reference.protocol.last)
+
+    def common(result: Result, key: str) -> np.ndarray:
+        return result.values(key)[:, first - result.protocol.first :][:, : last - first + 1]
+
+    def difference(key: str) -> Difference:
+        return paired_difference(common(one, key), common(reference, key))
+
+    return Comparison(one, reference, last - first + 1, difference("max_reward"), difference("success"))
+
+
+def comparison_table(comparisons: list[Comparison], baseline: object) -> Table:
+    """One row a comparison."""
+    rows, shown = [], []
+    references = list(dict.fromkeys(c.reference.label for c in comparisons))
+    several = len(references) > 1
+    for c in comparisons:
+        names = {"setting": c.one.label, "compared with": c.reference.label}
+        counts = {"common episodes": c.n_episodes, "training seeds": f"{len(c.one.runs)} / {len(c.reference.runs)}"}
+        numbers = _spread({"score difference": Estimate(*c.score[:3]), "success difference": Estimate(*c.success[:3])})
+        rows.append({**names, **counts, **numbers, "p better score": c.score.p_better})
+        texts = {
+            "score difference [95 %]": interval(Estimate(*c.score[:3]), sign=True),
+            "success difference [95 %]": interval(Estimate(*c.success[:3]), percent=True, sign=True),
+            "P(better score)": probability(c.score.p_better),
+        }
+        shown.append({**(names if several else {"setting": c.one.label}), **texts, **counts})
+    chosen = "the one beside it" if several else references[0] if references else ""
+    picked = "" if baseline else ", the best one, which was picked with these very episodes"
+    note = (
+        f"Each setting less {chosen}{picked}, on the same env seeds: what is hard for both cancels out. An interval "
+        "that leaves out 0 is a difference that other seeds and episodes would show, too. P is the bootstrap's share "
+        "of draws in which the setting scores higher."
+    )
+    return Table("Paired comparison", pd.DataFrame(rows), pd.DataFrame(shown), note)
+
+
+def training_minutes(run: Run | None) -> float | None:
+    """Time spent in training steps, without validation and rollouts."""
+    seconds = [row["time/training_s"] for row in run.metrics if "time/training_s" in row] if run else []
+    return seconds[-1] / 60 if seconds else None
+
+
+def training_table(runs: list[Run]) -> Table:
+    """One row a training setting: as the paper quotes it."""
+    rows = []
+    groups: dict[tuple[str, Protocol], list[Run]] = {}
+    for run, name in zip(runs, labels(runs), strict=True):
+        groups.setdefault((name, run.protocol), []).append(run)
+    for (name, protocol), group in groups.items():
+        curves = [[row["rollout/score"] for row in run.metrics if "rollout/score" in row] for run in group]
+        curves = [curve for curve in curves if curve]
+        rows.append(
+            {
+                "setting": name,
+                "best score †": _mean(max(curve) for curve in curves),
+                "mean of last 10": _mean(np.mean(curve[-10:]) for curve in curves),
+                "last score": _mean(curve[-1] for curve in curves),
+                "rollouts": min(map(len, curves), default=0),
+                "steps": int(np.mean([run.step or 0 for run in group])),
+                "training min": _mean(training_minutes(run) for run in group),
+                "training seeds": len(group),
+                "episodes": protocol.n_episodes,
+                "protocol": str(protocol),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    digits = {"training min": 1, "best score †": 3, "mean of last 10": 3, "last score": 3}
+    note = (
+        "Scores of the rollouts during training, averaged over the training seeds, in the paper's two ways. "
+        "† The best checkpoint was chosen on the very episodes that it is scored on, which flatters it; the paper does "
+        "the same. Where there were fewer than ten rollouts, the mean is over all of them."
+    )
+    return Table("Trainings", frame, _rounded(frame, digits), note)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    return float(np.mean([v for v in values if v is not None] or [np.nan]))
+
+
+def runs_table(runs: list[Run], counted: list[Run], root: Path) -> Table:
+    """Every finished run, so that each number above can be traced to its files. Directories from `root` on."""
+    rows = [
+        {
+            "directory": _from(root, run.path),
+            "verb": run.verb,
+            "setting": name,
+            "seed": run.config["seed"],
+            "protocol": str(run.protocol),
+            "score": float(np.mean([row["max_reward"] for row in run.episodes])),
+            "in the results": "yes" if run in counted else "no",
+            "ended": (run.record.get("ended") or "")[:16].replace("T", " "),
+        }
+        for run, name in zip(runs, labels(runs), strict=True)
+    ]
+    frame = pd.DataFrame(rows)
+    note = "A training is not among the results where one of its checkpoints was evaluated: the evaluation is."
+    return Table("Finished runs", frame, _rounded(frame, {"score": 3}), note)
+
+
+def _from(root: Path, path: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def left_out_table(left_out: list[LeftOut], root: Path) -> Table:
+    """Directories, from `root` on, that no number of this report comes from."""
+    frame = pd.DataFrame(
+        [{"directory": _from(root, left.path), "state": left.state, "reason": left.reason} for left in left_out],
+        columns=["directory", "state", "reason"],
+    )
+    return Table("Left out", frame, frame, "Listed, and in no average. Trainings among them are dashed in the curves.")
+
+
+def interval(estimate: Estimate, percent: bool = False, sign: bool = False) -> str:
+    """0.975 [0.966, 0.982], or 45.8 % [41.5, 50.2]."""
+    scale, form = (100, ".1f") if percent else (1, ".3f")
+    value, low, high = (f"{scale * x:{'+' if sign else ''}{form}}" for x in estimate)
+    return f"{value}{' %' if percent else ''} [{low}, {high}]".replace("-", "−")
+
+
+def number(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def probability(p: float) -> str:
+    """Never 0 or 1: the bootstrap has only so many draws."""
+    return "< 0.01" if p < 0.01 else "> 0.99" if p > 0.99 else f"{p:.2f}"
+
+
+def _rounded(frame: pd.DataFrame, digits: dict[str, int]) -> pd.DataFrame:
+    def rounder(n: int) -> Callable[[float], str]:
+        return lambda value: number(value, n)
+
+    return frame.assign(**{name: frame[name].map(rounder(n)) for name, n in digits.items() if name in frame})
