@@ -61,6 +61,9 @@ def test_the_heat_map_is_drawn_only_where_both_vary():
     assert "heat-map-1" in drawn(grid())
     assert "heat-map-1" not in drawn(grid(horizons=(16,)))
     assert "heat-map-1" not in drawn(grid(steps=(10,)))
+    confounded = [made_up([0.5], horizon=h, optimizer__lr=h / 10, scheduler__num_inference_steps=k)
+                  for h in (16, 10) for k in (10, 5)]  # fmt: skip
+    assert "heat-map-1" not in drawn(confounded)
     assert "[" in texts(drawn(grid())["heat-map-1"])  # the interval
 
 
