@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dp.intervals import Estimate
 from tests.workspaces.conftest import assert_same_run, metrics
 from workspaces.train import TrainWorkspace
 
@@ -237,5 +238,5 @@ def test_rollouts_that_are_repeated_count_once(uninterrupted, small_zarr, tmp_pa
     with TrainWorkspace(config, **settings) as run:
         run._open()
         for _ in range(2):
-            run._keep_if_best(0.5)
+            run._keep_if_best(Estimate(0.5, 0.4, 0.6))
         assert [entry["score"] for entry in run.best] == [0.5]

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from workspaces import build
 from workspaces.base import Config, Workspace
 from workspaces.files import write_atomically
 from workspaces.report import atlas, figures, page, recipe, runs, tables
+from workspaces.report.publish import publish
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +66,27 @@ class ReportWorkspace(Workspace):
             recipes=recipe.recipes(found.finished),
         )
         self._write(made, {name: png for name, (_, png) in pictures.items()}, html)
+        self._log([run for result in results for run in result.runs], results)
         log.info("%d runs count, %d directories left out", len(counted), len(found.left_out))
         log.info("%s", self.html)
+
+    def _log(self, counted: list[runs.Run], results: list[tables.Result]) -> None:
+        """On wandb, where the runs were: in their group if they have one in common."""
+        loggers = [run.config["logger"] for run in counted if run.config.get("logger", {}).get("mode") != "disabled"]
+        groups = {logger["group"] for logger in loggers}
+        group = groups.pop() if len(groups) == 1 else None
+        if loggers:
+            self.config["logger"]["group"] = group
+            self.config["name"] = "report"
+            logger = build.logger(self.config, self, "report")
+            logger.log_report(self.tables, self.figures, self.html)
+            logger.close(failed=False)
+        if self.config["report"]["publish"] == "wandb":
+            if group is None:
+                raise ValueError("report.publish=wandb needs runs of one wandb group: a sweep's, or logger.group=NAME")
+            seeds = {row["seed"] for run in counted for row in run.episodes if run.video(row["seed"])}
+            settings = results[0].setting if results else {}
+            publish(self.run_dir / "dashboard.json", self.config["logger"]["project"], group, settings, seeds)
 
     def _write(self, made: dict[str, tables.Table], pngs: dict[str, bytes], html: str) -> None:
         """Each file whole or not at all, the page last; what an earlier report had more goes."""

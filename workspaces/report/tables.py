@@ -292,8 +292,8 @@ def comparison_table(comparisons: list[Comparison], baseline: object) -> Table:
     picked = "" if baseline else ", the best one, which was picked with these very episodes"
     note = (
         f"Each setting less {chosen}{picked}, on the same env seeds: what is hard for both cancels out. An interval "
-        "that leaves out 0 is a difference that other seeds and episodes would show, too. P is the bootstrap's share "
-        "of draws in which the setting scores higher."
+        "that leaves out 0 is a difference that other seeds and episodes would show, too. P is the probability "
+        "that the setting's true mean is higher (flat prior)."
     )
     return Table("Paired comparison", pd.DataFrame(rows), pd.DataFrame(shown), note)
 
@@ -386,7 +386,7 @@ def number(value: float, digits: int) -> str:
 
 
 def probability(p: float) -> str:
-    """Never 0 or 1: the bootstrap has only so many draws."""
+    """Never 0 or 1: nothing is certain."""
     return "< 0.01" if p < 0.01 else "> 0.99" if p > 0.99 else f"{p:.2f}"
 
 
