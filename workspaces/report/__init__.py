@@ -35,6 +35,8 @@ class ReportWorkspace(Workspace):
         self.baseline: dict[str, object] | None = config["report"]["baseline"]
         if not isinstance(self.baseline, (dict, type(None))):
             raise ValueError(f"report.baseline={self.baseline}, expected as in 'report.baseline={{horizon: 16}}'")
+        if config["report"]["publish"] not in (None, "wandb"):
+            raise ValueError(f"report.publish={config['report']['publish']}, expected wandb or null")
         self.run_dir = Path(config["run_dir"] or self.runs / "report")
         self.html = self.run_dir / "report.html"
         self.tables: dict[str, pd.DataFrame] = {}
