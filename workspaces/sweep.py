@@ -87,7 +87,8 @@ class Sweep:
         if "run_dir" in overrides:
             raise ValueError("run_dir names one directory and a sweep needs many: give hydra.sweep.dir=DIR instead")
         self.swept = {key: o for key, o in overrides.items() if o.is_sweep_override()}
-        self.fixed = {key: o for key, o in overrides.items() if key not in self.swept}
+        fixed = {key: o for key, o in overrides.items() if key not in self.swept}
+        self.fixed = {key: f"{key}={o.get_value_element_as_str()}" for key, o in fixed.items()}
         self.verb = config.hydra.runtime.choices.workspace
         self.dir = self._directory(config)
         with read_write(config), open_dict(config):
@@ -107,29 +108,23 @@ class Sweep:
         inference = {key: o for key, o in self.swept.items() if key in INFERENCE}
         if self.verb != "train" or not inference:
             return [[self.job(values) for values in _combinations(self.swept)]]
-        training = [self._training_job(v) for v in _combinations(self._without(inference))]
+        others = {key: o for key, o in self.swept.items() if key not in inference}
+        training = [self.job(values, prefix="train") for values in _combinations(others)]
         return [training, [self._evaluation(job, v) for job in training for v in _combinations(inference)]]
 
     def job(self, values: Mapping[str, str], prefix: str = "") -> Job:
         """The job with these values of what is swept."""
-        overrides = [f"{key}={o.get_value_element_as_str()}" for key, o in self.fixed.items()]
-        overrides += [f"{key}={value}" for key, value in values.items()]
-        return Job(_name(values, prefix), self.verb, (*overrides, *self._group()))
-
-    def _training_job(self, values: Mapping[str, str]) -> Job:
-        return self.job(values, prefix="train")
+        swept = [f"{key}={value}" for key, value in values.items()]
+        return Job(_name(values, prefix), self.verb, (*self.fixed.values(), *swept, *self._group()))
 
     def _evaluation(self, trained: Job, values: Mapping[str, str]) -> Job:
         taken = ("env_runner", "device", "n_threads", "logger", "+launcher")
-        fixed = [f"{k}={o.get_value_element_as_str()}" for k, o in self.fixed.items() if k.partition(".")[0] in taken]
+        fixed = [override for key, override in self.fixed.items() if key.partition(".")[0] in taken]
         checkpoint = self.dir / trained.name / "checkpoints" / "last.pt"
         overrides = ["workspace=evaluate", f"checkpoint={quoted(str(checkpoint))}", *fixed, *self._group()]
         swept = [f"{key}={value}" for key, value in values.items()]
         name = _name(values, trained.name.removeprefix("train").removeprefix("+"))
         return Job(name, "evaluate", (*overrides, *swept), needs=trained.name)
-
-    def _without(self, some: Mapping[str, Override]) -> dict[str, Override]:
-        return {key: o for key, o in self.swept.items() if key not in some}
 
     def _group(self) -> list[str]:
         return [] if "logger.group" in self.fixed else [f"logger.group={quoted(self.dir.name)}"]
@@ -137,8 +132,9 @@ class Sweep:
     def _directory(self, config: DictConfig) -> Path:
         if any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra):
             return Path(config.hydra.sweep.dir)
-        fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in self.fixed.items()]
-        telling = sorted(o for o in fixed if not o.startswith((*NOT_IDENTITY, "+experiment=", "workspace=")))
+        telling = sorted(
+            o for o in self.fixed.values() if not o.startswith((*NOT_IDENTITY, "+experiment=", "workspace="))
+        )
         name = config.name if self.verb == "train" else self.verb
         parts = [name, "+".join(_short(key) for key in self.swept), _digest(telling) if telling else ""]
         return Path("multirun") / "-".join(filter(None, parts))
@@ -242,9 +238,9 @@ class Sweep:
         title = f"\n{self.dir}: {counts} ({(time.time() - self._begun) / 60:.1f} min)"
         shown = [job for job in self.jobs if whole or states[job] not in ("waiting", "finished")]
         rows = [[job.name, states[job], *_progress(self.dir / job.name)] for job in shown]
-        failures = [text for job in self.jobs if states[job] == "failed" for text in self._failure(job)]
         table = tabulate(rows, ["job", "state", "step", "score"], disable_numparse=True)
-        return "\n".join([title, table, *(failures if whole else [])])
+        failed = [job for job in self.jobs if whole and states[job] == "failed"]
+        return "\n".join([title, table, *(line for job in failed for line in self._failure(job))])
 
     def _failure(self, job: Job) -> list[str]:
         reason = (self._record(job) or {}).get("error") or ""
