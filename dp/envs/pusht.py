@@ -1,5 +1,6 @@
 """gym-pusht under the paper's protocol: its initial states, and pictures only when somebody looks."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -32,6 +33,7 @@ class _Simulation(GymPushT):
 
     def advance(self, target_x: float, target_y: float) -> None:
         """Moves towards a position for one control step, in floats instead of vectors."""
+        self.n_contact_points = 0
         for _ in range(int(1 / (self.dt * self.control_hz))):
             (x, y), (vx, vy) = self.agent.position, self.agent.velocity
             ax = self.k_p * (target_x - x) + self.k_v * (0 - vx)
@@ -106,6 +108,11 @@ class PushTEnv:
     @property
     def state(self) -> Float[np.ndarray, " 5"]:
         return self._env.get_obs()
+
+    @property
+    def n_contacts(self) -> int:
+        """Contact points in the last control step, per simulation step, rounded up, as in the reference environment."""
+        return math.ceil(self._env.n_contact_points / round(1 / (self._env.dt * self.control_hz)))
 
     def outlines(self) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
         """The block as it lies now and its goal: closed polygons, pixels."""
