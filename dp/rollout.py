@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from tqdm import tqdm
 
 from dp.envs.episode import Chunk, Episode
@@ -24,17 +25,21 @@ does not depend on how many run beside it (measured on CPUs; a GPU promises less
 @dataclass
 class EpisodeResult:
     """One episode: `seed` of its initial state, best reward 0..1, whether coverage ever exceeded 0.95, control steps
-    taken, coverage at the end 0..1, and pictures (T, 384, 384, 3) uint8 with the reward at each, if recorded."""
+    taken, coverage at the end 0..1, the actions executed (T, Da), from which the episode can be had again, and pictures
+    (T, 384, 384, 3) uint8 with the reward at each, if recorded."""
 
     seed: int
     max_reward: float = 0.0
     success: bool = False
     length: int = 0
     final_coverage: float = 0.0
+    actions: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk, actions: Float[np.ndarray, "Ta Da"]) -> None:
+        """What happened while some of `actions` ran: as many as there are rewards."""
+        self.actions += list(actions[: len(chunk.rewards)])
         self.rewards += chunk.rewards
         self.max_reward = max([self.max_reward, *chunk.rewards])
         self.success |= chunk.success
@@ -166,9 +171,10 @@ class EnvRunner:
                 if latency_ms is None:
                     latency_ms = _latency_ms(policy, chunks[next(iter(running))], device)
                 actions = _act(policy, [chunks[e] for e in running], [generators[i] for i in running.values()], device)
-                chunks = self._pool.step(dict(zip(running, actions, strict=True)))
+                told = dict(zip(running, actions, strict=True))
+                chunks = self._pool.step(told)
                 for env, chunk in chunks.items():
-                    episodes[running[env]].add(chunk)
+                    episodes[running[env]].add(chunk, told[env])
                     if chunk.ended:
                         del running[env]
                         bar.update()

@@ -67,8 +67,13 @@ def settings(composed: DictConfig) -> Config:
     """A composed configuration in plain containers, with `n_action_steps: auto` as a number."""
     config = cast(Config, OmegaConf.to_container(composed, resolve=True))
     if config["n_action_steps"] == "auto" and isinstance(config["horizon"], int):
-        config["n_action_steps"] = max(1, min(8, config["horizon"] - config["n_obs_steps"] + 1))
+        config["n_action_steps"] = auto_action_steps(config)
     return config
+
+
+def auto_action_steps(config: Config) -> int:
+    """8, or as many as the horizon holds."""
+    return max(1, min(8, config["horizon"] - config["n_obs_steps"] + 1))
 
 
 def check(config: Config) -> None:

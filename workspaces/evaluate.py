@@ -14,7 +14,7 @@ from dp.types import Policy
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.files import write_json
-from workspaces.rollouts import metrics_of, named, save_videos
+from workspaces.rollouts import metrics_of, named, save_media
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class EvaluateWorkspace(Workspace):
             "device": str(self.device),
             "episodes": [e.row() for e in result.episodes],
         }
-        videos = save_videos(self.run_dir / "media", str(self.about.get("step", 0)), result)
+        videos = save_media(self.run_dir, self.about.get("step", 0), result)
         write_json(self.run_dir / "evaluation.json", evaluation)
         self.logger.log(self.about.get("step", 0), metrics_of(result, None))
         self.logger.log_episodes(self.about.get("step", 0), evaluation["episodes"], videos)

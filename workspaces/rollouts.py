@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from dp.envs import PushTEnv
 from dp.intervals import Estimate
 from dp.rollout import RolloutResult
-from workspaces.files import write_json
+from workspaces.files import write_atomically, write_json
 from workspaces.video import write_video
 
 
@@ -25,15 +27,18 @@ def named(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def save_rollouts(run_dir: Path, step: int, test: RolloutResult, train: RolloutResult | None) -> dict[int, Path]:
-    """Writes rollouts/<step>.json and the recorded episodes as videos. Returns seed -> video."""
+    """Writes rollouts/<step>.json, and what `save_media` does. Returns seed -> video."""
     rows = [e.row() for e in [*test.episodes, *(train.episodes if train else [])]]
     write_json(run_dir / "rollouts" / f"{step}.json", rows)
-    return save_videos(run_dir / "media", str(step), test)
+    return save_media(run_dir, step, test)
 
 
-def save_videos(folder: Path, prefix: str, result: RolloutResult) -> dict[int, Path]:
-    """Writes <prefix>-<seed>.mp4 for every recorded episode. Returns seed -> file."""
-    videos = {e.seed: folder / f"{prefix}-{e.seed}.mp4" for e in result.episodes if e.frames}
+def save_media(run_dir: Path, step: int, result: RolloutResult) -> dict[int, Path]:
+    """Writes the recorded episodes as media/<step>-<seed>.mp4, and what it takes to film the others later:
+    rollouts/<step>.npz, seed -> executed actions (T, 2) float32. Returns seed -> video."""
+    actions = {str(e.seed): np.stack(e.actions) for e in result.episodes}
+    write_atomically(run_dir / "rollouts" / f"{step}.npz", lambda file: np.savez_compressed(file, **actions))  # type: ignore[arg-type]
+    videos = {e.seed: run_dir / "media" / f"{step}-{e.seed}.mp4" for e in result.episodes if e.frames}
     for episode in result.episodes:
         if episode.seed in videos:
             write_video(videos[episode.seed], episode, fps=PushTEnv.control_hz)

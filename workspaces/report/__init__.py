@@ -53,7 +53,7 @@ class ReportWorkspace(Workspace):
         with figures.style():
             drawn = figures.all_figures(trained, found.unfinished, results, comparisons)
             pictures = {name: (figures.svg(figure), figures.png(figure)) for name, figure in drawn.items()}
-            sheets = atlas.sheets(results)
+            sheets = atlas.sheets(results, self.run_dir)
         html = page.render(
             title=self.runs.resolve().name,
             runs=self.runs,

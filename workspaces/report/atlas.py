@@ -1,11 +1,13 @@
 """The failure atlas: every test episode where it starts, coloured by how it ended, with its video and its command."""
 
 import base64
+import os
 import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,12 +15,13 @@ from matplotlib.patches import Polygon
 
 from dp.envs import PushTEnv
 from workspaces.report.figures import svg
+from workspaces.report.films import film
 from workspaces.report.runs import Run
 from workspaces.report.tables import Result
 
 MAX_SETTINGS = 12
-MAX_VIDEO_BYTES = 64 << 20
-"""Of all videos in one page: browsers hold it in memory. The worst episodes come first."""
+MAX_VIDEO_BYTES = 32 << 20
+"""Of all videos inside one page: browsers hold it in memory. The worst episodes come first; others are linked."""
 
 NEAR = 0.9
 """Best reward from which a failed episode is a near miss: the block covered 85.5 % of the goal."""
@@ -38,7 +41,7 @@ OVERRIDDEN = ("run_dir", "env_runner.start_seed", "env_runner.n_episodes", "env_
 
 @dataclass(frozen=True)
 class Card:
-    """One episode."""
+    """One episode. `video` is inside the page; where there would be too many, only at `video_link`."""
 
     id: str
     seed: int
@@ -48,7 +51,7 @@ class Card:
     length: int
     command: str
     video: str | None
-    video_file: str | None
+    video_link: str | None
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,23 @@ class Sheet:
         return {outcome: sum(card.outcome == outcome for card in self.cards) for outcome in OUTCOMES}
 
 
-def sheets(results: Iterable[Result]) -> list[Sheet]:
-    """A sheet for each of the best settings. A figure is made: call it inside `figures.style()`."""
+def sheets(results: Iterable[Result], folder: Path) -> list[Sheet]:
+    """A sheet for each of the best settings, for a page in `folder`. Missing videos are made in <folder>/videos.
+
+    A figure is made: call it inside `figures.style()`.
+    """
     best = sorted(results, key=lambda r: -r.score.value)[:MAX_SETTINGS]
+    films = film([result.runs[0] for result in best], folder / "videos")
     left = MAX_VIDEO_BYTES
     made = []
     for number, result in enumerate(best):
         run = result.runs[0]
         cards = []
         for row in sorted(run.episodes, key=lambda row: (row["max_reward"], row["seed"])):
-            file = run.video(row["seed"])
-            size = file.stat().st_size if file else 0
-            left -= size
-            cards.append(_card(run, row, number, embed=left >= 0))
+            file = run.video(row["seed"]) or films.get((run.path, row["seed"]))
+            left -= file.stat().st_size if file else 0
+            link = os.path.relpath(file, folder) if file else None
+            cards.append(_card(run, row, number, link, _embedded(file) if file and left >= 0 else None))
         made.append(Sheet(f"{result.label} · {run.replicate} · {result.protocol}", run, _map(cards), cards))
     return made
 
@@ -87,8 +94,11 @@ def outcome_of(row: dict) -> str:
     return "success" if row["success"] else "near miss" if row["max_reward"] >= NEAR else "failure"
 
 
-def _card(run: Run, row: dict, number: int, embed: bool) -> Card:
-    file = run.video(row["seed"])
+def _embedded(file: Path) -> str:
+    return f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _card(run: Run, row: dict, number: int, link: str | None, video: str | None) -> Card:
     return Card(
         id=f"episode-{number}-{row['seed']}",
         seed=row["seed"],
@@ -97,8 +107,8 @@ def _card(run: Run, row: dict, number: int, embed: bool) -> Card:
         final_coverage=row["final_coverage"],
         length=row["length"],
         command=replay(run, row["seed"]),
-        video=f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}" if file and embed else None,
-        video_file=str(file) if file else None,
+        video=video,
+        video_link=link,
     )
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from workspaces.report.runs import Protocol, Run
 from workspaces.report.tables import STEPS, Comparison, Result, Setting, label, labels, value_of
@@ -227,26 +227,24 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def differences(comparisons: list[Comparison]) -> Figure:
     """Differences in score with their intervals, one a line."""
-    figure = Figure(figsize=(SIZE[0], 1.1 + 0.42 * len(comparisons)))
+    one_reference = len({id(c.reference) for c in comparisons}) == 1
+    names = [c.one.label if one_reference else f"{c.one.label}\nless {c.reference.label}" for c in comparisons]
+    width = SIZE[0] + 0.06 * max(len(line) for name in names for line in name.splitlines())
+    figure = Figure(figsize=(width, 1.1 + (0.26 if one_reference else 0.38) * len(comparisons)))
     axes = figure.add_subplot()
-    for y, c in enumerate(comparisons[::-1]):
+    for y, c in enumerate(comparisons):
         clear = c.score.low > 0 or c.score.high < 0
         colour = PALETTE[0] if clear and c.score.value > 0 else PALETTE[1] if clear else GREY
         axes.plot([c.score.low, c.score.high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
         axes.plot(c.score.value, y, "o", color=colour, ms=6)
-        text = f"{c.one.label}" if _one_reference(comparisons) else f"{c.one.label}\nvs {c.reference.label}"
-        axes.annotate(text, (0, y), xycoords=("axes fraction", "data"), xytext=(2, 5), textcoords="offset points",
-                      fontsize=7.5)  # fmt: skip
     axes.axvline(0, color=INK, lw=1)
-    reference = comparisons[0].reference.label if _one_reference(comparisons) else "its reference"
-    axes.set(title=f"Score less that of {reference}", xlabel="difference in score, with its 95 % interval")
-    axes.set(yticks=[], ylim=(-0.5, len(comparisons) - 0.3))
+    axes.set(title="Difference in score, with its 95 % interval", ylim=(len(comparisons) - 0.4, -0.6))
+    axes.set_xlabel(f"score less that of {comparisons[0].reference.label}" if one_reference else "")
+    axes.set_yticks(range(len(comparisons)), names, fontsize=7.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     return figure
-
-
-def _one_reference(comparisons: list[Comparison]) -> bool:
-    return len({id(c.reference) for c in comparisons}) == 1
 
 
 def heat_maps(results: list[Result]) -> Iterator[Figure]:
@@ -317,17 +315,17 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
             fmt="o", color=colour, mfc=colour if on_front else "white", ms=6, elinewidth=1.1, capsize=2,
         )  # fmt: skip
         if STEPS in result.setting:
-            text = f"{value_of(result.setting[STEPS])} steps"
-            dx, side = (-6, "right") if [*colours].index(trained_as(result)) % 2 == 0 else (6, "left")
-            axes.annotate(
-                text, (result.inference_ms, score.value), xytext=(dx, 4), textcoords="offset points", size=7, ha=side
-            )
+            axes.annotate(value_of(result.setting[STEPS]), (result.inference_ms, score.value), xytext=(5, 3),
+                          textcoords="offset points", size=7)  # fmt: skip
     for name in [name for name in colours if name in map(trained_as, results)]:
         axes.plot([], [], "o", color=colours[name], label=name)
     x, y = [r.inference_ms for r in front], [r.score.value for r in front]
     axes.step(x, y, where="post", color=INK, lw=1.1, ls="--", zorder=1, label="Pareto front (filled)")
     if max(r.inference_ms for r in results) > 8 * min(r.inference_ms for r in results):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
     axes.set(title=f"Score against latency, {results[0].protocol}", ylabel="score")
     axes.set(xlabel="milliseconds an action chunk, one observation")

@@ -27,7 +27,7 @@ CAPTIONS = {
     "paired-comparison": "Blue: better, orange: worse, grey: the interval holds 0.",
     "heat-map": "Score and its 95 % interval.",
     "latency": "Bars are 95 % intervals of the score. Filled points are on the front: no other is both faster and "
-    "better. Latency is that of the machine the evaluation ran on.",
+    "better. Numbers are inference steps. Latency is that of the machine the evaluation ran on.",
 }
 
 

@@ -88,6 +88,11 @@ class Run:
         path = self.path / "media" / f"{self.step or 0}-{seed}.mp4"
         return path if path.is_file() else None
 
+    @property
+    def actions(self) -> Path:
+        """The file with the executed actions, which runs from before there was one lack."""
+        return self.path / "rollouts" / f"{self.step or 0}.npz"
+
 
 class LeftOut(NamedTuple):
     """A directory that no result comes from."""

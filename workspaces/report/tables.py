@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dp.intervals import Difference, Estimate, crossed_mean, paired_difference, wilson
+from workspaces import build
 from workspaces.errors import flatten
 from workspaces.report.runs import Found, LeftOut, Protocol, Run
 
@@ -55,8 +56,8 @@ class Result:
     def success(self) -> Estimate:
         """Share of episodes whose coverage exceeded 0.95.
 
-        With Wilson's interval for one seed, and for the episodes alone where all of them agree in every seed: a
-        bootstrap would give no width at all.
+        With Wilson's interval for one seed, and for the episodes alone where all of them agree in every seed:
+        `crossed_mean` would give no width at all.
         """
         values = self.values("success")
         if len(values) == 1 or values.min() == values.max():
@@ -103,6 +104,8 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
     """For each run the keys in which the runs differ, without those that say the same as another one."""
     flat = [_flat(run) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len(_column(flat, key)) > 1]
+    if all(run.config.get("n_action_steps") == build.auto_action_steps(run.config) for run in runs):
+        keys = [key for key in keys if key != "n_action_steps"]  # it only follows the horizon
     keys = _without_echoes(flat, keys)
     return [{key: one.get(key) for key in keys} for one in flat]
 
@@ -171,23 +174,27 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
         minutes = [m for m in (training_minutes(trained.get(_training_of(run))) for run in result.runs) if m]
         sources = " and ".join(sorted({"evaluation" if r.verb == "evaluate" else "last rollout" for r in result.runs}))
         keys = {short(key): value_of(value) for key, value in result.setting.items()} or {"setting": result.label}
-        facts = {
-            "training seeds": len(result.runs),
-            "episodes": result.protocol.n_episodes,
-            "protocol": str(result.protocol),
-            "from": sources,
-        }
+        seeds, episodes = len(result.runs), result.protocol.n_episodes
+        facts = {"protocol": str(result.protocol), "from": sources}
         numbers = {"inference ms": result.inference_ms, "training min": float(np.mean(minutes or [np.nan]))}
         estimates = {name: getattr(result, name.replace(" ", "_")) for name in ("score", "success", "final coverage")}
-        rows.append({**keys, **_spread(estimates), **numbers, **facts})
+        rows.append({**keys, **_spread(estimates), **numbers, "training seeds": seeds, "episodes": episodes, **facts})
         texts = {f"{name} [95 %]": interval(e, percent=name == "success") for name, e in estimates.items()}
-        shown.append({**keys, **texts, **{name: number(value, 1) for name, value in numbers.items()}, **facts})
+        texts |= {name: number(value, 1) for name, value in numbers.items()}
+        shown.append({**keys, **texts, "seeds × episodes": f"{seeds} × {episodes}", **facts})
     note = (
         "Score: mean over episodes of the best reward, reward = min(1, coverage / 0.95). Success: share of episodes in "
         "which coverage exceeds 0.95. Intervals cover both the training seeds and the episodes; with one training "
         "seed they cannot tell how much another one would differ."
     )
-    return Table("Results", pd.DataFrame(rows), pd.DataFrame(shown), note)
+    frame, same = _without_constants(pd.DataFrame(shown), ("protocol", "from"))
+    return Table("Results", pd.DataFrame(rows), frame, " ".join([note, *same]))
+
+
+def _without_constants(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Those columns that say the same in every row become sentences: a table of one protocol needs no column for it."""
+    constant = [name for name in names if name in frame and frame[name].nunique() == 1]
+    return frame.drop(columns=constant), [f"{name.capitalize()}: {frame[name].iloc[0]}." for name in constant]
 
 
 def _training_of(run: Run) -> object:

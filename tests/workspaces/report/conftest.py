@@ -64,9 +64,11 @@ def made_up(
     rewards: list[float], first: int = 100_000, max_steps: int = 300, path: str = "run", **settings: Any
 ) -> Run:
     """A run with these best rewards. Keyword arguments with `__` for dots are its configuration."""
-    config: dict[str, Any] = {"name": "pusht", "seed": 0, "horizon": 16, "workspace": {"num_steps": 10},
-                              "scheduler": {"_target_": "diffusers.DDIMScheduler", "num_inference_steps": 10},
-                              "task": {"shape_meta": {"obs": {"agent_pos": [2]}}}}  # fmt: skip
+    config: dict[str, Any] = {
+        "name": "pusht", "seed": 0, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8,
+        "scheduler": {"_target_": "diffusers.DDIMScheduler", "num_inference_steps": 10},
+        "task": {"shape_meta": {"obs": {"agent_pos": [2]}}}, "workspace": {"num_steps": 10},
+    }  # fmt: skip
     about = {
         key: settings.pop(key) for key in ("verb", "state", "record", "metrics", "inference_ms") if key in settings
     }

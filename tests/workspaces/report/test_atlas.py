@@ -1,10 +1,13 @@
 """Episodes by outcome, where they begin, and again."""
 
+import base64
 import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -16,9 +19,9 @@ from workspaces.report import atlas, figures, tables
 from workspaces.report.runs import find
 
 
-def sheets(runs):
+def sheets(runs, folder=Path("report")):
     with figures.style():
-        return atlas.sheets(tables.results(runs))
+        return atlas.sheets(tables.results(runs), folder)
 
 
 def test_episodes_are_sorted_worst_first_and_named_by_their_outcome():
@@ -57,13 +60,46 @@ def test_the_outline_is_the_block_at_its_initial_pose():
     assert ((block - env.state[2:4]) @ stem).max() == pytest.approx(120, abs=1)  # pixels from the bar's outer edge
 
 
-def test_videos_are_part_of_the_page_up_to_a_size(sweep, monkeypatch):
-    runs = [run for run in find(sweep).finished if run.path.name == "h16-evaluated"]
-    assert sorted(card.seed for card in sheets(runs)[0].cards if card.video) == [100000, 100001]
+def evaluated(sweep):
+    return [run for run in find(sweep).finished if run.path.name == "h16-evaluated"]
+
+
+def test_every_episode_has_a_video_recorded_or_filmed_from_its_actions(sweep, tmp_path):
+    cards = {card.seed: card for card in sheets(evaluated(sweep), tmp_path)[0].cards}
+    assert sorted(cards) == [100000, 100001, 100002, 100003]
+    for seed, card in cards.items():
+        file = tmp_path / card.video_link
+        assert base64.b64decode(card.video.partition(",")[2]) == file.read_bytes()
+        assert (file.parent == tmp_path / "videos") == (seed >= 100002)  # the first two were recorded
+        with av.open(str(file)) as video:
+            assert sum(1 for _ in video.decode(video=0)) == card.length + 1
+    filmed = {file: file.stat().st_mtime_ns for file in (tmp_path / "videos").iterdir()}
+    sheets(evaluated(sweep), tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "videos").iterdir()} == filmed
+
+
+def test_what_does_not_fit_into_the_page_is_linked(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(atlas, "MAX_VIDEO_BYTES", 0)
-    cards = sheets(runs)[0].cards
+    cards = sheets(evaluated(sweep), tmp_path)[0].cards
     assert not any(card.video for card in cards)
-    assert sum(card.video_file is not None for card in cards) == 2
+    assert all((tmp_path / card.video_link).is_file() for card in cards)
+
+
+def test_an_episode_that_runs_otherwise_here_is_not_filmed(sweep, tmp_path, caplog):
+    (run,) = evaluated(sweep)
+    run.episodes[2]["max_reward"] = 0.5
+    cards = {card.seed: card for card in sheets([run], tmp_path)[0].cards}
+    assert cards[100002].video is cards[100002].video_link is None
+    assert cards[100003].video
+    assert "1 episodes run otherwise here" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut off"])
+def test_without_their_actions_only_recorded_episodes_have_a_video(sweep, tmp_path, caplog, damage):
+    (run,) = evaluated(sweep)
+    run.actions.unlink() if damage == "lost" else run.actions.write_bytes(run.actions.read_bytes()[:300])
+    assert sorted(card.seed for card in sheets([run], tmp_path)[0].cards if card.video) == [100000, 100001]
+    assert ("is damaged" in caplog.text) == (damage == "cut off")
 
 
 @pytest.mark.parametrize("name", ["h16-evaluated", "h10"])

@@ -67,6 +67,15 @@ def test_the_heat_map_is_drawn_only_where_both_vary():
     assert "[" in texts(drawn(grid())["heat-map-1"])  # the interval
 
 
+def test_a_horizon_too_short_for_eight_actions_is_in_the_same_heat_map():
+    runs = [made_up([0.5], horizon=h, n_action_steps=min(8, h - 1), scheduler__num_inference_steps=k)
+            for h in (8, 16) for k in (10, 5)]  # fmt: skip
+    assert texts(drawn(runs)["heat-map-1"]).count("0.500") == 4
+    chosen = [made_up([0.5], horizon=h, n_action_steps=h // 4, scheduler__num_inference_steps=k)
+              for h in (8, 16) for k in (10, 5)]  # fmt: skip
+    assert "heat-map-1" not in drawn(chosen)  # what was chosen is a setting of its own
+
+
 def test_the_pareto_front_holds_what_nothing_beats():
     scores = {(1.0, 0.2): True, (2.0, 0.6): True, (3.0, 0.5): False, (4.0, 0.6): False, (9.0, 0.9): True}
     runs = [made_up([s, s], horizon=i, inference_ms=ms) for i, (ms, s) in enumerate(scores)]

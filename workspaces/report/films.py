@@ -1,0 +1,84 @@
+"""Videos of episodes that nobody filmed: their actions are run once more, which gives the same episode to the bit."""
+
+import hashlib
+import logging
+import os
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from dp.envs import PushTEnv
+from dp.rollout import EpisodeResult
+from workspaces.report.runs import Run
+from workspaces.video import write_video
+
+log = logging.getLogger(__name__)
+
+Films = dict[tuple[Path, int], Path]
+"""(run directory, seed) -> video."""
+
+
+class Take(NamedTuple):
+    """An episode to film."""
+
+    file: Path
+    run: Path
+    seed: int
+    actions: np.ndarray
+    max_reward: float
+
+
+def film(runs: Iterable[Run], folder: Path) -> Films:
+    """Makes a video in `folder` of every episode that has none, on all cores. Those that are there already are kept.
+
+    Episodes whose actions are not known are left out, and so are those that do not come out as they did: another
+    version of the environment than the one they ran in.
+    """
+    takes = [take for run in runs for take in _takes(run, folder)]
+    missing = [take for take in takes if not take.file.is_file()]
+    strangers = set()
+    if missing:
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("forkserver")) as pool:
+            made = tqdm(pool.map(_film, missing), total=len(missing), desc="videos", leave=False, disable=None)
+            strangers = {take for take, same in zip(map(_key, missing), made, strict=True) if not same}
+    if strangers:
+        log.warning("%d episodes run otherwise here than they did: another environment; no videos", len(strangers))
+    return {_key(take): take.file for take in takes if _key(take) not in strangers}
+
+
+def _key(take: Take) -> tuple[Path, int]:
+    return take.run, take.seed
+
+
+def _takes(run: Run, folder: Path) -> list[Take]:
+    wanted = {row["seed"]: row["max_reward"] for row in run.episodes if run.video(row["seed"]) is None}
+    if not wanted or not run.actions.is_file():
+        return []
+    try:
+        with np.load(run.actions) as file:
+            actions = {seed: file[str(seed)] for seed in wanted}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s is damaged (%s): no videos of its episodes", run.actions, error)
+        return []
+    names = {seed: f"{seed}-{hashlib.sha256(array).hexdigest()[:16]}.mp4" for seed, array in actions.items()}
+    return [Take(folder / names[seed], run.path, seed, actions[seed], reward) for seed, reward in wanted.items()]
+
+
+def _film(take: Take) -> bool:
+    env = PushTEnv([])
+    env.reset(take.seed)
+    episode = EpisodeResult(take.seed, frames=[env.render()])
+    for action in take.actions:
+        env.step(action)
+        episode.rewards.append(env.reward)
+        episode.frames.append(env.render())
+    if max(episode.rewards) != take.max_reward:
+        return False
+    write_video(take.file, episode, PushTEnv.control_hz)
+    return True
