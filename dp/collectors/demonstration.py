@@ -39,8 +39,15 @@ class Collector(Protocol):
     """Makes demonstrations: the same one for the same seed, in whichever process."""
 
     def __call__(self, seed: int) -> Demonstration | None:
-        """From the initial state of `seed`; None where nothing worth keeping came about."""
+        """From the initial state of `seed`; None where nothing worth keeping came about.
+
+        May raise `Finished`. With an attribute `in_this_process` that is true it is never sent to worker processes.
+        """
         ...
+
+
+class Finished(Exception):
+    """The demonstrator will make no more."""
 
 
 class Recorder:
