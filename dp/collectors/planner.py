@@ -4,8 +4,16 @@ import numpy as np
 from jaxtyping import Float
 
 from dp.collectors.demonstration import Demonstration, Recorder
-from dp.collectors.simulator import AREA, CENTROID, PERIMETER, Simulator, clearance, pose_error, private_api_agrees
-from dp.collectors.simulator import rotate
+from dp.collectors.simulator import (
+    AREA,
+    CENTROID,
+    PERIMETER,
+    Simulator,
+    clearance,
+    pose_error,
+    private_api_agrees,
+    rotate,
+)
 
 NOISE_CORRELATION = 0.8
 """Of the execution noise from one control step to the next: about five steps push the agent the same way."""
@@ -42,15 +50,15 @@ class Planner:
 
     def __init__(
         self,
-        speed: float = 12,
+        speed: float = 8.0,
         target_coverage: float = 0.97,
         n_frames_past_success: int = 8,
-        margin: float = 10,
+        margin: float = 10.0,
         smoothness: float = 0.03,
-        noise: float = 0,
-        hysteresis: float = 0,
+        noise: float = 0.0,
+        hysteresis: float = 0.0,
         execute_steps: int = 5,
-        horizon: int = 40,
+        horizon: int = 50,
         n_knots: int = 6,
         n_samples: int = 96,
         n_elites: int = 8,
@@ -107,27 +115,26 @@ class Planner:
         plan: Float[np.ndarray, "T 2"],
     ) -> Float[np.ndarray, "T 2"]:
         """The cheapest plan found, `plan` (what is left of the last one) among them."""
-        shape = (self.n_samples, self.n_knots, 2)
         mean = plan[np.linspace(0, self.horizon - 1, self.n_knots + 1).astype(int)[1:]]
         std = np.full(mean.shape, 45.0)
-        best = np.inf
+        best, best_cost = plan, np.inf
         for iteration in range(self.n_iterations):
-            knots = mean + std * rng.normal(size=shape)
+            knots = mean + std * rng.normal(size=(self.n_samples, *mean.shape))
             if iteration == 0:
                 n_arcs = int(0.4 * self.n_samples)
-                knots[:n_arcs] = self._arcs(rng, state[2:], n_arcs)
-                knots[-2], knots[-1] = mean, last[-1]
+                knots[-n_arcs:] = self._arcs(rng, state[2:], n_arcs)
+            knots[0], knots[1] = mean, last[-1]  # the second stands still
             targets = self._targets(knots, last)
             if iteration == 0:
-                targets[-2], targets[-1] = plan, last[-1]
+                targets[0] = plan
             cost = self._cost(targets, last, *simulator.rollout(state, velocity, targets))
             if iteration == 0:
-                best, plan = cost[-2] - self.hysteresis, targets[-2]
+                cost[0] -= self.hysteresis
             elites = np.argsort(cost, kind="stable")[: self.n_elites]
-            if cost[elites[0]] < best:
-                best, plan = cost[elites[0]], targets[elites[0]]
+            if cost[elites[0]] < best_cost:
+                best, best_cost = targets[elites[0]], cost[elites[0]]
             mean, std = knots[elites].mean(0), knots[elites].std(0) + 4
-        return plan
+        return best
 
     def _arcs(self, rng: np.random.Generator, pose: Float[np.ndarray, " 3"], n: int) -> Float[np.ndarray, "n K 2"]:
         """Knots on the way around the block and then towards its centroid."""
@@ -170,7 +177,7 @@ class Planner:
         time = np.where(solved.any(1), solved.argmax(1), self.horizon)
         gap = clearance(positions, poses)
         walking = np.abs(np.diff(poses, axis=1)).max(-1) < 0.01
-        close = np.maximum(self.margin - gap[:, 1:], 0) * walking / max(self.margin, 1)
+        close = np.maximum(self.margin - gap[:, 1:], 0) * walking / max(self.margin, 1.0)
         path = np.concatenate([np.broadcast_to(last, (len(targets), 2, 2)), targets], axis=1)
         jerk = np.sqrt(np.square(np.diff(path, n=2, axis=1)).sum((1, 2)))
         return (
