@@ -18,7 +18,7 @@ SEED = 1002
 
 @pytest.fixture(scope="module")
 def solved() -> Demonstration:
-    demonstration = Planner(noise=2.0)(SEED)
+    demonstration = Planner(speed=12.0, horizon=40, n_samples=64, noise=1.0)(SEED)
     assert demonstration is not None
     return demonstration
 
@@ -65,9 +65,9 @@ def test_replay_and_the_stock_environment_relive_it_to_the_bit(solved: Demonstra
 
 
 def test_it_is_the_same_in_another_process_and_another_for_another_seed() -> None:
-    short = Planner(max_steps=12, n_attempts=1, noise=2.0)
+    short = Planner(max_steps=12, n_samples=24, noise=2.0)
     mine, other = (short._attempt(seed, np.random.default_rng(seed)) for seed in (SEED, SEED + 1))
-    Planner(max_steps=6)._attempt(SEED, np.random.default_rng(0))  # what came before does not matter
+    Planner(max_steps=6, n_samples=24)._attempt(SEED, np.random.default_rng(0))  # what came before does not matter
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         theirs = pool.apply(short._attempt, (SEED, np.random.default_rng(SEED)))
     for name in ("state", "action", "noise", "n_contacts"):
@@ -76,7 +76,7 @@ def test_it_is_the_same_in_another_process_and_another_for_another_seed() -> Non
 
 
 def test_a_failed_attempt_is_followed_by_another_and_at_last_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    planner = Planner(max_steps=3, n_attempts=3)
+    planner = Planner(max_steps=3, n_attempts=3, n_samples=24)
     attempts = []
     attempt = planner._attempt
 
@@ -92,7 +92,8 @@ def test_a_failed_attempt_is_followed_by_another_and_at_last_by_none(monkeypatch
 
 def test_actions_keep_to_the_speed_limit_and_noise_is_not_in_them() -> None:
     quiet, noisy = (
-        Planner(speed=7.0, max_steps=5, noise=noise)._attempt(SEED, np.random.default_rng(0)) for noise in (0.0, 6.0)
+        Planner(speed=7.0, max_steps=12, n_samples=24, noise=noise)._attempt(SEED, np.random.default_rng(0))
+        for noise in (0.0, 6.0)
     )
     for demonstration in (quiet, noisy):
         path = np.concatenate([demonstration.state[:1, :2], demonstration.action])
@@ -101,27 +102,28 @@ def test_actions_keep_to_the_speed_limit_and_noise_is_not_in_them() -> None:
     assert noisy.noise.std() > 1
 
 
-def test_a_margin_and_smoothness_cost_who_lacks_them() -> None:
-    """Of two ways past the block, the near one; of two targets' paths, the zigzag."""
-    pose = np.tile([256.0, 256.0, 0.0], (2, 40, 1))
-    near, far = (np.stack([np.linspace(150, 350, 40), np.full(40, y)], -1) for y in (236.0, 200.0))
-    ways = np.stack([near, far])
-    assert (clearance(ways, pose)[0] > 0).any()
-    last = np.tile(ways[:1, 0], (2, 1))
-    assert np.diff(Planner(margin=0.0)._cost(np.stack([far, far]), last, ways, pose))[0] == pytest.approx(0, abs=1)
-    assert np.diff(Planner(margin=20.0)._cost(np.stack([far, far]), last, ways, pose))[0] < -1
-    zigzag = far + 3 * (-1.0) ** np.arange(40)[:, None]
-    rough = Planner(smoothness=0.1)._cost(np.stack([zigzag, far]), last, np.stack([far, far]), pose)
-    assert rough[0] > rough[1] + 1
+def test_closeness_costs_who_does_not_push_and_a_zigzag_costs() -> None:
+    lies = np.tile([256.0, 256.0, 0.0], (50, 1))
+    near, far = (np.stack([np.linspace(150, 350, 50), np.full(50, y)], -1) for y in (236.0, 200.0))
+    targets, last = np.stack([far] * 3), np.tile(far[0], (2, 1))
+    moves = lies + np.arange(50)[:, None] * [1.0, 0.0, 0.0]
+    ways, poses = np.stack([near, far, near]), np.stack([lies, lies, moves])
+    close, carefree = (Planner(margin=margin)._cost(targets, last, ways, poses) for margin in (20.0, 0.0))
+    assert close[0] > carefree[0] + 0.5
+    assert close[1] == carefree[1]
+    assert close[2] == carefree[2]
+    targets[1] += 3 * (-1.0) ** np.arange(50)[:, None]
+    straight, zigzag, _ = Planner(smoothness=0.1)._cost(targets, last, np.stack([far] * 3), np.stack([lies] * 3))
+    assert zigzag > straight + 1
 
 
 def test_the_last_plan_is_kept_unless_another_is_better_by_hysteresis() -> None:
     env = PushTEnv([])
     env.reset(SEED)
     last = np.tile(env.state[:2], (2, 1))
-    still = np.tile(last[:1], (40, 1)).astype(np.float32).astype(np.float64)
+    still = np.tile(last[:1], (50, 1))
     plans = [
-        Planner(hysteresis=hysteresis)._plan(
+        Planner(hysteresis=hysteresis, n_samples=24)._plan(
             np.random.default_rng(0), Simulator(False), env.state, env.velocity, last, still
         )
         for hysteresis in (0.0, 1000.0)
