@@ -186,6 +186,7 @@ class Planner:
             + 0.1 * error.mean(1)
             + 0.25 * time
             + 0.03 * np.maximum(gap[:, -1] - 10, 0)
+            + 0.05 * np.maximum(gap - self.margin - 20, 0).mean(1)  # not to put off the way back
             + 0.05 * close.sum(1)
             + self.smoothness * jerk
         )

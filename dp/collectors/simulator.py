@@ -136,8 +136,10 @@ def private_api_agrees() -> bool:
     state = np.array([150.0, 250.0, 256.0, 256.0, 1.0])
     targets = np.cumsum(np.full((1, 20, 2), [12.0, 1.0]), axis=1) + state[:2]
     try:
-        poses = [Simulator(private_api).rollout(state, np.zeros(5), targets)[1] for private_api in (False, True)]
-        if np.array_equal(*poses):
+        public, private = (
+            Simulator(private_api).rollout(state, np.zeros(5), targets)[1] for private_api in (False, True)
+        )
+        if np.array_equal(public, private):
             return True
     except (ImportError, AttributeError, TypeError):
         pass
