@@ -142,7 +142,7 @@ def test_a_rollout_is_what_the_environment_does(push: tuple[PushTEnv, np.ndarray
     for target, agent, pose in zip(targets, positions[0], poses[0], strict=True):
         env.step(target)
         np.testing.assert_allclose(env.state[:2], agent, atol=1e-9)
-        np.testing.assert_allclose(env.state[2:], pose, atol=0.5)
+        np.testing.assert_allclose(env.state[2:], pose, atol=0.05)
     assert np.abs(env.state - start)[2:4].max() > 20, "the block did not move"
 
 
