@@ -110,6 +110,12 @@ class PushTEnv:
         return self._env.get_obs()
 
     @property
+    def velocity(self) -> Float[np.ndarray, " 5"]:
+        """Of what `state` has: pixels a second, radians a second."""
+        agent, block = self._env.agent, self._env.block
+        return np.array([*agent.velocity, *block.velocity, block.angular_velocity])
+
+    @property
     def n_contacts(self) -> int:
         """Contact points in the last control step, per simulation step, rounded up, as in the reference environment."""
         return math.ceil(self._env.n_contact_points / round(1 / (self._env.dt * self.control_hz)))
