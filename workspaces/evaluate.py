@@ -8,12 +8,12 @@ import torch
 
 from dp import engines
 from dp.baselines import DoNothing, Replay
+from dp.files import write_json
 from dp.policy import DiffusionPolicy
 from dp.rollout import EnvRunner, RolloutResult
 from dp.types import Policy
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir
-from workspaces.files import write_json
 from workspaces.rollouts import metrics_of, named, save_videos
 
 log = logging.getLogger(__name__)

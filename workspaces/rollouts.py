@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from dp.envs import PushTEnv
+from dp.files import write_json
 from dp.intervals import Estimate
 from dp.rollout import RolloutResult
-from workspaces.files import write_json
 from workspaces.video import write_video
 
 
