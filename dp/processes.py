@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -22,7 +22,9 @@ AHEAD = 4
 """Pieces of work a process that are begun before they are asked for."""
 
 
-def in_processes(function: Callable[[A], R], arguments: Iterable[A], n_workers: int) -> Iterator[tuple[A, R]]:
+def in_processes(
+    function: Callable[[A], R], arguments: Iterable[A], n_workers: int
+) -> Generator[tuple[A, R], None, None]:
     """Yields (argument, function(argument)) in the order of `arguments`, which may have no end.
 
     n_workers: processes, started with forkserver, one thread each; 0 works in this one. They end when the iterator

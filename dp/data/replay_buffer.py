@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from dp.data.store import read_settings
+from dp.data.store import FACTS, read_settings
 from dp.envs.pictures import render_episode
 from dp.envs.pusht import IMAGE_SIZE
 from dp.processes import N_CORES, in_processes
@@ -52,10 +52,8 @@ class ReplayBuffer:
         episode_ends = _read_array(path, "meta/episode_ends").astype(np.int64)
         _validate_ends(path, episode_ends)
         collected = read_settings(path) is not None
-        n_frames, n_episodes = (int(episode_ends[-1]), len(episode_ends)) if collected else (None, None)
-        seeds = np.arange(len(episode_ends))
-        if (path / "meta/seed").is_dir():
-            seeds = _read_array(path, "meta/seed").astype(np.int64)[:n_episodes]
+        n_frames = int(episode_ends[-1]) if collected else None
+        seeds = read_facts(path).get("seed", np.arange(len(episode_ends)))[: len(episode_ends)]
         arrays: dict[str, np.ndarray] = {}
         for name in names:
             if name == "img" and not (path / "data/img").is_dir():
@@ -92,6 +90,12 @@ class ReplayBuffer:
     @property
     def episode_starts(self) -> np.ndarray:
         return np.concatenate([[0], self.episode_ends[:-1]])
+
+
+def read_facts(path: Path) -> dict[str, np.ndarray]:
+    """What a collected store says of each episode: seed, source, success, final_coverage. Others say nothing."""
+    names = [name for name in FACTS if (path / "meta" / name).is_dir()]
+    return {name: _read_array(path, f"meta/{name}") for name in names}
 
 
 def default_cache_dir() -> Path:

@@ -32,12 +32,10 @@ DATA = {
     "data/n_contacts": ("<f4", (1,)),
     "data/noise": ("<f4", (2,)),
 }
-META = {
-    "meta/seed": ("<i8", ()),
-    "meta/source": ("<U16", ()),
-    "meta/success": ("|b1", ()),
-    "meta/final_coverage": ("<f8", ()),
-}
+FACTS = {"seed": "<i8", "source": "<U16", "success": "|b1", "final_coverage": "<f8"}
+"""Of every episode, under meta/."""
+
+META = {f"meta/{name}": (dtype, ()) for name, dtype in FACTS.items()}
 ENDS = "meta/episode_ends"
 
 CHUNK_ROWS = {"data": 4096, "meta": 1024}
@@ -64,7 +62,7 @@ class DemonstrationStore:
         self.path = path
         self._lock = lock(path.with_name(f".{path.name}.lock"))
         if self._lock is None:
-            raise ValueError(f"{path} is in use by another process: wait for it or give another path")
+            raise ValueError(f"{path} is in use by another process: wait for it or give another workspace.path")
         try:
             if not path.exists():
                 _create(path, settings)
@@ -167,14 +165,16 @@ def _create(path: Path, settings: Mapping[str, Any]) -> None:
 def _check(path: Path, settings: Mapping[str, Any]) -> None:
     held = read_settings(path)
     if held is None:
-        raise ValueError(f"{path} holds something that was not collected: give another path")
+        raise ValueError(f"{path} holds something that was not collected: give another workspace.path")
     differing = [
         f"{key}={held.get(key)} there, {settings.get(key)} here"
         for key in sorted(held.keys() | settings.keys())
         if held.get(key) != settings.get(key)
     ]
     if differing:
-        raise ValueError(f"{path} was collected with other settings ({', '.join(differing)}): give another path")
+        raise ValueError(
+            f"{path} was collected with other settings ({', '.join(differing)}): give another workspace.path"
+        )
 
 
 def _read(folder: Path) -> np.ndarray:
