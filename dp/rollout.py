@@ -24,8 +24,8 @@ does not depend on how many run beside it (measured on CPUs; a GPU promises less
 @dataclass
 class EpisodeResult:
     """One episode: `seed` of its initial state, best reward 0..1, whether coverage ever exceeded 0.95, control steps
-    taken, coverage at the end 0..1, the actions that were executed, each (Da,), with the reward after each, and pictures
-    (384, 384, 3) uint8, if recorded."""
+    taken, coverage at the end 0..1, the executed actions, each (Da,), with their rewards, and pictures (384, 384, 3)
+    uint8, if recorded."""
 
     seed: int
     max_reward: float = 0.0

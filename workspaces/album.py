@@ -50,7 +50,7 @@ def _contact_sheet(buffer: ReplayBuffer, episodes: dict[int, np.ndarray]) -> Ima
 
 
 def _plot_paths(buffer: ReplayBuffer, file: Path) -> None:
-    """Where the agent and the block's origin go, in as many episodes as can be told apart, and how fast the agent is."""
+    """Where agent and block go, in as many episodes as can be told apart, and how fast the agent is."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")

@@ -26,7 +26,7 @@ from workspaces.statistics import describe
 log = logging.getLogger(__name__)
 
 SEEDS = range(206, 100_000)
-"""Those that no evaluation protocol uses: 0-205 are the official demonstrations', from 100000 on policies are tested."""
+"""Those that no protocol uses: 0-205 are the official demonstrations', from 100000 on policies are tested."""
 
 PATIENCE = 500
 """So many seeds in a row of which nothing passes are too many."""
@@ -152,10 +152,8 @@ class CollectWorkspace(Workspace):
     def _summary(self) -> str:
         megabytes = sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()) / 1e6
         rows = [f"  {name}: {value}" for name, value in describe(self.path).items()]
-        head = f"{self.path}, {megabytes:.1f} MB"
-        return "\n".join(
-            [head, *rows, f"train on them: python run.py +experiment=pusht_state_small dataset.path={self.path}"]
-        )
+        train = f"train on them: python run.py +experiment=pusht_state_small dataset.path={self.path}"
+        return "\n".join([f"{self.path}, {megabytes:.1f} MB", *rows, train])
 
     def close(self, failed: bool) -> None:
         if self._runner is not None:
@@ -211,7 +209,9 @@ class Tally:
 
     def __str__(self) -> str:
         left_out = [f"{n} left out, {objection}" for objection, n in sorted(self.objections.items())]
-        return ", ".join([f"{self.tried} seeds, {self.successes / max(1, self.tried):.0%} successes", *left_out])
+        return ", ".join(
+            [f"{self.tried} seeds, {100 * self.successes / max(1, self.tried):.0f} % successes", *left_out]
+        )
 
 
 def _in_order(collector: Collector, n_workers: int, seeds: Iterable[int]) -> Made:
