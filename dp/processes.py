@@ -43,24 +43,18 @@ def in_processes(
         for argument in arguments:
             pending.append((argument, pool.submit(function, argument)))
             if len(pending) == AHEAD * n_workers:
-                yield _first(pending)
+                yield pending[0][0], pending[0][1].result()
+                pending.popleft()
         while pending:
-            yield _first(pending)
+            yield pending[0][0], pending[0][1].result()
+            pending.popleft()
+    except BrokenProcessPool:
+        among = ", ".join(str(argument)[:40] for argument, _ in pending)
+        raise ChildProcessError(f"a worker process was killed, at work on one of {among}: out of memory?") from None
     finally:
         ours.close()
         pool.shutdown(cancel_futures=True)
         theirs.close()
-
-
-def _first(pending: deque[tuple[A, Future[R]]]) -> tuple[A, R]:
-    argument, future = pending.popleft()
-    try:
-        return argument, future.result()
-    except BrokenProcessPool:
-        among = ", ".join(str(a)[:40] for a, _ in [(argument, future), *pending])
-        raise ChildProcessError(
-            f"a worker process was killed while it worked on one of {among}: out of memory?"
-        ) from None
 
 
 def _begin_worker(lifeline: Connection) -> None:

@@ -167,7 +167,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
     if held is None:
         raise ValueError(f"{path} holds something that was not collected: give another workspace.path")
     differing = [
-        f"{key}={held.get(key)} there, {settings.get(key)} here"
+        f"{key}={json.dumps(held.get(key))} there, {json.dumps(settings.get(key))} here"
         for key in sorted(held.keys() | settings.keys())
         if held.get(key) != settings.get(key)
     ]
