@@ -50,8 +50,10 @@ class ReplayBuffer:
         if not path.is_dir():
             raise ValueError(f"no data set at {path}: give dataset.path=PATH or set DP_PUSHT_ZARR")
         episode_ends = _read_array(path, "meta/episode_ends").astype(np.int64)
-        _validate_ends(path, episode_ends)
         collected = read_settings(path) is not None
+        if collected and not len(episode_ends):
+            raise ValueError(f"{path} holds no episode yet: python run.py workspace=collect fills it")
+        _validate_ends(path, episode_ends)
         n_frames = int(episode_ends[-1]) if collected else None
         seeds = read_facts(path).get("seed", np.arange(len(episode_ends)))[: len(episode_ends)]
         arrays: dict[str, np.ndarray] = {}
@@ -171,8 +173,9 @@ def _render_images(recorded: ReplayBuffer, cache_dir: Path) -> np.ndarray:
     images = np.empty((len(recorded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     work = [(int(seed), e["state"], e["action"] + e["noise"]) for seed, e in zip(recorded.seeds, episodes, strict=True)]
     with tqdm(total=len(images), desc="rendering images, once", unit="frame", disable=None) as bar:
-        for _, rendered in in_processes(render_episode, work, N_CORES):
-            images[bar.n : bar.n + len(rendered)] = rendered
+        made = in_processes(render_episode, work, N_CORES)
+        for end, (_, rendered) in zip(recorded.episode_ends, made, strict=True):
+            images[end - len(rendered) : end] = rendered
             bar.update(len(rendered))
     _write_cache(cached, images)
     return images
