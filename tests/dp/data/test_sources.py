@@ -287,5 +287,5 @@ def test_bundled_is_taken_only_where_it_is_asked_for_or_nothing_else_is_there(
     assert locate("bundled", None) == small_zarr
     assert locate("auto", None) == Path("variable")
     monkeypatch.setattr("dp.data.sources.BUNDLED_PATH", Path("nowhere"))
-    with pytest.raises(ValueError, match="dataset.source=bundled .nowhere.: there is no data set there"):
+    with pytest.raises(ValueError, match=r"dataset.source=bundled .nowhere.: there is no data set there"):
         locate("bundled", None)
