@@ -1,13 +1,12 @@
 """Rolls a policy out in many environments at once and says how well it did."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from tqdm import tqdm
 
 from dp.envs.episode import Chunk, Episode
@@ -25,20 +24,20 @@ does not depend on how many run beside it (measured on CPUs; a GPU promises less
 @dataclass
 class EpisodeResult:
     """One episode: `seed` of its initial state, best reward 0..1, whether coverage ever exceeded 0.95, control steps
-    taken, coverage at the end 0..1, the actions executed (T, Da), from which the episode can be had again, and pictures
-    (T, 384, 384, 3) uint8 with the reward at each, if recorded."""
+    taken, coverage at the end 0..1, the executed actions, each (Da,), with their rewards, and pictures (384, 384, 3)
+    uint8, if recorded."""
 
     seed: int
     max_reward: float = 0.0
     success: bool = False
     length: int = 0
     final_coverage: float = 0.0
-    actions: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
-    def add(self, chunk: Chunk, actions: Float[np.ndarray, "Ta Da"]) -> None:
-        """What happened while some of `actions` ran: as many as there are rewards."""
+    def add(self, chunk: Chunk, actions: np.ndarray) -> None:
+        """What came of `actions` (Ta, Da), the last of which may not have been executed."""
         self.actions += list(actions[: len(chunk.rewards)])
         self.rewards += chunk.rewards
         self.max_reward = max([self.max_reward, *chunk.rewards])
@@ -138,48 +137,48 @@ class EnvRunner:
         """The test episodes."""
         return self._run(policy, device, self.seeds, self.n_videos, "rollouts")
 
-    def run_train(self, policy: Policy, device: torch.device, train_episodes: Sequence[int]) -> RolloutResult | None:
-        """Episodes from the initial states of the first training demonstrations; demonstration i starts from seed i."""
-        seeds = [int(i) for i in train_episodes[: self.n_train_episodes]]
-        return self._run(policy, device, seeds, 0, "train seeds") if seeds else None
+    def run_train(self, policy: Policy, device: torch.device, seeds: Sequence[int]) -> RolloutResult | None:
+        """Episodes from the initial states of the first training demonstrations, whose seeds are given."""
+        first = list(seeds[: self.n_train_episodes])
+        return self._run(policy, device, first, 0, "train seeds") if first else None
 
     def close(self) -> None:
         """Ends the worker processes."""
         self._pool.close()
 
-    def _run(self, policy: Policy, device: torch.device, seeds: list[int], n_videos: int, desc: str) -> RolloutResult:
-        episodes = [EpisodeResult(seed) for seed in seeds]
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        n_envs = min(self.n_envs, len(seeds))
-        waiting = list(range(len(seeds)))[::-1]
-        running: dict[int, int] = {}  # env -> number of its episode
+    def stream(
+        self, policy: Policy, device: torch.device, seeds: Iterable[int], n_videos: int = 0
+    ) -> Iterator[EpisodeResult]:
+        """One episode a seed, in the order in which they end. `seeds` may have no end."""
+        waiting = iter(enumerate(seeds))
+        running: dict[int, EpisodeResult] = {}  # by env
+        generators: dict[int, torch.Generator] = {}
         chunks: dict[int, Chunk] = {}  # env -> its latest chunk
-        latency_ms: float | None = None
-        with tqdm(total=len(seeds), desc=desc, leave=False, disable=None) as bar:
-            while True:
-                idle = [env for env in range(n_envs) if env not in running]
-                starting = {env: waiting.pop() for env in idle[: len(waiting)]}
-                if starting:
-                    running |= starting
-                    chunks |= self._pool.reset(
-                        {env: (seeds[i], self._max_steps(seeds[i]), i < n_videos) for env, i in starting.items()}
-                    )
-                    for env, i in starting.items():
-                        episodes[i].frames += chunks[env].frames
-                if not running:
-                    break
-                if latency_ms is None:
-                    latency_ms = _latency_ms(policy, chunks[next(iter(running))], device)
-                actions = _act(policy, [chunks[e] for e in running], [generators[i] for i in running.values()], device)
-                told = dict(zip(running, actions, strict=True))
-                chunks = self._pool.step(told)
-                for env, chunk in chunks.items():
-                    episodes[running[env]].add(chunk, told[env])
-                    if chunk.ended:
-                        del running[env]
-                        bar.update()
-        assert latency_ms is not None
-        return RolloutResult(episodes, latency_ms)
+        while True:
+            idle = [env for env in range(self.n_envs) if env not in running]
+            starting = {env: (seed, number < n_videos) for env, (number, seed) in zip(idle, waiting, strict=False)}
+            if starting:
+                chunks |= self._pool.reset({e: (s, self._max_steps(s), rec) for e, (s, rec) in starting.items()})
+            for env, (seed, _) in starting.items():
+                running[env] = EpisodeResult(seed, frames=chunks[env].frames)
+                generators[env] = torch.Generator(device).manual_seed(seed)
+            if not running:
+                return
+            actions = _act(policy, [chunks[env] for env in running], [generators[env] for env in running], device)
+            planned = dict(zip(running, actions, strict=True))
+            chunks = self._pool.step(planned)
+            for env, chunk in chunks.items():
+                running[env].add(chunk, planned[env])
+                if chunk.ended:
+                    yield running.pop(env)
+
+    def _run(self, policy: Policy, device: torch.device, seeds: list[int], n_videos: int, desc: str) -> RolloutResult:
+        first = self._pool.reset({0: (seeds[0], self._max_steps(seeds[0]), False)})
+        latency_ms = _latency_ms(policy, first[0], device)
+        stream = self.stream(policy, device, seeds, n_videos)
+        bar = tqdm(stream, total=len(seeds), desc=desc, leave=False, disable=None)
+        ended = {episode.seed: episode for episode in bar}
+        return RolloutResult([ended[seed] for seed in seeds], latency_ms)
 
     def _max_steps(self, seed: int) -> int:
         return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]

@@ -1,14 +1,12 @@
 """What every run has: a directory that is its own, a log, a device, an end that is told."""
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import multiprocessing
 import signal
 import sys
 import threading
-import time
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -19,9 +17,9 @@ from omegaconf import OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dp.calibration import AVAILABLE, fastest_num_threads
+from dp.files import lock, write_atomically
 from workspaces import record
 from workspaces.errors import Interrupted, explain
-from workspaces.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -80,15 +78,9 @@ class Workspace:
         """Creates the run directory and takes it for this process alone. Raises ValueError where another one has it."""
         if self.config["run_dir"] is None:
             self.run_dir = create_new(self.run_dir)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.run_dir / ".lock").open("a")
-        for _ in range(20):
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die, however
-                return
-            except OSError:
-                time.sleep(0.05)  # somebody who only looks whether it is free holds it for a moment
-        raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir")
+        self._lock = lock(self.run_dir / ".lock")
+        if self._lock is None:
+            raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir")
 
     def begin_run(self, verb: str) -> None:
         """Begins run.log and run.json and writes config.yaml, in the run directory."""

@@ -130,6 +130,11 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
     )
 
 
+def collector(config: Config) -> Any:
+    """A `dp.collectors.Collector`, or, for collector=checkpoint, `dp.collectors.rollouts.rollouts`."""
+    return _make(config["collector"])
+
+
 def env_runner(config: Config) -> EnvRunner:
     settings = dict(config["env_runner"])
     if settings["n_workers"] == "auto":

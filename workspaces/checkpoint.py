@@ -6,7 +6,7 @@ from typing import IO, Any
 
 import torch
 
-from workspaces.files import write_atomically
+from dp.files import write_atomically
 
 FORMAT = 1
 

@@ -1,6 +1,8 @@
 """Rolls a checkpoint out under a named protocol. Needs no data set."""
 
+import itertools
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,12 +10,12 @@ import torch
 
 from dp import engines
 from dp.baselines import DoNothing, Replay
+from dp.files import write_json
 from dp.policy import DiffusionPolicy
 from dp.rollout import EnvRunner, RolloutResult
 from dp.types import Policy
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir
-from workspaces.files import write_json
 from workspaces.rollouts import metrics_of, named, save_media
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "p
 OWN = ("workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger")
 """Settings that are an evaluation's own; all others come from the checkpoint."""
 
-MAY_OVERRIDE = (*OWN, "scheduler", "n_action_steps", "launcher")
+MAY_OVERRIDE = (*OWN, "scheduler", "n_action_steps", "launcher", "collector")
 
 
 class EvaluateWorkspace(Workspace):
@@ -51,8 +53,9 @@ class EvaluateWorkspace(Workspace):
         self.logger: Any = None
         self.about: dict[str, Any] = {}
         if baseline is None:
-            path = Path(config["checkpoint"])
-            self.policy: Policy = self._load(path / "checkpoints/last.pt" if path.is_dir() else path, engine)
+            loaded = load_policy(config, engine, self.device)
+            self.policy: Policy = loaded.policy
+            self.config, self.about = loaded.config, loaded.about
         else:
             self.config = {**config, "name": baseline}
             self.policy = _baseline(baseline, config)
@@ -62,20 +65,6 @@ class EvaluateWorkspace(Workspace):
         if config["run_dir"] is None:
             self.config["name"] += "-evaluation"
             self.run_dir = default_run_dir(self.config)
-
-    def _load(self, path: Path, engine: str) -> DiffusionPolicy:
-        state = checkpoint.load(path)
-        if "ema" not in state or "config" not in state:
-            raise ValueError(f"checkpoint={path} holds no policy")
-        build.check_trusted(state["config"])
-        self.config = merge(state["config"], self.config, record.overrides())
-        build.check(self.config)
-        policy = build.policy(self.config)
-        load_weights(policy, state["ema"]["model"], path)
-        self.about = {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]}
-        policy.to(self.device).eval().requires_grad_(False)
-        engines.speed_up_sampling(engine, policy)
-        return policy
 
     def run(self) -> float:
         """Returns the score."""
@@ -117,6 +106,32 @@ class EvaluateWorkspace(Workspace):
             self.logger.close(failed)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The policy of a checkpoint, the configuration it runs with, and where it comes from."""
+
+    policy: DiffusionPolicy
+    config: Config
+    about: dict[str, Any]
+
+
+def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
+    """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for one that is not usable."""
+    path = Path(config["checkpoint"])
+    path = path / "checkpoints/last.pt" if path.is_dir() else path
+    state = checkpoint.load(path)
+    if "ema" not in state or "config" not in state:
+        raise ValueError(f"checkpoint={path} holds no policy")
+    build.check_trusted(state["config"])
+    config = merge(state["config"], config, record.overrides())
+    build.check(config)
+    policy = build.policy(config)
+    load_weights(policy, state["ema"]["model"], path)
+    policy.to(device).eval().requires_grad_(False)
+    engines.speed_up_sampling(engine, policy)
+    return Loaded(policy, config, {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]})
+
+
 def merge(saved: Config, given: Config, overrides: list[str]) -> Config:
     """The configuration to evaluate with: the checkpoint's, with what the user may choose anew.
 
@@ -125,7 +140,7 @@ def merge(saved: Config, given: Config, overrides: list[str]) -> Config:
     typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     for key in typed:
         if key.partition(".")[0] not in MAY_OVERRIDE:
-            raise ValueError(f"{key} is fixed by the checkpoint. workspace=evaluate takes: {', '.join(MAY_OVERRIDE)}")
+            raise ValueError(f"{key} is fixed by the checkpoint, which goes with: {', '.join(MAY_OVERRIDE)}")
     merged = saved | {key: given[key] for key in OWN} | {"training": saved["workspace"]}
     if "weights" in merged["encoder"]:
         merged["encoder"] = merged["encoder"] | {"weights": None}  # the checkpoint has its own
@@ -179,12 +194,15 @@ def _baseline(name: str, config: Config) -> Policy:
     if name != "replay":
         raise ValueError(f"workspace.baseline={name}, expected do_nothing or replay")
     buffer = build.demonstrations(config).buffer
-    last = config["env_runner"]["start_seed"] + config["env_runner"]["n_episodes"]
-    if last > buffer.n_episodes:
-        raise ValueError(
-            f"workspace.baseline=replay has demonstrations for seeds 0-{buffer.n_episodes - 1}: give "
-            f"env_runner.start_seed=0 env_runner.n_episodes={buffer.n_episodes}"
-        )
     actions = torch.from_numpy(buffer.arrays["action"])
-    spans = zip(buffer.episode_starts, buffer.episode_ends, strict=True)
-    return Replay({seed: actions[low:high] for seed, (low, high) in enumerate(spans)}, config["n_action_steps"])
+    spans = zip(buffer.seeds.tolist(), buffer.episode_starts, buffer.episode_ends, strict=True)
+    held = {seed: actions[low:high] for seed, low, high in spans}
+    first = config["env_runner"]["start_seed"]
+    if not held.keys() >= set(range(first, first + config["env_runner"]["n_episodes"])):
+        start = min(held)
+        count = next(n for n in itertools.count(1) if start + n not in held)
+        raise ValueError(
+            f"workspace.baseline=replay has demonstrations for seeds {start}-{start + count - 1}: give "
+            f"env_runner.start_seed={start} env_runner.n_episodes={count}"
+        )
+    return Replay(held, config["n_action_steps"])

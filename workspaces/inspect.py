@@ -3,24 +3,30 @@
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
+from tabulate import tabulate
 
-from dp.data import Demonstrations
+from dp.data import Demonstrations, ReplayBuffer
+from dp.data.replay_buffer import read_facts
 from dp.data.sources import OFFICIAL_SHA256
 from dp.envs import PushTEnv
 from workspaces import build, checkpoint
+from workspaces.album import save_pictures
 from workspaces.base import Config, Workspace
+from workspaces.statistics import OFFICIAL, describe
 
 TOLERANCE_PX = 1e-3
 
 
 class InspectWorkspace(Workspace):
-    """Prints what it finds and fails when something is wrong. Writes nothing."""
+    """Prints what it finds and fails when something is wrong. Writes nothing but pictures, to the directory `media`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, media: str | None) -> None:
         super().__init__(config)
+        self.media = media
         self.wrong: list[str] = []
 
     def run(self) -> None:
@@ -63,9 +69,10 @@ class InspectWorkspace(Workspace):
         buffer = data.buffer
         official = buffer.sha256() in OFFICIAL_SHA256
         yield "the official demonstrations, bit for bit" if official else "not the official demonstrations"
-        lengths = np.diff(buffer.episode_ends, prepend=0)
         yield f"{data.path}: {buffer.n_episodes} episodes, {len(buffer)} frames"
-        yield f"episode lengths (min, median, max): {lengths.min()}, {int(np.median(lengths))}, {lengths.max()} steps"
+        described = describe(data.path)
+        rows = [(name, value, OFFICIAL[name]) for name, value in described.items()]
+        yield from tabulate(rows, ["", "here", "official"], disable_numparse=True).splitlines()
         steps = (self.config["horizon"], self.config["n_obs_steps"], self.config["n_action_steps"])
         for name, episodes in (("train", data.split.train), ("validation", data.split.val)):
             yield f"{name}: {len(episodes)} episodes, {len(data.windows(episodes, *steps))} windows"
@@ -73,6 +80,8 @@ class InspectWorkspace(Workspace):
         for name, array in buffer.arrays.items():
             yield f"{name}: {array.shape} {array.dtype}, {array.min():.1f} to {array.max():.1f}"
         yield from _seeds(data)
+        if self.media is not None:
+            yield f"pictures: {save_pictures(data.path, Path(self.media))}"
 
 
 def _seeds(data: Demonstrations) -> Iterator[str]:
@@ -80,16 +89,18 @@ def _seeds(data: Demonstrations) -> Iterator[str]:
     env, state, action = PushTEnv(["agent_pos"]), data.buffer.arrays["state"], data.buffer.arrays["action"]
     starts = data.buffer.episode_starts
     agreeing = 0
-    for seed, start in enumerate(starts):
+    said = "the seed that is stored with them" if "seed" in read_facts(data.path) else "their number as a seed"
+    for seed, start in zip(data.buffer.seeds.tolist(), starts, strict=True):
         env.reset(seed)
         agreeing += bool(np.abs(env.state - state[start]).max() < TOLERANCE_PX)
-    yield f"{agreeing} of {len(starts)} demonstrations start from their number as a seed"
+    yield f"{agreeing} of {len(starts)} demonstrations start from {said}"
     if agreeing < len(starts):
         yield "  rollout/train_score compares other initial states: env_runner.n_train_episodes=0 leaves it out"
     env.reset_to_observed(state[0])
     drift = 0.0
+    noise = ReplayBuffer.load(data.path, ["noise"]).arrays["noise"]
     for t in range(int(data.buffer.episode_ends[0]) - 1):
-        env.step(action[t])
+        env.step(action[t] + noise[t])
         drift = max(drift, float(np.abs(env.state - state[t + 1]).max()))
     yield f"demonstration 0 replayed: the state drifts by at most {drift:.1e} px"
     if drift > 1:

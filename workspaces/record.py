@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from dp.files import write_json
 from workspaces.checkpoint import versions
-from workspaces.files import write_json
 
 FILE = "run.json"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from dp.envs import PushTEnv
+from dp.files import write_atomically, write_json
 from dp.intervals import Estimate
 from dp.rollout import RolloutResult
-from workspaces.files import write_atomically, write_json
 from workspaces.video import write_video
 
 

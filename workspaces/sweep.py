@@ -27,9 +27,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict, read_write
 from tabulate import tabulate
 
+from dp.files import write_json
 from workspaces import record
 from workspaces.errors import explain
-from workspaces.files import write_json
 
 FILE = "sweep.json"
 

@@ -18,7 +18,7 @@ class Demonstrations:
 
     Args:
         obs_shapes: observation name -> shape of one step; names as in `dp.tasks.pusht`.
-        source: "auto" or "official", see `dp.data.sources.locate`.
+        source: "auto", "official" or "bundled", see `dp.data.sources.locate`.
         path: a zarr store, or None to search.
         val_ratio, max_train_episodes, split_seed: see `split_episodes`.
         mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.mirror`).
@@ -71,4 +71,5 @@ class Demonstrations:
 
 def _with_mirror_images(buffer: ReplayBuffer) -> ReplayBuffer:
     arrays = {name: np.concatenate([array, pusht.mirror(name, array)]) for name, array in buffer.arrays.items()}
-    return ReplayBuffer(arrays, np.concatenate([buffer.episode_ends, buffer.episode_ends + len(buffer)]))
+    ends = np.concatenate([buffer.episode_ends, buffer.episode_ends + len(buffer)])
+    return ReplayBuffer(arrays, ends, np.concatenate([buffer.seeds, buffer.seeds]))

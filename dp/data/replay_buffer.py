@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -11,6 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from tqdm import tqdm
+
+from dp.data.store import FACTS, read_settings
+from dp.envs.pictures import render_episode
+from dp.envs.pusht import IMAGE_SIZE
+from dp.processes import N_CORES, in_processes
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +28,21 @@ class ReplayBuffer:
 
     `arrays` maps a name to (N, ...): "img" is uint8 (N, Y, X, 3) RGB, everything else float32 in the store's units.
     `episode_ends` int64 (E,): one past the last frame of each episode, as in the reference implementation.
+    `seeds` int64 (E,): of the initial states; the official demonstrations start from their numbers.
     """
 
     arrays: dict[str, np.ndarray]
     episode_ends: np.ndarray
+    seeds: np.ndarray
 
     @classmethod
     def load(cls, path: Path, names: Sequence[str], cache_dir: Path | None = None) -> "ReplayBuffer":
         """Reads the arrays `names` from the zarr v2 store at `path`.
 
-        Decoded images are kept in `cache_dir` (default: $DP_CACHE or ~/.cache/dp), which makes the next start fast.
+        A store without "img" gets its images rendered. Decoded and rendered images are kept in `cache_dir` (default:
+        $DP_CACHE or ~/.cache/dp), which makes the next start fast. "noise" is 0 where a store has none.
+
+        Of a store that is being collected, or whose collection was killed, the complete episodes are read.
 
         Raises ValueError for a store that lacks an array, is corrupt or incomplete, or is inconsistent; the message
         names the file and what to do.
@@ -38,17 +50,33 @@ class ReplayBuffer:
         if not path.is_dir():
             raise ValueError(f"no data set at {path}: give dataset.path=PATH or set DP_PUSHT_ZARR")
         episode_ends = _read_array(path, "meta/episode_ends").astype(np.int64)
-        arrays = {
-            name: _read_images(path, f"data/{name}", cache_dir or default_cache_dir())
-            if name == "img"
-            else _read_array(path, f"data/{name}").astype(np.float32)
-            for name in names
-        }
+        collected = read_settings(path) is not None
+        if collected and not len(episode_ends):
+            raise ValueError(f"{path} holds no episode yet: python run.py workspace=collect fills it")
+        _validate_ends(path, episode_ends)
+        n_frames = int(episode_ends[-1]) if collected else None
+        seeds = read_facts(path).get("seed", np.arange(len(episode_ends)))[: len(episode_ends)]
+        arrays: dict[str, np.ndarray] = {}
+        for name in names:
+            if name == "img" and not (path / "data/img").is_dir():
+                recorded = cls.load(path, ["state", "action", "noise"])
+                arrays[name] = _render_images(recorded, cache_dir or default_cache_dir())
+            elif name == "img":
+                arrays[name] = _read_images(path, "data/img", cache_dir or default_cache_dir())
+            elif name == "noise" and not (path / "data/noise").is_dir():
+                arrays[name] = np.zeros((episode_ends[-1], 2), np.float32)
+            else:
+                arrays[name] = _read_array(path, f"data/{name}").astype(np.float32)[:n_frames]
         _validate(path, arrays, episode_ends)
-        return cls(arrays, episode_ends)
+        return cls(arrays, episode_ends, seeds)
 
     def __len__(self) -> int:
         return int(self.episode_ends[-1])
+
+    def episode(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of one episode."""
+        rows = slice(self.episode_starts[number], self.episode_ends[number])
+        return {name: array[rows] for name, array in self.arrays.items()}
 
     @property
     def n_episodes(self) -> int:
@@ -64,6 +92,12 @@ class ReplayBuffer:
     @property
     def episode_starts(self) -> np.ndarray:
         return np.concatenate([[0], self.episode_ends[:-1]])
+
+
+def read_facts(path: Path) -> dict[str, np.ndarray]:
+    """What a collected store says of each episode: seed, source, success, final_coverage. Others say nothing."""
+    names = [name for name in FACTS if (path / "meta" / name).is_dir()]
+    return {name: _read_array(path, f"meta/{name}") for name in names}
 
 
 def default_cache_dir() -> Path:
@@ -114,12 +148,8 @@ def _read_images(path: Path, name: str, cache_dir: Path) -> np.ndarray:
     """Images as uint8, a quarter of the store's float32, from the cache where it has them."""
     array = _open(path, name)
     cached = cache_dir / f"{_fingerprint(path / name)}.npy"
-    try:
-        return np.load(cached, mmap_mode="c")  # read as it is needed, and shared by all processes
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # whatever numpy's parsers raise on damage
-        log.warning("ignoring the unreadable cache %s: %s", cached, error)
+    if (images := _read_cache(cached)) is not None:
+        return images
     images = np.empty(array.shape, np.uint8)
     for rows, values in _chunk_rows(path, name, array):
         with np.errstate(invalid="ignore"):
@@ -132,6 +162,35 @@ def _read_images(path: Path, name: str, cache_dir: Path) -> np.ndarray:
     return images
 
 
+def _render_images(recorded: ReplayBuffer, cache_dir: Path) -> np.ndarray:
+    """What the environment showed, from the cache where it has it."""
+    episodes = [recorded.episode(number) for number in range(recorded.n_episodes)]
+    drawn_with = importlib.metadata.version("pygame")
+    digest = hashlib.sha256(f"{recorded.sha256()} {recorded.seeds.tolist()} {drawn_with}".encode()).hexdigest()
+    cached = cache_dir / f"rendered-{digest[:24]}.npy"
+    if (images := _read_cache(cached)) is not None:
+        return images
+    images = np.empty((len(recorded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    work = [(int(seed), e["state"], e["action"] + e["noise"]) for seed, e in zip(recorded.seeds, episodes, strict=True)]
+    with tqdm(total=len(images), desc="rendering images, once", unit="frame", disable=None) as bar:
+        made = in_processes(render_episode, work, N_CORES)
+        for end, (_, rendered) in zip(recorded.episode_ends, made, strict=True):
+            images[end - len(rendered) : end] = rendered
+            bar.update(len(rendered))
+    _write_cache(cached, images)
+    return images
+
+
+def _read_cache(file: Path) -> np.ndarray | None:
+    try:
+        return np.load(file, mmap_mode="c")  # read as it is needed, and shared by all processes
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever numpy's parsers raise on damage
+        log.warning("ignoring the unreadable cache %s: %s", file, error)
+        return None
+
+
 def _write_cache(file: Path, images: np.ndarray) -> None:
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -142,7 +201,7 @@ def _write_cache(file: Path, images: np.ndarray) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        log.warning("decoded images are not cached, the next start will be slow too: %s", error)
+        log.warning("images are not cached, the next start will be slow too: %s", error)
 
 
 def _fingerprint(array_path: Path) -> str:
@@ -151,12 +210,15 @@ def _fingerprint(array_path: Path) -> str:
     return hashlib.sha256(json.dumps([str(array_path.resolve()), files]).encode()).hexdigest()[:24]
 
 
-def _validate(path: Path, arrays: dict[str, np.ndarray], episode_ends: np.ndarray) -> None:
+def _validate_ends(path: Path, episode_ends: np.ndarray) -> None:
     if episode_ends.ndim != 1 or len(episode_ends) == 0:
         raise ValueError(f"{path}/meta/episode_ends has shape {episode_ends.shape}, expected (E,), E > 0. {_fix(path)}")
     if not (np.diff(episode_ends, prepend=0) > 0).all():
         at = int(np.flatnonzero(np.diff(episode_ends, prepend=0) <= 0)[0])
         raise ValueError(f"{path}/meta/episode_ends must increase, but does not at episode {at}. {_fix(path)}")
+
+
+def _validate(path: Path, arrays: dict[str, np.ndarray], episode_ends: np.ndarray) -> None:
     for name, array in arrays.items():
         if len(array) != episode_ends[-1]:
             end = episode_ends[-1]

@@ -1,4 +1,4 @@
-"""Where the demonstrations come from: a path, or a download of the official archive."""
+"""Where the demonstrations come from: a path, a download of the official archive, or this package."""
 
 import http.client
 import logging
@@ -15,8 +15,11 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("auto", "official")
+SOURCES = ("auto", "official", "bundled")
 DEFAULT_PATH = Path("data/pusht/pusht_cchi_v7_replay.zarr")
+BUNDLED_PATH = Path(__file__).parent / "bundled" / "pusht.zarr"
+"""Demonstrations of the project's own planner, which come with the package."""
+
 ARCHIVE_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 """Published by the paper's authors without a checksum: every member's CRC, and then every array, is checked instead."""
 
@@ -29,19 +32,47 @@ OFFICIAL_SHA256 = (
 TIMEOUT_S = 20
 
 
-def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
-    """The zarr store to read: `path`, else $DP_PUSHT_ZARR, else `DEFAULT_PATH`, else a download to `DEFAULT_PATH`.
+class Unreachable(ValueError):
+    """The official demonstrations are not here and cannot be downloaded."""
 
-    Raises ValueError for an unknown source, a path where nothing is, and a download that cannot be had.
+
+def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
+    """The zarr store to read: `path` where it is given; else what `source` names.
+
+    official: $DP_PUSHT_ZARR, else `DEFAULT_PATH`, else a download to it. bundled: `BUNDLED_PATH`. auto: official, and
+    where it cannot be had, bundled, with a warning.
+
+    Raises ValueError for an unknown source, a path where nothing is, and data that cannot be had.
     """
     if source not in SOURCES:
         raise ValueError(f"dataset.source={source}, expected one of: {', '.join(SOURCES)}")
-    for name, given in (("dataset.path", path), ("DP_PUSHT_ZARR", os.environ.get("DP_PUSHT_ZARR"))):
-        if given:
-            found = Path(given).expanduser()
-            if not found.is_dir():
-                raise ValueError(f"{name}={given}: there is no data set there")
-            return found
+    if path:
+        return _existing(f"dataset.path={path}", path)
+    if source == "bundled":
+        return _existing(f"dataset.source=bundled ({BUNDLED_PATH})", str(BUNDLED_PATH))
+    try:
+        return _official(url)
+    except Unreachable as error:
+        if source == "official" or not BUNDLED_PATH.is_dir():
+            raise
+        log.warning(
+            "WARNING: training on the bundled demonstrations of a planner, scores are not comparable with those of the "
+            "official ones: %s (dataset.source=bundled says that this is wanted)",
+            error,
+        )
+        return BUNDLED_PATH
+
+
+def _existing(said: str, path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_dir():
+        raise ValueError(f"{said}: there is no data set there")
+    return found
+
+
+def _official(url: str) -> Path:
+    if given := os.environ.get("DP_PUSHT_ZARR"):
+        return _existing(f"DP_PUSHT_ZARR={given}", given)
     if not DEFAULT_PATH.is_dir():
         download(url, DEFAULT_PATH)
     return DEFAULT_PATH
@@ -51,14 +82,15 @@ def download(url: str, store: Path) -> None:
     """Fetches the archive at `url` and unpacks the zarr store in it to `store`.
 
     The store appears under its name only when it is complete. A broken download is taken up where it ended.
-    Raises ValueError where there is no network or no such archive, saying what to do.
+    Raises Unreachable where there is no network or no such archive, and ValueError for one that is not usable, saying
+    what to do.
     """
     archive = store.parent / f"{url.rsplit('/', 1)[-1]}.part"
     log.info("downloading the official demonstrations from %s", url)
     try:
         _fetch(url, archive)
     except (OSError, http.client.HTTPException) as error:
-        raise ValueError(
+        raise Unreachable(
             f"no data set at {store}, and {url} cannot be downloaded ({error}). Fetch it on another machine, unpack it "
             f"there, and copy the folder {store.name} to {store}, or set dataset.path=PATH or DP_PUSHT_ZARR=PATH."
         ) from error

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import pygame
 import shapely
 from gym_pusht.envs.pusht import PushTEnv as GymPushT
+from gym_pusht.envs.pymunk_override import DrawOptions
 from jaxtyping import Float, UInt8
 from pygame import Surface
-from pymunk import Body
+from pymunk import Body, Vec2d
+from pymunk.pygame_util import to_pygame
 from shapely.geometry.base import BaseGeometry
 
 from dp.tasks import pusht
@@ -30,6 +33,16 @@ class _Simulation(GymPushT):
         super()._setup()
         self._corners = [shape.get_vertices() for shape in self.block.shapes]
         self._goal = self._shape(self.get_goal_pose_body(self.goal_pose))
+        self._screen, self._empty = Surface((512, 512)), Surface((512, 512))
+        self._empty.fill("white")
+        for part in self._goal.geoms:
+            points = [to_pygame(Vec2d(*point), self._empty) for point in part.exterior.coords]
+            pygame.draw.polygon(self._empty, "LightGreen", points)
+
+    def _draw(self) -> Surface:
+        self._screen.blit(self._empty, (0, 0))
+        self.space.debug_draw(DrawOptions(self._screen))
+        return self._screen
 
     def advance(self, target_x: float, target_y: float) -> None:
         """Moves towards a position for one control step, in floats instead of vectors."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from dp.files import write_atomically
 from workspaces import build
 from workspaces.base import Config, Workspace
-from workspaces.files import write_atomically
 from workspaces.report import atlas, figures, page, recipe, runs, tables
 from workspaces.report.publish import publish
 

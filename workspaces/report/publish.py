@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from workspaces.files import write_json
+from dp.files import write_json
 
 log = logging.getLogger(__name__)
 

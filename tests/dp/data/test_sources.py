@@ -1,4 +1,5 @@
 import io
+import logging
 import re
 import shutil
 import socket
@@ -258,3 +259,33 @@ def test_locate_names_a_path_without_data_and_an_unknown_source(monkeypatch: pyt
     monkeypatch.setenv("DP_PUSHT_ZARR", "gone")
     with pytest.raises(ValueError, match="DP_PUSHT_ZARR=gone: there is no data set there"):
         locate("auto", None)
+
+
+UNREACHABLE = "http://127.0.0.1:9/pusht.zip"
+
+
+def test_without_the_official_data_and_a_network_auto_is_bundled_and_says_so(
+    small_zarr: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dp.data.sources.BUNDLED_PATH", small_zarr)
+    with caplog.at_level(logging.WARNING):
+        assert locate("auto", None, UNREACHABLE) == small_zarr
+    assert "not comparable" in caplog.text
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        locate("official", None, UNREACHABLE)
+    monkeypatch.setattr("dp.data.sources.BUNDLED_PATH", Path("nowhere"))
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        locate("auto", None, UNREACHABLE)
+
+
+def test_bundled_is_taken_only_where_it_is_asked_for_or_nothing_else_is_there(
+    small_zarr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("variable").mkdir()
+    monkeypatch.setenv("DP_PUSHT_ZARR", "variable")
+    monkeypatch.setattr("dp.data.sources.BUNDLED_PATH", small_zarr)
+    assert locate("bundled", None) == small_zarr
+    assert locate("auto", None) == Path("variable")
+    monkeypatch.setattr("dp.data.sources.BUNDLED_PATH", Path("nowhere"))
+    with pytest.raises(ValueError, match=r"dataset.source=bundled .nowhere.: there is no data set there"):
+        locate("bundled", None)

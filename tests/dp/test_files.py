@@ -2,7 +2,7 @@
 
 import pytest
 
-from workspaces.files import write_atomically
+from dp.files import write_atomically
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):

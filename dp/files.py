@@ -1,7 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that only one process may have."""
 
+import fcntl
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -33,3 +35,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """The same for a JSON file."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+
+
+def lock(path: Path) -> IO[str] | None:
+    """Takes the file `path` for this process alone. None where another one has it.
+
+    The kernel lets go of it when the process dies, however it does; before that, closing the file does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    for _ in range(20):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            time.sleep(0.05)  # somebody who only looks whether it is free holds it for a moment
+    file.close()
+    return None

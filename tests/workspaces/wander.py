@@ -1,0 +1,23 @@
+"""A collector for tests: the agent goes here and there, the same way for the same seed."""
+
+import os
+import signal
+
+import numpy as np
+
+from dp.collectors import Demonstration, Recorder
+
+
+class Wander:
+    """Gives up on every fifth seed; `dies_at` kills its process."""
+
+    def __init__(self, n_steps: int = 12, dies_at: int | None = None) -> None:
+        self.n_steps, self.dies_at = n_steps, dies_at
+
+    def __call__(self, seed: int) -> Demonstration | None:
+        if seed == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rng, recorder = np.random.default_rng(seed), Recorder(seed)
+        for _ in range(self.n_steps + seed % 7):
+            recorder.step(rng.uniform(100, 400, 2), rng.normal(0, 3, 2))
+        return recorder.demonstration() if seed % 5 else None

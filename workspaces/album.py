@@ -1,0 +1,67 @@
+"""Pictures of demonstrations."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dp.data import ReplayBuffer
+from dp.envs import PushTEnv
+from dp.envs.pictures import render_episode
+
+N_ROWS, N_COLUMNS = 8, 10
+N_GIFS = 4
+MARGIN = 14
+"""Height in pixels of the line above each row of the contact sheet."""
+
+
+def save_pictures(store: Path, folder: Path) -> str:
+    """Writes contact_sheet.png, paths.png and GIFs of episodes evenly spread over `store`. Returns where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = ReplayBuffer.load(store, ["state", "action", "noise"])
+    numbers = np.unique(np.linspace(0, buffer.n_episodes - 1, N_ROWS).round().astype(int)).tolist()
+    episodes = {number: _images(buffer, number) for number in numbers}
+    _contact_sheet(buffer, episodes).save(folder / "contact_sheet.png")
+    _plot_paths(buffer, folder / "paths.png")
+    for number in numbers[:: max(1, len(numbers) // N_GIFS)][:N_GIFS]:
+        frames = [Image.fromarray(image).resize((288, 288)) for image in episodes[number]]
+        step_ms = 1000 // PushTEnv.control_hz
+        file = folder / f"episode-{number}.gif"
+        frames[0].save(file, save_all=True, append_images=frames[1:], duration=step_ms, loop=0)
+    return str(folder)
+
+
+def _images(buffer: ReplayBuffer, number: int) -> np.ndarray:
+    episode = buffer.episode(number)
+    return render_episode((int(buffer.seeds[number]), episode["state"], episode["action"] + episode["noise"]))
+
+
+def _contact_sheet(buffer: ReplayBuffer, episodes: dict[int, np.ndarray]) -> Image.Image:
+    """A row an episode, from its first frame to its last."""
+    size = next(iter(episodes.values())).shape[1]
+    sheet = Image.new("RGB", (N_COLUMNS * (size + 2), len(episodes) * (size + MARGIN)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (number, images) in enumerate(episodes.items()):
+        top = row * (size + MARGIN)
+        draw.text((2, top), f"episode {number}, seed {buffer.seeds[number]}, {len(images)} steps", fill="black")
+        for column, frame in enumerate(np.linspace(0, len(images) - 1, N_COLUMNS).round().astype(int)):
+            sheet.paste(Image.fromarray(images[frame]), (column * (size + 2), top + MARGIN))
+    return sheet
+
+
+def _plot_paths(buffer: ReplayBuffer, file: Path) -> None:
+    """Where agent and block go, in as many episodes as can be told apart, and how fast the agent is."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    agent_axes, block_axes, speed_axes = figure.subplots(1, 3)
+    pieces = np.split(buffer.arrays["state"], buffer.episode_ends[:-1])
+    for piece in pieces[:: max(1, len(pieces) // 40)]:
+        agent_axes.plot(piece[:, 0], piece[:, 1], linewidth=0.6, alpha=0.6)
+        block_axes.plot(piece[:, 2], piece[:, 3], linewidth=0.8, alpha=0.7)
+    for axes, title in ((agent_axes, "agent"), (block_axes, "block")):
+        axes.set(xlim=(0, 512), ylim=(512, 0), aspect="equal", title=f"paths of the {title}, px")
+    speed = np.concatenate([np.linalg.norm(np.diff(piece[:, :2], axis=0), axis=1) for piece in pieces])
+    speed_axes.hist(speed, bins=60, range=(0, 40), density=True)
+    speed_axes.set(title="agent speed", xlabel="px a step")
+    figure.savefig(file, dpi=110)

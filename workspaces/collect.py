@@ -1,0 +1,218 @@
+"""Makes demonstrations and stores those that pass a filter. Can be killed at any moment; the same command goes on."""
+
+import logging
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tqdm import tqdm
+
+from dp.collectors import Collector, Demonstration
+from dp.collectors.rollouts import rollouts
+from dp.data.store import DemonstrationStore
+from dp.processes import N_CORES, in_processes
+from dp.rollout import EnvRunner
+from workspaces import build
+from workspaces.base import Config, Signals, StopNow, Workspace
+from workspaces.errors import Interrupted, flatten
+from workspaces.evaluate import load_policy
+from workspaces.statistics import describe
+
+log = logging.getLogger(__name__)
+
+SEEDS = range(206, 100_000)
+"""Those that no protocol uses: 0-205 are the official demonstrations', from 100000 on policies are tested."""
+
+PATIENCE = 500
+"""So many seeds in a row of which nothing passes are too many."""
+
+Made = Generator[tuple[int, Demonstration | None], None, None]
+"""Seed by seed, in their order."""
+
+
+class CollectWorkspace(Workspace):
+    """One store of demonstrations, filled up to `n_episodes`. Which they are does not depend on `n_workers`.
+
+    Args:
+        config: the composed configuration. `collector` is a `dp.collectors.Collector`, or, with `checkpoint`, the
+            rollouts of a policy.
+        path: of the store; None: collected.zarr in the run directory if that is given, else in data/.
+        n_episodes: how many the store has in the end.
+        start_seed: of the first; the others follow.
+        n_workers: processes; 0 works in this one; auto: one a core.
+        filter: success_only, min_final_coverage (0..1), max_length (control steps); None: off.
+
+    Raises ValueError for settings that make no sense.
+    """
+
+    computes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: Config,
+        path: str | None,
+        n_episodes: int,
+        start_seed: int,
+        n_workers: int | Literal["auto"],
+        filter: dict[str, Any],
+    ) -> None:
+        super().__init__(config)
+        if not isinstance(n_episodes, int) or n_episodes < 1:
+            raise ValueError(f"workspace.n_episodes={n_episodes}, expected a whole number of at least 1")
+        if start_seed not in SEEDS:
+            raise ValueError(
+                f"workspace.start_seed={start_seed}, expected {SEEDS[0]} to {SEEDS[-1]}: policies are tested on seeds "
+                "from 100000 on, and the official demonstrations have 0-205"
+            )
+        self.n_workers = N_CORES if n_workers == "auto" else n_workers
+        if not isinstance(self.n_workers, int) or self.n_workers < 0:
+            raise ValueError(f"workspace.n_workers={n_workers}, expected auto or a whole number of at least 0")
+        folder = Path(config["run_dir"] or "data")
+        self.path = Path(path).expanduser() if path else folder / "collected.zarr"
+        self.n_episodes, self.start_seed = n_episodes, start_seed
+        self.filter = Filter(**filter)
+        self.settings = flatten({"collector": config["collector"], "workspace": {"filter": filter}})
+        self.settings["workspace.start_seed"] = start_seed
+        self.signals = Signals()
+        self._runner: EnvRunner | None = None
+        collector = build.collector(config)
+        by_policy = getattr(collector, "func", None) is rollouts
+        if by_policy != (config["checkpoint"] is not None):
+            raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
+        self._make = self._rollouts(collector) if by_policy else partial(_in_order, collector, self.n_workers)
+        self.source = "checkpoint" if by_policy else type(collector).__name__.lower()
+
+    def _rollouts(self, collector: Callable[..., Made]) -> Callable[[Iterable[int]], Made]:
+        self.use_threads(self.config["n_threads"])
+        loaded = load_policy(self.config, "auto", self.device)
+        settings = {**loaded.config["env_runner"], "n_workers": self.n_workers}
+        self._runner = build.env_runner({**loaded.config, "env_runner": settings})
+        self.settings |= flatten(
+            {key: loaded.config[key] for key in ("scheduler", "n_action_steps")}
+            | {key: loaded.about[key] for key in ("checkpoint", "step")}
+            | {"env_runner.max_steps": settings["max_steps"]}
+        )
+        return partial(collector, self._runner, loaded.policy, self.device)
+
+    def run(self) -> None:
+        if self.config["run_dir"] is not None:
+            self.take_run_dir()
+            self.begin_run("collect")
+        with self.signals, DemonstrationStore(self.path, self.settings) as store:
+            try:
+                self._fill(store)
+            except StopNow:
+                self._stop(store)
+        log.info("%s", self._summary())
+
+    def _fill(self, store: DemonstrationStore) -> None:
+        first = self.start_seed if store.last_seed is None else store.last_seed + 1
+        made = self._make(range(first, SEEDS.stop))
+        tally = Tally()
+        bar = tqdm(total=self.n_episodes, initial=store.n_episodes, unit="episode", disable=None)
+        try:
+            while store.n_episodes < self.n_episodes:
+                seed, demonstration = self._next(made)
+                objection = self.filter.objection(demonstration)
+                tally.add(demonstration, objection)
+                if demonstration is not None and objection is None:
+                    store.append([demonstration], self.source)
+                    bar.update()
+                bar.set_postfix_str(str(tally), refresh=False)
+                if tally.in_vain == PATIENCE:
+                    raise ValueError(f"no seed from {seed - PATIENCE + 1} to {seed} gave a demonstration: {tally}")
+        finally:
+            made.close()
+            bar.close()
+            log.info("%s", tally)
+
+    def _next(self, made: Made) -> tuple[int, Demonstration | None]:
+        self.signals.interruptible = True
+        if self.signals.received is not None:
+            raise StopNow
+        item = next(made, None)
+        self.signals.interruptible = False
+        if item is None:
+            raise ValueError(f"there is no seed after {SEEDS[-1]}: give a smaller workspace.start_seed")
+        return item
+
+    def _stop(self, store: DemonstrationStore) -> None:
+        assert self.signals.received is not None
+        name = Signals.NAMES[self.signals.received]  # type: ignore[index]
+        command = shlex.join(["python", *sys.argv])
+        raise Interrupted(
+            f"{name}: {self.path} holds {store.n_episodes} episodes. To go on: {command}", 128 + self.signals.received
+        ) from None
+
+    def _summary(self) -> str:
+        megabytes = sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()) / 1e6
+        rows = [f"  {name}: {value}" for name, value in describe(self.path).items()]
+        train = f"train on them: python run.py +experiment=pusht_state_small dataset.path={self.path}"
+        return "\n".join([f"{self.path}, {megabytes:.1f} MB", *rows, train])
+
+    def close(self, failed: bool) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which demonstrations are worth storing; None: no matter. Raises ValueError for values that make no sense."""
+
+    success_only: bool | None = None
+    min_final_coverage: float | None = None
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.success_only not in (None, True, False):
+            raise ValueError(f"workspace.filter.success_only={self.success_only}, expected true, false or null")
+        if self.min_final_coverage is not None and not (
+            isinstance(self.min_final_coverage, (int, float)) and 0 <= self.min_final_coverage <= 1
+        ):
+            raise ValueError(f"workspace.filter.min_final_coverage={self.min_final_coverage}, expected 0 to 1, or null")
+        if self.max_length is not None and not (isinstance(self.max_length, int) and self.max_length >= 1):
+            raise ValueError(f"workspace.filter.max_length={self.max_length}, expected a whole number, or null")
+
+    def objection(self, demonstration: Demonstration | None) -> str | None:
+        """Why it is not stored; None where it is."""
+        if demonstration is None:
+            return "given up by the collector"
+        if self.success_only and not demonstration.success:
+            return "no success"
+        if self.min_final_coverage is not None and demonstration.final_coverage < self.min_final_coverage:
+            return f"final coverage below {self.min_final_coverage}"
+        if self.max_length is not None and len(demonstration) > self.max_length:
+            return f"longer than {self.max_length} steps"
+        return None
+
+
+@dataclass
+class Tally:
+    """What has become of the seeds so far."""
+
+    tried: int = 0
+    successes: int = 0
+    in_vain: int = 0
+    objections: Counter[str] = field(default_factory=Counter)
+
+    def add(self, demonstration: Demonstration | None, objection: str | None) -> None:
+        self.tried += 1
+        self.successes += demonstration is not None and demonstration.success
+        self.in_vain = 0 if objection is None else self.in_vain + 1
+        if objection is not None:
+            self.objections[objection] += 1
+
+    def __str__(self) -> str:
+        left_out = [f"{n} left out, {objection}" for objection, n in sorted(self.objections.items())]
+        return ", ".join(
+            [f"{self.tried} seeds, {100 * self.successes / max(1, self.tried):.0f} % successes", *left_out]
+        )
+
+
+def _in_order(collector: Collector, n_workers: int, seeds: Iterable[int]) -> Made:
+    return in_processes(collector, seeds, n_workers)
