@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from tqdm import tqdm
 
-from dp.collectors import Collector, Demonstration
+from dp.collectors import Collector, Demonstration, Finished
 from dp.collectors.rollouts import rollouts
 from dp.data.store import DemonstrationStore
 from dp.processes import N_CORES, in_processes
@@ -106,6 +106,8 @@ class CollectWorkspace(Workspace):
         with self.signals, DemonstrationStore(self.path, self.settings) as store:
             try:
                 self._fill(store)
+            except Finished as end:
+                log.info("%s", end)
             except StopNow:
                 self._stop(store)
         log.info("%s", self._summary())
@@ -215,4 +217,4 @@ class Tally:
 
 
 def _in_order(collector: Collector, n_workers: int, seeds: Iterable[int]) -> Made:
-    return in_processes(collector, seeds, n_workers)
+    return in_processes(collector, seeds, 0 if getattr(collector, "in_this_process", False) else n_workers)

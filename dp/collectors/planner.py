@@ -58,10 +58,10 @@ class Planner:
     smoothness: float = 0.03
     noise: float = 0.0
     hysteresis: float = 0.0
-    execute_steps: int = 5
+    execute_steps: int = 8
     horizon: int = 50
     n_knots: int = 6
-    n_samples: int = 96
+    n_samples: int = 64
     n_elites: int = 8
     n_iterations: int = 4
     max_steps: int = 300

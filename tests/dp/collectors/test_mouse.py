@@ -1,7 +1,6 @@
 """A person's window, on a real (virtual) display with real pointer and key events."""
 
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -10,25 +9,13 @@ import time
 import numpy as np
 import pytest
 
-from dp.collectors import replay
+from dp.collectors import Recorder
 from dp.collectors.mouse import Mouse
+from dp.data import ReplayBuffer
 from dp.tasks.pusht import initial_state
+from tests.workspaces.conftest import RUN
 
 SIZE = 256
-
-DRIVER = """
-import pickle, sys
-from dp.collectors import Finished
-from dp.collectors.mouse import Mouse
-mouse, kept = Mouse(size=int(sys.argv[1])), []
-try:
-    for seed in range(1000, 1010):
-        print(seed, flush=True)
-        kept.append(mouse(seed))
-except Finished as end:
-    print("finished:", end, flush=True)
-pickle.dump(kept, open(sys.argv[2], "wb"))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +37,7 @@ class Person:
     def __init__(self, env):
         self.env = env
         for _ in range(150):
-            windows = self._tool("search", "--class", "python|pytest|dp|driver").split()
+            windows = self._tool("search", "--class", "run.py").split()
             if windows:
                 break
             time.sleep(0.1)
@@ -71,19 +58,14 @@ class Person:
 
 
 @pytest.fixture
-def collecting(display, tmp_path):
-    """The collector in a process of its own: (person, what it printed so far, what it kept after Esc)."""
-    script, kept, log = tmp_path / "driver.py", tmp_path / "kept.pkl", tmp_path / "log.txt"
-    script.write_text(DRIVER)
-    process = subprocess.Popen([sys.executable, str(script), str(SIZE), str(kept)], env=display, stdout=log.open("w"))
-
-    def end():
-        person.press("Escape")
-        assert process.wait(30) == 0
-        return pickle.loads(kept.read_bytes())
-
+def person(display, tmp_path):
+    """At the window of `workspace=collect collector=mouse`, which may keep what is not solved."""
+    command = [sys.executable, str(RUN), "workspace=collect", "collector=mouse", f"collector.size={SIZE}",
+               "workspace.filter.success_only=false", f"workspace.path={tmp_path / 'mine.zarr'}"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, env=display, stderr=subprocess.PIPE, text=True)
     person = Person(display)
-    yield person, lambda: log.read_text().split(), end
+    person.process = process
+    yield person
     process.kill()
     process.wait()
 
@@ -95,30 +77,33 @@ def drag(person, seed, n=8):
         person.point(x + 8 * i, y)
 
 
-def test_a_person_drives_keeps_redoes_skips_and_ends(collecting):
-    person, printed, end = collecting
+def test_a_person_drives_keeps_redoes_skips_and_ends(person, tmp_path):
     person.point(500, 500)
     person.press("Return")  # nothing has been done yet: there is nothing to keep
-    assert printed() == ["1000"]
     drag(person, 1000)
     person.press("r")  # forgets it all
-    assert printed() == ["1000"]
     person.point(500, 500)
     drag(person, 1000)
     person.press("Return")
-    assert printed() == ["1000", "1001"]
-    person.press("s")
-    assert printed() == ["1000", "1001", "1002"]
-    kept, skipped = end()
-    assert " ".join(printed()).endswith("finished: 1 episodes kept")
-    assert skipped is None
-    assert np.array_equal(kept.state[0, :2], initial_state(1000)[:2].astype(np.float32))
-    assert 8 <= len(kept) <= 60  # what was done before R is not in it
-    assert (np.diff(kept.action[:, 0]) >= 0).all()
-    assert kept.action[-1, 0] - kept.action[0, 0] == pytest.approx(56, abs=6)
-    again = replay(kept)
-    assert np.array_equal(again.state, kept.state)
-    assert again.final_coverage == kept.final_coverage
+    person.press("s")  # leaves out 1001
+    drag(person, 1002)
+    person.press("Return")
+    drag(person, 1003)
+    person.press("Escape")  # in the middle of an episode
+    _, said = person.process.communicate(timeout=60)
+    assert person.process.returncode == 0, said
+    assert "2 episodes kept" in said
+
+    buffer = ReplayBuffer.load(tmp_path / "mine.zarr", ["state", "action"])
+    assert buffer.seeds.tolist() == [1000, 1002]
+    state, action = (buffer.arrays[name][: buffer.episode_ends[0]] for name in ("state", "action"))
+    assert np.array_equal(state[0, :2], initial_state(1000)[:2].astype(np.float32))
+    assert (np.diff(action[:, 0]) >= 0).all()  # what was done before R is not in it
+    assert action[-1, 0] - action[0, 0] == pytest.approx(56, abs=6)
+    recorder = Recorder(1000)
+    for one in action:
+        recorder.step(one)
+    assert np.array_equal(recorder.demonstration().state, state)
 
 
 def test_without_a_display_it_says_so(monkeypatch):
