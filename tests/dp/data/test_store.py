@@ -112,6 +112,9 @@ def test_a_death_between_any_two_files_loses_nothing_and_leaves_nothing_half(
     store.close()
     monkeypatch.undo()
     assert_holds(path, demonstrations[: 3 if after < n_files else 4])
+    DemonstrationStore(path, SETTINGS).close()  # cuts off what was left: other tools find arrays of one length
+    root = zarr.open_group(str(path), mode="r")
+    assert {root[f"data/{name}"].shape[0] for name in NAMES} == {int(root["meta/episode_ends"][-1])}
     fill(path, demonstrations[3 if after < n_files else 4 :])
     assert_holds(path, demonstrations)
 
