@@ -36,7 +36,7 @@ class Person:
 
     def __init__(self, env):
         self.env = env
-        for _ in range(150):
+        for _ in range(600):  # torch and Hydra come first
             windows = self._tool("search", "--class", "run.py").split()
             if windows:
                 break
@@ -50,11 +50,11 @@ class Person:
     def point(self, x, y):
         """At a position of the environment."""
         self._tool("mousemove", "--window", self.window, str(round(x * SIZE / 512)), str(round(y * SIZE / 512)))
-        time.sleep(0.15)
+        time.sleep(0.2)
 
     def press(self, key):
         self._tool("key", key)
-        time.sleep(0.25)
+        time.sleep(0.5)
 
 
 @pytest.fixture
