@@ -6,6 +6,7 @@ import sys
 if __name__ == "__main__":  # env workers import this file: they must not pay for what follows
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: large CPU tensors cost fewer page faults
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads wait asleep: spinning ones starve those they wait for
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     import hydra
     from omegaconf import DictConfig
 

@@ -1,7 +1,5 @@
 """A person as a demonstrator, as in the reference implementation's demo_pusht.py."""
 
-import os
-
 import numpy as np
 from jaxtyping import Float
 
@@ -74,7 +72,6 @@ class Mouse:
 
 class _Window:
     def __init__(self, size: int) -> None:
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         import pygame
 
         self._pygame, self._size = pygame, size
