@@ -301,6 +301,7 @@ def _digest(texts: Iterable[str]) -> str:
 def _progress(run_dir: Path) -> tuple[str, str]:
     """Step and score, as far as they are known."""
     held = record.read(run_dir) or {}
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines() if (run_dir / "metrics.jsonl").is_file() else []
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.is_file() else []  # the last may be half written
     step = str(json.loads(lines[-1])["step"]) if lines else ""
     return step, "" if held.get("score") is None else f"{held['score']:.3f}"
