@@ -74,7 +74,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     for folder in ("rollouts", "media", "checkpoints"):
         assert sorted(p.name for p in (one / folder).iterdir()) == sorted(p.name for p in (other / folder).iterdir())
     for file in (one / "rollouts").iterdir():
-        assert file.read_text() == (other / "rollouts" / file.name).read_text()
+        assert file.read_bytes() == (other / "rollouts" / file.name).read_bytes()
 
 
 def assert_equal(a: object, b: object, where: str) -> None:

@@ -143,9 +143,12 @@ def test_a_dead_worker_is_replaced_and_its_episodes_run_again(
 def test_a_rollout_that_is_interrupted_leaves_a_pool_that_works(
     worker_pool: EnvPool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
+    def ctrl_c(_: object) -> None:
+        raise KeyboardInterrupt
+
     worker_pool.reset(resets(0, 1, 2))
     with monkeypatch.context() as patched:
-        patched.setattr(pool._Worker, "receive", lambda _: signal.raise_signal(signal.SIGINT))
+        patched.setattr(pool._Worker, "receive", ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             worker_pool.step(steps(0, 1, 2))  # the workers are busy when Ctrl-C comes
     assert multiprocessing.active_children() == []
