@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from numcodecs import Blosc
 from tqdm import tqdm
 
 from dp.data.store import FACTS, read_settings
@@ -20,6 +21,8 @@ from dp.envs.pusht import IMAGE_SIZE
 from dp.processes import N_CORES, in_processes
 
 log = logging.getLogger(__name__)
+
+FAST = Blosc(cname="lz4", clevel=1)
 
 
 @dataclass(frozen=True)
@@ -173,12 +176,17 @@ def _render_images(recorded: ReplayBuffer, cache_dir: Path) -> np.ndarray:
     images = np.empty((len(recorded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     work = [(int(seed), e["state"], e["action"] + e["noise"]) for seed, e in zip(recorded.seeds, episodes, strict=True)]
     with tqdm(total=len(images), desc="rendering images, once", unit="frame", disable=None) as bar:
-        made = in_processes(render_episode, work, N_CORES)
-        for end, (_, rendered) in zip(recorded.episode_ends, made, strict=True):
-            images[end - len(rendered) : end] = rendered
-            bar.update(len(rendered))
+        made = in_processes(_rendered, work, N_CORES)
+        for start, end, (_, packed) in zip(recorded.episode_starts, recorded.episode_ends, made, strict=True):
+            FAST.decode(packed, images[start:end])
+            bar.update(end - start)
     _write_cache(cached, images)
     return images
+
+
+def _rendered(recorded: tuple[int, np.ndarray, np.ndarray]) -> bytes:
+    """`render_episode`, small enough to be sent from process to process."""
+    return FAST.encode(render_episode(recorded))
 
 
 def _read_cache(file: Path) -> np.ndarray | None:

@@ -78,8 +78,8 @@ class PushTEnv:
     Args:
         obs_names: what `observe` returns, names as in `dp.tasks.pusht` and "image".
 
-    After `reset` and each `step` the attributes `coverage` (share of the goal covered by the block, 0..1), `reward`
-    (coverage / 0.95, at most 1) and `done` (coverage > 0.95) describe the present state.
+    `coverage` (share of the goal covered by the block, 0..1), `reward` (coverage / 0.95, at most 1) and `done`
+    (coverage > 0.95) describe the present state, and are computed when somebody asks.
     """
 
     control_hz = 10
@@ -108,15 +108,29 @@ class PushTEnv:
     def _reset_to(self, state: Float[np.ndarray, " 5"]) -> None:
         self._env.reset(options={"reset_to_state": state})
         self._env._last_action = None  # `render` would mark the last episode's target
-        self.coverage = 0.0  # the reference environment gives no reward for the initial state
-        self.reward, self.done = 0.0, False
+        self._coverage: float | None = 0.0  # the reference environment gives no reward for the initial state
 
     def step(self, action: Float[np.ndarray, " 2"]) -> None:
         """Moves towards `action`, a position in pixels, for a tenth of a second."""
         self._env.advance(float(action[0]), float(action[1]))
-        coverage, threshold = self._env.coverage(), self._env.success_threshold
-        self.done = coverage > threshold
-        self.coverage, self.reward = round(coverage, DIGITS), round(min(1.0, coverage / threshold), DIGITS)
+        self._coverage = None
+
+    def _exact_coverage(self) -> float:
+        if self._coverage is None:
+            self._coverage = self._env.coverage()
+        return self._coverage
+
+    @property
+    def coverage(self) -> float:
+        return round(self._exact_coverage(), DIGITS)
+
+    @property
+    def reward(self) -> float:
+        return round(min(1.0, self._exact_coverage() / self._env.success_threshold), DIGITS)
+
+    @property
+    def done(self) -> bool:
+        return self._exact_coverage() > self._env.success_threshold
 
     @property
     def state(self) -> Float[np.ndarray, " 5"]:

@@ -26,7 +26,7 @@ class TellingEnv(PushTEnv):
 
     def step(self, action: np.ndarray) -> None:
         super().step(action)
-        self.coverage = self.reward = float(self.state[:2].sum()) / 1024
+        self._coverage = 0.9 * float(self.state[:2].sum()) / 1024
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_rows_say_what_happened(one_at_a_time: RolloutResult) -> None:
         assert list(episode.row()) == ["seed", "max_reward", "success", "length", "final_coverage"]
         assert len(episode.rewards) == episode.length
         assert episode.max_reward == max(episode.rewards)
-        assert episode.final_coverage == episode.rewards[-1]
+        assert episode.final_coverage == pytest.approx(0.95 * episode.rewards[-1])
         assert episode.success is False
     assert one_at_a_time.inference_ms > 0
 
