@@ -32,9 +32,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(directory)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for a file that is there already, in memory."""
+    write_atomically(path, lambda file: file.write(content))
+
+
 def write_json(path: Path, value: Any) -> None:
     """The same for a JSON file."""
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+    write_bytes(path, json.dumps(value, indent=1).encode())
 
 
 def lock(path: Path) -> IO[str] | None:

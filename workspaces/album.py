@@ -20,7 +20,7 @@ def save_pictures(store: Path, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     buffer = ReplayBuffer.load(store, ["state", "action", "noise"])
     numbers = np.unique(np.linspace(0, buffer.n_episodes - 1, N_ROWS).round().astype(int)).tolist()
-    episodes = {number: _images(buffer, number) for number in numbers}
+    episodes = {number: render_episode(buffer.executed(number)) for number in numbers}
     _contact_sheet(buffer, episodes).save(folder / "contact_sheet.png")
     _plot_paths(buffer, folder / "paths.png")
     for number in numbers[:: max(1, len(numbers) // N_GIFS)][:N_GIFS]:
@@ -29,11 +29,6 @@ def save_pictures(store: Path, folder: Path) -> str:
         file = folder / f"episode-{number}.gif"
         frames[0].save(file, save_all=True, append_images=frames[1:], duration=step_ms, loop=0)
     return str(folder)
-
-
-def _images(buffer: ReplayBuffer, number: int) -> np.ndarray:
-    episode = buffer.episode(number)
-    return render_episode((int(buffer.seeds[number]), episode["state"], episode["action"] + episode["noise"]))
 
 
 def _contact_sheet(buffer: ReplayBuffer, episodes: dict[int, np.ndarray]) -> Image.Image:

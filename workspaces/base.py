@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dp.calibration import AVAILABLE, fastest_num_threads
-from dp.files import lock, write_atomically
+from dp.files import lock, write_bytes
 from workspaces import record
 from workspaces.errors import Interrupted, explain
 
@@ -88,10 +88,7 @@ class Workspace:
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
         log.info("run directory: %s", self.run_dir)
-        write_atomically(
-            self.run_dir / "config.yaml",
-            lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(self.config)).encode()),
-        )
+        write_bytes(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
         record.begin(self.run_dir, verb, self.device)
         self._recorded = True
 

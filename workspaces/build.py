@@ -19,6 +19,7 @@ from dp.ema import EMA
 from dp.envs import PushTEnv
 from dp.normalizer import Normalizer
 from dp.policy import DiffusionPolicy
+from dp.processes import N_CORES
 from dp.rollout import EnvRunner
 from workspaces.base import Config, Workspace
 from workspaces.errors import flatten
@@ -138,7 +139,7 @@ def collector(config: Config) -> Any:
 def env_runner(config: Config) -> EnvRunner:
     settings = dict(config["env_runner"])
     if settings["n_workers"] == "auto":
-        settings["n_workers"] = len(os.sched_getaffinity(0))
+        settings["n_workers"] = N_CORES
     make_env = _make(config["task"]["env"], obs_names=list(config["task"]["shape_meta"]["obs"]))
     return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"])
 

@@ -14,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from dp.files import write_json
+from dp.processes import N_CORES
 from workspaces.checkpoint import versions
 
 FILE = "run.json"
@@ -102,7 +103,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "cpu": (names or [platform.processor()])[0],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": N_CORES,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
 

@@ -76,6 +76,11 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return int(self.episode_ends[-1])
 
+    def executed(self, number: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """What runs an episode once more: its seed, states (T, 5) and executed actions (T, 2). Needs "noise" read."""
+        episode = self.episode(number)
+        return int(self.seeds[number]), episode["state"], episode["action"] + episode["noise"]
+
     def episode(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of one episode."""
         rows = slice(self.episode_starts[number], self.episode_ends[number])
@@ -167,14 +172,13 @@ def _read_images(path: Path, name: str, cache_dir: Path) -> np.ndarray:
 
 def _render_images(recorded: ReplayBuffer, cache_dir: Path) -> np.ndarray:
     """What the environment showed, from the cache where it has it."""
-    episodes = [recorded.episode(number) for number in range(recorded.n_episodes)]
     drawn_with = importlib.metadata.version("pygame")
     digest = hashlib.sha256(f"{recorded.sha256()} {recorded.seeds.tolist()} {drawn_with}".encode()).hexdigest()
     cached = cache_dir / f"rendered-{digest[:24]}.npy"
     if (images := _read_cache(cached)) is not None:
         return images
     images = np.empty((len(recorded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    work = [(int(seed), e["state"], e["action"] + e["noise"]) for seed, e in zip(recorded.seeds, episodes, strict=True)]
+    work = map(recorded.executed, range(recorded.n_episodes))
     with tqdm(total=len(images), desc="rendering images, once", unit="frame", disable=None) as bar:
         made = in_processes(_rendered, work, N_CORES)
         for start, end, (_, packed) in zip(recorded.episode_starts, recorded.episode_ends, made, strict=True):

@@ -11,16 +11,15 @@ so the files are written here; version 2 of the format, which both versions of z
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import zarr
 from numcodecs import Blosc
 
 from dp.collectors import Demonstration
-from dp.files import lock, write_atomically, write_json
+from dp.files import lock, write_bytes, write_json
 
 COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """The official data set's."""
@@ -132,8 +131,7 @@ class _Column:
             padded = np.zeros((self.chunk_rows, *self.row), self.dtype)
             padded[: len(self._open_chunk)] = self._open_chunk
             name = ".".join([str(number), *("0" for _ in self.row)])
-            compressed = COMPRESSOR.encode(padded)
-            write_atomically(self.folder / name, partial(_write_bytes, compressed))
+            write_bytes(self.folder / name, COMPRESSOR.encode(padded))
             number += 1
         if len(self._open_chunk) == self.chunk_rows:
             self._open_chunk = self._open_chunk[:0]
@@ -185,10 +183,6 @@ def _read(folder: Path) -> np.ndarray:
 
 def _length(folder: Path) -> int:
     return json.loads((folder / ".zarray").read_text())["shape"][0]
-
-
-def _write_bytes(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
 
 
 def _write_metadata(folder: Path, dtype: str, row: tuple[int, ...], chunk_rows: int, length: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dp.files import write_atomically
+from dp.files import write_bytes
 from workspaces import build
 from workspaces.base import Config, Workspace
 from workspaces.report import atlas, figures, page, recipe, runs, tables
@@ -97,7 +97,7 @@ class ReportWorkspace(Workspace):
             files[f"tables/{name}.csv"] = page.csv(table)
             files[f"tables/{name}.md"] = page.markdown(table)
         for name, content in {**files, "report.html": html.encode()}.items():
-            _write_bytes(self.run_dir / name, content)
+            write_bytes(self.run_dir / name, content)
         for kind in ("figures/*.png", "tables/*.csv", "tables/*.md"):
             for path in self.run_dir.glob(kind):
                 if str(path.relative_to(self.run_dir)) not in files:
@@ -125,7 +125,3 @@ def _tables(
         "left-out": tables.left_out_table(found.left_out, root),
     }
     return {name: table for name, table in made.items() if len(table.frame)}
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))

@@ -2,11 +2,8 @@
 
 import hashlib
 import logging
-import os
 import zipfile
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dp.envs import PushTEnv
+from dp.processes import N_CORES, in_processes
 from dp.rollout import EpisodeResult
 from workspaces.report.runs import Run
 from workspaces.video import write_video
@@ -41,19 +39,15 @@ def film(runs: Iterable[Run], folder: Path) -> Films:
     version of the environment than the one they ran in.
     """
     takes = [take for run in runs for take in _takes(run, folder)]
-    missing = [take for take in takes if not take.file.is_file()]
+    missing = {take.file: take for take in takes if not take.file.is_file()}
     strangers = set()
     if missing:
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("forkserver")) as pool:
-            made = tqdm(pool.map(_film, missing), total=len(missing), desc="videos", leave=False, disable=None)
-            strangers = {take for take, same in zip(map(_key, missing), made, strict=True) if not same}
+        made = in_processes(_film, missing.values(), N_CORES)
+        bar = tqdm(made, total=len(missing), desc="videos", leave=False, disable=None)
+        strangers = {take.file for take, same in bar if not same}
     if strangers:
         log.warning("%d episodes run otherwise here than they did: another environment; no videos", len(strangers))
-    return {_key(take): take.file for take in takes if _key(take) not in strangers}
-
-
-def _key(take: Take) -> tuple[Path, int]:
-    return take.run, take.seed
+    return {(take.run, take.seed): take.file for take in takes if take.file not in strangers}
 
 
 def _takes(run: Run, folder: Path) -> list[Take]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
+from dp import files
 from dp.collectors import Demonstration, replay
 from dp.data import ReplayBuffer
 from dp.data import store as store_module
@@ -89,7 +90,7 @@ def test_a_death_between_any_two_files_loses_nothing_and_leaves_nothing_half(
     path = tmp_path / "a.zarr"
     fill(path, demonstrations[:3])
     written = 0
-    write = store_module.write_atomically
+    write = files.write_atomically
 
     def write_until_dead(file, content):
         nonlocal written
@@ -99,10 +100,7 @@ def test_a_death_between_any_two_files_loses_nothing_and_leaves_nothing_half(
         write(file, content)
 
     store = DemonstrationStore(path, SETTINGS)
-    monkeypatch.setattr(store_module, "write_atomically", write_until_dead)
-    monkeypatch.setattr(
-        store_module, "write_json", lambda file, v: write_until_dead(file, lambda f: f.write(json.dumps(v).encode()))
-    )
+    monkeypatch.setattr(files, "write_atomically", write_until_dead)
     n_files = 2 * len(NAMES) + 2 * 5  # a chunk and a length each
     if after < n_files:
         with pytest.raises(KeyboardInterrupt):
