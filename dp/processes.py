@@ -52,8 +52,10 @@ def in_processes(
         among = ", ".join(str(argument)[:40] for argument, _ in pending)
         raise ChildProcessError(f"a worker process was killed, at work on one of {among}: out of memory?") from None
     finally:
-        ours.close()
+        if pending:
+            ours.close()  # at once; otherwise they may tidy up
         pool.shutdown(cancel_futures=True)
+        ours.close()
         theirs.close()
 
 

@@ -22,6 +22,20 @@ UNTUNED = 20.0
 N_ELITES = 8
 """Of the pushes that are tuned, from which the next iteration draws."""
 
+LEAST = {
+    "walk_speed": 1,
+    "push_speed": 1,
+    "acceleration": 0.5,
+    "margin": 0,
+    "noise": 0,
+    "n_frames_past_success": 0,
+    "n_samples": N_ELITES,
+    "n_iterations": 1,
+    "max_steps": 1,
+    "n_attempts": 1,
+}
+"""Of the planner's arguments."""
+
 TABLE = 512.0
 """Pixels, its width and height."""
 
@@ -50,6 +64,8 @@ class Planner:
         max_steps: control steps after which an episode has failed.
         n_attempts: episodes from the same initial state before the seed is given up; from the second on it chooses
             among the best at random.
+
+    Raises ValueError for a value below what `LEAST` allows.
     """
 
     walk_speed: float = 24.0
@@ -64,6 +80,9 @@ class Planner:
     n_attempts: int = 4
 
     def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"collector.{name}={getattr(self, name)}, expected at least {least}")
         private_api_agrees()  # warns now
 
     def __call__(self, seed: int) -> Demonstration | None:

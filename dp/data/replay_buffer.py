@@ -141,7 +141,9 @@ def _chunk_rows(path: Path, name: str, array: zarr.Array) -> Iterator[tuple[slic
 
 
 def _fix(path: Path) -> str:
-    return f"Delete {path} and run again to download it afresh, or point dataset.path at an intact copy."
+    collected = (path / "meta" / "seed").is_dir()
+    again = "collect it again (workspace=collect)" if collected else "run again to download it afresh"
+    return f"Delete {path} and {again}, or point dataset.path at an intact copy."
 
 
 def _read_array(path: Path, name: str) -> np.ndarray:

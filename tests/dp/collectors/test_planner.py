@@ -98,6 +98,13 @@ def test_a_failed_attempt_is_followed_by_another_and_at_last_by_none(
     assert not np.array_equal(attempts[0].action, attempts[1].action)
 
 
+def test_values_that_make_no_sense_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"collector.push_speed=0.0, expected at least 1"):
+        Planner(push_speed=0.0)
+    with pytest.raises(ValueError, match=r"collector.n_samples=4, expected at least 8"):
+        Planner(n_samples=4)
+
+
 def test_actions_keep_to_the_speed_limits_and_noise_is_not_in_them(solved: Demonstration) -> None:
     path = np.concatenate([solved.state[:1, :2], solved.action])
     speed = np.hypot(*np.diff(path, axis=0).T)
