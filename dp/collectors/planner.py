@@ -1,6 +1,8 @@
 """An expert that solves PushT: a few pushes such as people make, chosen by what is left to do after them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -41,6 +43,10 @@ TABLE = 512.0
 
 NEVER = 1e4
 """Control steps that are too many."""
+
+
+TryOut = Callable[[Float[np.ndarray, "N T 2"]], tuple[Float[np.ndarray, "N T 2"], Float[np.ndarray, "N T 3"]]]
+"""`Simulator.rollout` from the present state."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ class Planner:
         simulator = Simulator(private_api_agrees())
         target, noise = recorder.env.state[:2], np.zeros(2)
         while len(recorder) < self.max_steps and not recorder.env.done:
-            plan = self._plan(rng, simulator, recorder.env.state, recorder.env.velocity, target, 8.0 * attempt)
+            try_out = partial(simulator.rollout, recorder.env.state, recorder.env.velocity)
+            plan = self._plan(rng, try_out, recorder.env.state[2:], target, 8.0 * attempt)
             for target in plan[: self.max_steps - len(recorder)]:
                 fresh = rng.normal(scale=self.noise, size=2)
                 noise = NOISE_CORRELATION * noise + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
@@ -110,14 +117,13 @@ class Planner:
     def _plan(
         self,
         rng: np.random.Generator,
-        simulator: Simulator,
-        state: Float[np.ndarray, " 5"],
-        velocity: Float[np.ndarray, " 5"],
+        try_out: TryOut,
+        pose: Float[np.ndarray, " 3"],
         agent: Float[np.ndarray, " 2"],
         temperature: float,
     ) -> Float[np.ndarray, "T 2"]:
-        """Targets of the next push and the way to it, from the last target, `agent`."""
-        pose, pushes = state[2:], outcomes(self.push_speed)
+        """Targets of the next push and the way to it, from the last target, `agent`, to a block in `pose`."""
+        pushes = outcomes(self.push_speed)
         ways = np.array([self._walk_steps(pose, agent, push) for push in PUSHES])
         after = pose + np.concatenate([rotate(pushes.moved[:, :2], pose[2]), pushes.moved[:, 2:]], axis=1)
         cost = ways[pushes.push] + pushes.steps + cost_to_go(self.push_speed)(after)
@@ -125,7 +131,7 @@ class Planner:
         cost += NEVER * ~_inside(corners, 12.0) + rng.normal(scale=temperature, size=len(cost))
         best = cost.argmin()
         if pose_error(pose) < NEAR:
-            tuned_cost, tuned = self._tuned(rng, simulator, state, velocity, agent)
+            tuned_cost, tuned = self._tuned(rng, try_out, pose, agent)
             if tuned_cost < cost[best] + UNTUNED:
                 return tuned
         return self._targets(pose, agent, PUSHES[pushes.push[best]], pushes.length[best])
@@ -133,9 +139,8 @@ class Planner:
     def _tuned(
         self,
         rng: np.random.Generator,
-        simulator: Simulator,
-        state: Float[np.ndarray, " 5"],
-        velocity: Float[np.ndarray, " 5"],
+        try_out: TryOut,
+        pose: Float[np.ndarray, " 3"],
         agent: Float[np.ndarray, " 2"],
     ) -> tuple[float, Float[np.ndarray, "_ 2"]]:
         """The cost and the targets of the best push found among those beside `PUSHES`."""
@@ -146,10 +151,10 @@ class Planner:
         costs, seen, best = np.empty(0), np.empty((0, 4)), (np.inf, np.tile(agent, (1, 1)))
         for _ in range(self.n_iterations):
             ways = [
-                self._targets(state[2:], agent, PUSHES[int(number)].beside(aside, turn), max(2.0, length))
+                self._targets(pose, agent, PUSHES[int(number)].beside(aside, turn), max(2.0, length))
                 for number, aside, turn, length in pushes
             ]
-            cost, solved = self._costs(simulator, state, velocity, ways)
+            cost, solved = _costs(try_out, pose, ways)
             if cost.min() < best[0]:
                 way = ways[cost.argmin()]
                 halt = np.tile(way[-1:], (SETTLING * solved[cost.argmin()], 1))
@@ -160,22 +165,6 @@ class Planner:
             pushes = pushes + rng.normal(size=pushes.shape) * spread
             spread = 0.6 * spread
         return best
-
-    def _costs(
-        self,
-        simulator: Simulator,
-        state: Float[np.ndarray, " 5"],
-        velocity: Float[np.ndarray, " 5"],
-        ways: list[Float[np.ndarray, "_ 2"]],
-    ) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-        """Control steps, of the way and of what is left then; and which ways solve the task."""
-        steps = np.array([len(way) for way in ways]) + SETTLING
-        padded = [np.concatenate([way, np.tile(way[-1:], (steps.max() - len(way), 1))]) for way in ways]
-        _, poses = simulator.rollout(state, velocity, np.stack(padded))
-        end = poses[np.arange(len(ways)), steps - 1]
-        cost = steps + without_a_push(end)
-        cost[np.abs(end - state[2:]).max(1) < 0.02] = NEVER  # a push that moves nothing could be repeated for ever
-        return cost, pose_error(end) < ENOUGH
 
     def _walk_steps(self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push) -> float:
         """Control steps to where a push starts."""
@@ -191,6 +180,19 @@ class Planner:
         path = np.stack([*walk, push.contact, push.contact + length * push.direction])
         world = rotate(path, pose[2]) + pose[:2]
         return targets(world, STANDOFF / 2 + length, self.walk_speed, self.push_speed, self.acceleration)
+
+
+def _costs(
+    try_out: TryOut, pose: Float[np.ndarray, " 3"], ways: list[Float[np.ndarray, "_ 2"]]
+) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+    """Control steps, of the way and of what is left then; and which ways solve the task."""
+    steps = np.array([len(way) for way in ways]) + SETTLING
+    padded = [np.concatenate([way, np.tile(way[-1:], (steps.max() - len(way), 1))]) for way in ways]
+    _, poses = try_out(np.stack(padded))
+    end = poses[np.arange(len(ways)), steps - 1]
+    cost = steps + without_a_push(end)
+    cost[np.abs(end - pose).max(1) < 0.02] = NEVER  # a push that moves nothing could be repeated for ever
+    return cost, pose_error(end) < ENOUGH
 
 
 def _inside(points: Float[np.ndarray, "*N P 2"], border: float) -> Bool[np.ndarray, "*N"]:
