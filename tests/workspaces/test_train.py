@@ -17,7 +17,7 @@ from dp.intervals import Estimate
 from tests.workspaces.conftest import assert_same_run, metrics
 from workspaces.train import TrainWorkspace
 
-KILLS = int(os.environ.get("DP_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("DP_TEST_KILLS", "4"))
 LIFE_S = 1.5
 """A process that was let in is killed within this time; an uninterrupted run takes about twice as long."""
 

@@ -57,6 +57,13 @@ def test_it_solves_the_task_and_records_what_follows(solved: Demonstration) -> N
     assert all(done[-4:]), "n_frames_past_success are 3"
 
 
+def test_frames_past_success_are_a_halt_behind_everything_else(planner: Planner, solved: Demonstration) -> None:
+    bare = replace(planner, n_frames_past_success=0)(SEED)
+    assert bare is not None
+    np.testing.assert_array_equal(solved.action[:-3], bare.action)
+    np.testing.assert_array_equal(solved.action[-3:], bare.action[[-1, -1, -1]])
+
+
 def test_replay_and_the_stock_environment_relive_it_to_the_bit(solved: Demonstration) -> None:
     again = replay(solved)
     np.testing.assert_array_equal(again.state, solved.state)
