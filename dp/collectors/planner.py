@@ -44,7 +44,6 @@ TABLE = 512.0
 NEVER = 1e4
 """Control steps that are too many."""
 
-
 TryOut = Callable[[Float[np.ndarray, "N T 2"]], tuple[Float[np.ndarray, "N T 2"], Float[np.ndarray, "N T 3"]]]
 """`Simulator.rollout` from the present state."""
 
@@ -170,14 +169,18 @@ class Planner:
         """Control steps to where a push starts."""
         if not _inside(rotate(np.stack([push.start, push.contact]), pose[2]) + pose[:2], 8.0):
             return NEVER
-        corners = walks(self.margin)(rotate(agent - pose[:2], -pose[2]), push.start)
-        return float(np.hypot(*np.diff(corners, axis=0).T).sum() / self.walk_speed)
+        return float(np.hypot(*np.diff(self._walk(pose, agent, push), axis=0).T).sum() / self.walk_speed)
+
+    def _walk(
+        self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push
+    ) -> Float[np.ndarray, "P 2"]:
+        """To where a push starts, in the block's frame."""
+        return walks(self.margin)(rotate(agent - pose[:2], -pose[2]), push.start)
 
     def _targets(
         self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push, length: float
     ) -> Float[np.ndarray, "T 2"]:
-        walk = walks(self.margin)(rotate(agent - pose[:2], -pose[2]), push.start)
-        path = np.stack([*walk, push.contact, push.contact + length * push.direction])
+        path = np.stack([*self._walk(pose, agent, push), push.contact, push.contact + length * push.direction])
         world = rotate(path, pose[2]) + pose[:2]
         return targets(world, STANDOFF / 2 + length, self.walk_speed, self.push_speed, self.acceleration)
 

@@ -21,6 +21,8 @@ CENTROID = np.array([0.0, 285 / 7])
 BOXES = (np.array([0, 15]), np.array([60, 15])), (np.array([0, 75]), np.array([15, 45]))
 """The T's bar and its stem, in its own frame: centre and half of the size, pixels."""
 
+_BOXES = [(centre.tolist(), half_size.tolist()) for centre, half_size in BOXES]
+
 AREA, PERIMETER = 6300, 480
 
 CORNERS = np.array([[-60.0, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30]])
@@ -65,7 +67,8 @@ def _gap(agent: list[float], pose: tuple[float, float, float]) -> float:
     cos, sin, dx, dy = math.cos(pose[2]), math.sin(pose[2]), agent[0] - pose[0], agent[1] - pose[1]
     px, py = abs(cos * dx + sin * dy), cos * dy - sin * dx
     distances = []
-    for outside_x, outside_y in ((px - 60, abs(py - 15) - 15), (px - 15, abs(py - 75) - 45)):
+    for (_, middle), (half_x, half_y) in _BOXES:
+        outside_x, outside_y = px - half_x, abs(py - middle) - half_y
         distances.append(math.hypot(max(outside_x, 0), max(outside_y, 0)) + min(max(outside_x, outside_y), 0))
     return min(distances) - AGENT_RADIUS
 
