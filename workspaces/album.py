@@ -15,10 +15,12 @@ MARGIN = 14
 """Height in pixels of the line above each row of the contact sheet."""
 
 
-def save_pictures(store: Path, folder: Path) -> str:
-    """Writes contact_sheet.png, paths.png and GIFs of episodes evenly spread over `store`. Returns where."""
+def save_pictures(buffer: ReplayBuffer, folder: Path) -> str:
+    """Writes contact_sheet.png, paths.png and GIFs of episodes evenly spread over `buffer`. Returns where.
+
+    "state", "action" and "noise" must have been read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    buffer = ReplayBuffer.load(store, ["state", "action", "noise"])
     numbers = np.unique(np.linspace(0, buffer.n_episodes - 1, N_ROWS).round().astype(int)).tolist()
     episodes = {number: render_episode(buffer.executed(number)) for number in numbers}
     _contact_sheet(buffer, episodes).save(folder / "contact_sheet.png")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from dp.data import Demonstrations, ReplayBuffer
+from dp.data import ReplayBuffer
 from dp.data.replay_buffer import read_facts
 from dp.data.sources import OFFICIAL_SHA256
 from dp.envs import PushTEnv
@@ -66,31 +66,37 @@ class InspectWorkspace(Workspace):
 
     def _data(self) -> Iterator[str]:
         data = build.demonstrations(self.config)
-        buffer = data.buffer
-        official = buffer.sha256() in OFFICIAL_SHA256
-        yield "the official demonstrations, bit for bit" if official else "not the official demonstrations"
-        yield f"{data.path}: {buffer.n_episodes} episodes, {len(buffer)} frames"
-        described = describe(data.path)
-        rows = [(name, value, OFFICIAL[name]) for name, value in described.items()]
-        yield from tabulate(rows, ["", "here", "official"], disable_numparse=True).splitlines()
+        for path in data.paths:
+            yield from _contents(path, ReplayBuffer.load(path, list(data.buffer.arrays)))
         steps = (self.config["horizon"], self.config["n_obs_steps"], self.config["n_action_steps"])
         for name, episodes in (("train", data.split.train), ("validation", data.split.val)):
             yield f"{name}: {len(episodes)} episodes, {len(data.windows(episodes, *steps))} windows"
         yield f"validation episodes: {data.split.val.tolist()}"
-        for name, array in buffer.arrays.items():
+        for name, array in data.buffer.arrays.items():
             yield f"{name}: {array.shape} {array.dtype}, {array.min():.1f} to {array.max():.1f}"
-        yield from _seeds(data)
+        recorded = [ReplayBuffer.load(path, ["state", "action", "noise"]) for path in data.paths]
+        for path, store in zip(data.paths, recorded, strict=True):
+            yield from _seeds(path, store)
         if self.media is not None:
-            yield f"pictures: {save_pictures(data.path, Path(self.media))}"
+            yield f"pictures: {save_pictures(ReplayBuffer.join(recorded), Path(self.media))}"
 
 
-def _seeds(data: Demonstrations) -> Iterator[str]:
+def _contents(path: Path, store: ReplayBuffer) -> Iterator[str]:
+    """What is in a store, beside the official one."""
+    official = store.sha256() in OFFICIAL_SHA256
+    yield f"{path}: {store.n_episodes} episodes, {len(store)} frames"
+    yield "the official demonstrations, bit for bit" if official else "not the official demonstrations"
+    rows = [(name, value, OFFICIAL[name]) for name, value in describe(path).items()]
+    yield from tabulate(rows, ["", "here", "official"], disable_numparse=True).splitlines()
+
+
+def _seeds(path: Path, store: ReplayBuffer) -> Iterator[str]:
     """Compares the first states of the demonstrations with the environment's, and replays one of them."""
-    env, state, action = PushTEnv(["agent_pos"]), data.buffer.arrays["state"], data.buffer.arrays["action"]
-    starts = data.buffer.episode_starts
+    env, starts = PushTEnv(["agent_pos"]), store.episode_starts
+    state, action, noise = (store.arrays[name] for name in ("state", "action", "noise"))
     agreeing = 0
-    said = "the seed that is stored with them" if "seed" in read_facts(data.path) else "their number as a seed"
-    for seed, start in zip(data.buffer.seeds.tolist(), starts, strict=True):
+    said = "the seed that is stored with them" if "seed" in read_facts(path) else "their number as a seed"
+    for seed, start in zip(store.seeds.tolist(), starts, strict=True):
         env.reset(seed)
         agreeing += bool(np.abs(env.state - state[start]).max() < TOLERANCE_PX)
     yield f"{agreeing} of {len(starts)} demonstrations start from {said}"
@@ -98,8 +104,7 @@ def _seeds(data: Demonstrations) -> Iterator[str]:
         yield "  rollout/train_score compares other initial states: env_runner.n_train_episodes=0 leaves it out"
     env.reset_to_observed(state[0])
     drift = 0.0
-    noise = ReplayBuffer.load(data.path, ["noise"]).arrays["noise"]
-    for t in range(int(data.buffer.episode_ends[0]) - 1):
+    for t in range(int(store.episode_ends[0]) - 1):
         env.step(action[t] + noise[t])
         drift = max(drift, float(np.abs(env.state - state[t + 1]).max()))
     yield f"demonstration 0 replayed: the state drifts by at most {drift:.1e} px"

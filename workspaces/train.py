@@ -81,7 +81,8 @@ class TrainWorkspace(Workspace):
         torch.manual_seed(config["seed"])
         self.env_runner = build.env_runner(config)
         self.data = build.demonstrations(config)
-        config["dataset"]["path"] = str(self.data.path)  # config.yaml and wandb say which data, not "auto"
+        found = {"path": [str(path) for path in self.data.paths], "sha256": self.data.sha256}
+        config["dataset"] |= found  # config.yaml and wandb say which data, not "auto"
         steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
         self.train_windows = self.data.windows(self.data.train_episodes, *steps)
         self.val_windows = self.data.windows(self.data.split.val, *steps)
@@ -105,7 +106,7 @@ class TrainWorkspace(Workspace):
         self._open()
         log.info(
             "data: %s, %d training windows of %d episodes, %d validation windows of %d episodes",
-            self.data.path, len(self.train_windows), len(self.data.train_episodes),
+            " + ".join(self.config["dataset"]["path"]), len(self.train_windows), len(self.data.train_episodes),
             len(self.val_windows), len(self.data.split.val),
         )  # fmt: skip
         n_parameters = sum(p.numel() for p in self.policy.parameters())

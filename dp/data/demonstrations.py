@@ -19,7 +19,8 @@ class Demonstrations:
     Args:
         obs_shapes: observation name -> shape of one step; names as in `dp.tasks.pusht`.
         source: "auto", "official" or "bundled", see `dp.data.sources.locate`.
-        path: a zarr store, or None to search.
+        path: a zarr store, or several, whose episodes are joined, or None to search.
+        sha256: of the states and actions that are expected (`ReplayBuffer.sha256`), or None for any. It becomes theirs.
         val_ratio, max_train_episodes, split_seed: see `split_episodes`.
         mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.mirror`).
 
@@ -27,29 +28,37 @@ class Demonstrations:
     train on; mirror images come after all the recorded ones.
 
     Raises:
-        ValueError: where there are no data, or where they are not sound.
+        ValueError: where there are no data, where they are not sound, or not those that `sha256` expects.
     """
 
     def __init__(
         self,
         obs_shapes: Mapping[str, Sequence[int]],
         source: str = "auto",
-        path: str | None = None,
+        path: str | Sequence[str] | None = None,
+        sha256: str | None = None,
         val_ratio: float = 0.02,
         max_train_episodes: int | None = None,
         split_seed: int = 42,
         mirror: bool = False,
     ) -> None:
-        self.path: Path = locate(source, path)
+        self.paths = _locate_all(source, path)
         names = ["state", "action"] + (["img"] if "image" in obs_shapes else [])
-        self.buffer = ReplayBuffer.load(self.path, names)
+        self.buffer = ReplayBuffer.join([ReplayBuffer.load(store, names) for store in self.paths])
+        self.sha256 = self.buffer.sha256("state", "action")
+        if sha256 not in (None, self.sha256):
+            stores = ", ".join(str(store) for store in self.paths)
+            raise ValueError(
+                f"dataset.sha256={sha256}, but {stores} has {self.sha256}: these are other demonstrations. Give "
+                "dataset.path=PATH of those that are meant, or dataset.sha256=null to take these"
+            )
         self.split = split_episodes(self.buffer.n_episodes, val_ratio, max_train_episodes, split_seed)
 
         self.train_episodes = self.split.train
         self._frames = self.buffer
         if mirror:
             self.train_episodes = np.concatenate([self.split.train, self.split.train + self.buffer.n_episodes])
-            self._frames = _with_mirror_images(self.buffer)
+            self._frames = ReplayBuffer.join([self.buffer, _mirror_images(self.buffer)])
         arrays = self._frames.arrays
         low_dim = {
             name: torch.from_numpy(array) for name, array in pusht.low_dim_obs(arrays["state"], obs_shapes).items()
@@ -69,7 +78,14 @@ class Demonstrations:
         return WindowDataset(self._obs, self._action, torch.from_numpy(table), n_obs_steps)
 
 
-def _with_mirror_images(buffer: ReplayBuffer) -> ReplayBuffer:
-    arrays = {name: np.concatenate([array, pusht.mirror(name, array)]) for name, array in buffer.arrays.items()}
-    ends = np.concatenate([buffer.episode_ends, buffer.episode_ends + len(buffer)])
-    return ReplayBuffer(arrays, ends, np.concatenate([buffer.seeds, buffer.seeds]))
+def _locate_all(source: str, path: str | Sequence[str] | None) -> list[Path]:
+    paths = path if isinstance(path, (list, tuple)) else [path]
+    stores = [locate(source, None if one is None else str(one)) for one in paths]
+    if not stores or len({store.resolve() for store in stores}) < len(stores):
+        raise ValueError(f"dataset.path=[{','.join(map(str, paths))}], expected a store, or several different ones")
+    return stores
+
+
+def _mirror_images(buffer: ReplayBuffer) -> ReplayBuffer:
+    arrays = {name: pusht.mirror(name, array) for name, array in buffer.arrays.items()}
+    return ReplayBuffer(arrays, buffer.episode_ends, buffer.seeds)

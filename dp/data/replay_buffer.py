@@ -73,6 +73,18 @@ class ReplayBuffer:
         _validate(path, arrays, episode_ends)
         return cls(arrays, episode_ends, seeds)
 
+    @classmethod
+    def join(cls, buffers: Sequence["ReplayBuffer"]) -> "ReplayBuffer":
+        """The episodes of all of them, one buffer after the other. They hold arrays of the same names."""
+        if len(buffers) == 1:
+            return buffers[0]  # its images may lie in a file, and may stay there
+        offsets = np.cumsum([0, *(len(buffer) for buffer in buffers[:-1])])
+        return cls(
+            {name: np.concatenate([buffer.arrays[name] for buffer in buffers]) for name in buffers[0].arrays},
+            np.concatenate([buffer.episode_ends + offset for buffer, offset in zip(buffers, offsets, strict=True)]),
+            np.concatenate([buffer.seeds for buffer in buffers]),
+        )
+
     def __len__(self) -> int:
         return int(self.episode_ends[-1])
 
@@ -90,11 +102,11 @@ class ReplayBuffer:
     def n_episodes(self) -> int:
         return len(self.episode_ends)
 
-    def sha256(self) -> str:
-        """Of the arrays' names and values: equal for equal demonstrations, however they are stored."""
+    def sha256(self, *names: str) -> str:
+        """Of the arrays `names`, all if none is named, and the ends: equal however the demonstrations are stored."""
         digest = hashlib.sha256(self.episode_ends.tobytes())
-        for name, array in sorted(self.arrays.items()):
-            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        for name in sorted(names or self.arrays):
+            digest.update(name.encode() + np.ascontiguousarray(self.arrays[name]).tobytes())
         return digest.hexdigest()
 
     @property

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from dp.data.sources import BUNDLED_PATH
 from tests.workspaces.conftest import RUN
 
 
@@ -20,6 +21,18 @@ def test_sound_data_are_described(small_zarr, tmp_path):
     assert "6 of 6 demonstrations start from their number as a seed" in result.stdout
     assert "nothing is wrong" in result.stdout
     assert not any(tmp_path.iterdir())
+
+
+def test_several_stores_are_described_one_by_one(small_zarr, tmp_path):
+    arguments = (f"dataset.path=[{small_zarr},{BUNDLED_PATH}]", "+experiment=pusht_state_small", "workspace.media=out")
+    result = inspect(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "6 episodes, 189 frames" in result.stdout
+    assert "500 episodes, 62898 frames" in result.stdout
+    assert "state: (63087, 5)" in result.stdout
+    assert "6 of 6 demonstrations start from their number as a seed" in result.stdout
+    assert "500 of 500 demonstrations start from the seed that is stored with them" in result.stdout
+    assert {file.name for file in (tmp_path / "out").iterdir()} > {"contact_sheet.png", "paths.png"}
 
 
 def test_broken_data_are_named_with_what_mends_them(small_zarr, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dp.data.sources import BUNDLED_PATH
 from dp.intervals import Estimate
 from tests.workspaces.conftest import assert_same_run, metrics
 from workspaces.train import TrainWorkspace
@@ -131,6 +132,14 @@ def test_another_run_is_not_taken_up(uninterrupted, run):
     result = run(f"run_dir={uninterrupted}", "horizon=12")
     assert result.returncode != 0
     assert "horizon=16 there, 12 here" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_other_demonstrations_are_not_taken_up(uninterrupted, run):
+    """Wherever they lie, what counts is what they are."""
+    result = run(f"run_dir={uninterrupted}", f"dataset.path={BUNDLED_PATH}")
+    assert result.returncode == 1
+    assert "dataset.sha256=" in result.stderr
     assert "Traceback" not in result.stderr
 
 

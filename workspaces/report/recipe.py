@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 from workspaces.base import Config
 from workspaces.errors import flatten
 from workspaces.report.runs import Protocol, Run
-from workspaces.report.tables import training_minutes, value_of
+from workspaces.report.tables import data_of, training_minutes, value_of
 from workspaces.train import duration
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
-OF_THE_PLACE = ("run_dir", "checkpoint", "logger.", "dataset.path", "training", "runs", "report", "device",
-                "n_threads", "env_runner.n_workers", "env_runner.n_envs")  # fmt: skip
+OF_THE_PLACE = ("run_dir", "checkpoint", "logger.", "dataset.path", "dataset.sha256", "training", "runs", "report",
+                "device", "n_threads", "env_runner.n_workers", "env_runner.n_envs")  # fmt: skip
 """Keys that say where a run was made, which the facts say, too."""
 
 
@@ -88,6 +88,7 @@ def _differences(base: Config, configs: list[Config]) -> list[tuple[str, str, st
 def _facts(runs: list[Run]) -> Iterator[Fact]:
     yield _fact("commit", runs, lambda run: run.record.get("commit"))
     yield _fact("machine", runs, _machine)
+    yield _fact("data", runs, data_of)
     versions = [run.record.get("versions") or {} for run in runs]
     names = list(dict.fromkeys(name for one in versions for name in one))
     same = [name for name in names if len({one.get(name) for one in versions}) == 1]

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dp.data.sources import OFFICIAL_SHA256
 from dp.intervals import Difference, Estimate, crossed_mean, paired_difference, wilson
 from workspaces import build
 from workspaces.errors import flatten
 from workspaces.report.runs import Found, LeftOut, Protocol, Run
 
 NO_SETTING = ("seed", "run_dir", "device", "n_threads", "checkpoint", "logger.", "dataset.path", "dataset.source",
-              "env_runner.", "workspace._target_", "workspace.engine", "workspace.precision", "workspace.loader",
-              "workspace.n_loader_workers", "workspace.every", "workspace.n_best", "workspace.small_experiment",
-              "workspace.baseline", "training", "runs", "report", "task.env")  # fmt: skip
+              "dataset.sha256", "env_runner.", "workspace._target_", "workspace.engine", "workspace.precision",
+              "workspace.loader", "workspace.n_loader_workers", "workspace.every", "workspace.n_best",
+              "workspace.small_experiment", "workspace.baseline", "training", "runs", "report", "task.env")  # fmt: skip
 """Keys that say where, how fast and under which protocol a run was made, not what it is."""
 
 STEPS = "scheduler.num_inference_steps"
@@ -113,10 +114,23 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
 def _flat(run: Run) -> dict[str, Any]:
     """What could be a setting, the most telling first."""
     flat = {key: value for key, value in flatten(run.config).items() if not key.startswith(NO_SETTING)}
-    first = {key: flat.pop(key) for key in ("name", "horizon", "n_obs_steps", "n_action_steps") if key in flat}
+    early = ("name", "horizon", "n_obs_steps", "n_action_steps")
+    first = {key: flat.pop(key) for key in early if key in flat} | {"data": data_of(run)}
     if run.checkpoint is not None and "best" in run.checkpoint.rpartition("/")[2]:
         flat["checkpoint"] = "best"
     return first | {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
+
+
+def data_of(run: Run) -> str | None:
+    """What was trained on, wherever it lies: "official", or its name and the beginning of its sha256."""
+    dataset = run.config.get("dataset", {})
+    paths, sha256 = dataset.get("path"), dataset.get("sha256")
+    if sha256 in OFFICIAL_SHA256:
+        return "official"
+    if not paths:
+        return None
+    name = " + ".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths))
+    return f"{name} ({sha256[:6]})" if sha256 else name
 
 
 def _column(flat: list[dict[str, Any]], key: str) -> set[str]:

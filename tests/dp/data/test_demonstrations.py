@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dp.collectors import Demonstration, Recorder
 from dp.data import Demonstrations
+from dp.data.store import DemonstrationStore
 from dp.tasks import pusht
 
 
@@ -50,6 +52,45 @@ def test_horizon_beyond_every_episode_is_named(small_zarr: Path) -> None:
 def test_path_without_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"dataset\.path={tmp_path}/none: there is no data set there"):
         Demonstrations({"agent_pos": (2,)}, path=str(tmp_path / "none"))
+
+
+def test_several_stores_are_one_data_set(small_zarr: Path, tmp_path: Path) -> None:
+    """The second one has no images: they are rendered, and follow those of the first."""
+    second = tmp_path / "collected.zarr"
+    with DemonstrationStore(second, {}) as store:
+        store.append([_demonstration(seed) for seed in (300, 301)], "test")
+    shapes = {"image": [3, 96, 96], "agent_pos": [2]}
+    alone = [Demonstrations(shapes, path=str(path)).buffer for path in (small_zarr, second)]
+    joined = Demonstrations(shapes, path=[str(small_zarr), str(second)])
+    assert joined.buffer.n_episodes == 8
+    assert joined.buffer.seeds.tolist() == [0, 1, 2, 3, 4, 5, 300, 301]
+    for number in range(8):
+        expected = alone[number // 6].episode(number % 6)
+        for name, array in joined.buffer.episode(number).items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=f"{name} of episode {number}")
+    position = joined.windows(np.arange(8), 16, 2, 8).obs["agent_pos"]  # normalised over both
+    torch.testing.assert_close(torch.stack([position.amin(0), position.amax(0)]), torch.tensor([[-1.0] * 2, [1.0] * 2]))
+
+
+def test_stores_that_make_no_sense_are_named(small_zarr: Path) -> None:
+    with pytest.raises(ValueError, match=rf"dataset\.path=\[{small_zarr},{small_zarr}\], expected a store, or several"):
+        Demonstrations({"agent_pos": (2,)}, path=[str(small_zarr), str(small_zarr)])
+    with pytest.raises(ValueError, match=r"dataset\.path=\[\], expected a store"):
+        Demonstrations({"agent_pos": (2,)}, path=[])
+
+
+def test_other_demonstrations_than_expected_are_refused(small_zarr: Path) -> None:
+    expected = Demonstrations({"image": (3, 96, 96)}, path=str(small_zarr)).sha256
+    Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), sha256=expected)  # images do not matter
+    with pytest.raises(ValueError, match=f"dataset.sha256=abc, but {small_zarr} has {expected}"):
+        Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), sha256="abc")
+
+
+def _demonstration(seed: int) -> Demonstration:
+    recorder = Recorder(seed)
+    for step in range(20):
+        recorder.step(np.array([200 + 5 * step, 300], np.float32))
+    return recorder.demonstration()
 
 
 def test_mirrored_demonstrations_double_the_training_windows_only(small_zarr):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dp.data.sources import OFFICIAL_SHA256
 from tests.workspaces.report.conftest import made_up
 from workspaces.report import tables
 from workspaces.report.runs import Found
@@ -15,6 +16,20 @@ def test_a_setting_is_what_differs_and_a_seed_is_not():
     assert tables.settings(runs) == [{"horizon": 16}, {"horizon": 16}, {"horizon": 10}]
     results = tables.results(runs)
     assert sorted((r.label, len(r.runs)) for r in results) == [("horizon=10", 1), ("horizon=16", 2)]
+
+
+def test_runs_on_other_data_are_no_replicates_wherever_the_data_lie():
+    ours, official = "3fa81bc0", OFFICIAL_SHA256[0]
+    runs = [
+        made_up([0.5], dataset__path=paths, dataset__sha256=sha256, seed=seed)
+        for seed, paths, sha256 in (
+            (0, ["/here/official.zarr"], official),
+            (1, ["/there/pusht.zarr"], official),
+            (0, ["data/teacher.zarr", "data/mine.zarr"], ours),
+        )
+    ]
+    assert [tables.label(s) for s in tables.settings(runs)] == ["data=official"] * 2 + ["data=teacher + mine (3fa81b)"]
+    assert [len(r.runs) for r in tables.results(runs)] in ([2, 1], [1, 2])
 
 
 def test_the_arguments_of_another_class_are_not_listed_beside_it():
