@@ -12,17 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from numcodecs import Blosc
 from tqdm import tqdm
 
 from dp.data.store import FACTS, read_settings
-from dp.envs.pictures import render_episode
+from dp.envs.pictures import PACKING, pack_episode
 from dp.envs.pusht import IMAGE_SIZE
 from dp.processes import N_CORES, in_processes
 
 log = logging.getLogger(__name__)
-
-FAST = Blosc(cname="lz4", clevel=1)
 
 
 @dataclass(frozen=True)
@@ -194,17 +191,12 @@ def _render_images(recorded: ReplayBuffer, cache_dir: Path) -> np.ndarray:
     images = np.empty((len(recorded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     work = map(recorded.executed, range(recorded.n_episodes))
     with tqdm(total=len(images), desc="rendering images, once", unit="frame", disable=None) as bar:
-        made = in_processes(_rendered, work, N_CORES)
+        made = in_processes(pack_episode, work, N_CORES)
         for start, end, (_, packed) in zip(recorded.episode_starts, recorded.episode_ends, made, strict=True):
-            FAST.decode(packed, images[start:end])
+            PACKING.decode(packed, images[start:end])
             bar.update(end - start)
     _write_cache(cached, images)
     return images
-
-
-def _rendered(recorded: tuple[int, np.ndarray, np.ndarray]) -> bytes:
-    """`render_episode`, small enough to be sent from process to process."""
-    return FAST.encode(render_episode(recorded))
 
 
 def _read_cache(file: Path) -> np.ndarray | None:

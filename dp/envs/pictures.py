@@ -2,8 +2,12 @@
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from numcodecs import Blosc
 
 from dp.envs.pusht import IMAGE_SIZE, PushTEnv
+
+PACKING = Blosc(cname="lz4", clevel=1)
+"""Of images on their way from process to process."""
 
 
 def render_episode(
@@ -28,3 +32,8 @@ def render_episode(
         if follows:
             env.step(action)
     return images
+
+
+def pack_episode(recorded: tuple[int, Float[np.ndarray, "T 5"], Float[np.ndarray, "T 2"]]) -> bytes:
+    """`render_episode` for another process. It is here, where nothing imports torch, so that workers start at once."""
+    return PACKING.encode(render_episode(recorded))

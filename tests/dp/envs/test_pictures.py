@@ -1,5 +1,7 @@
 """Images of what was stored without them are those that the environment showed."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +59,8 @@ def test_a_store_without_images_has_them_once_and_for_all(
     monkeypatch.undo()
     images = ReplayBuffer.load(tmp_path / "a.zarr", ["img"], tmp_path / "cache").arrays["img"]
     assert len(images) == len(expected) + len(demonstrations[0])
+
+
+def test_worker_processes_start_without_torch() -> None:
+    code = "import sys, dp.envs.pool, dp.envs.pictures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
