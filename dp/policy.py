@@ -1,5 +1,8 @@
 """Diffusion Policy: the whole algorithm on one screen."""
 
+import inspect
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
@@ -41,7 +44,7 @@ class DiffusionPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.denoiser, self.normalizer = encoder, denoiser, normalizer
-        self.scheduler, self.noise_scheduler = scheduler, DDPMScheduler.from_config(scheduler.config)
+        self.scheduler, self.noise_scheduler = scheduler, _noise_scheduler(scheduler)
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
         self.action_dim, self.num_inference_steps, self.noise_draws = action_dim, num_inference_steps, noise_draws
 
@@ -104,3 +107,9 @@ class DiffusionPolicy(nn.Module):
         action = self.normalizer.unnormalize("action", self.sample(self.condition(normalized), generator))
         start = self.n_obs_steps - 1
         return action[:, start : start + self.n_action_steps]
+
+
+def _noise_scheduler(scheduler: Scheduler) -> Any:
+    """With the same noise schedule. `from_config` would import every scheduler there is, and scipy.stats with them."""
+    taken = inspect.signature(DDPMScheduler).parameters
+    return DDPMScheduler(**{name: value for name, value in scheduler.config.items() if name in taken})

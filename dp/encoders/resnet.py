@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,6 +28,8 @@ class ResNetEncoder(ImageEncoder):
     def __init__(
         self, shapes: Mapping[str, Sequence[int]], crop: int = 84, n_keypoints: int = 32, weights: str | None = None
     ) -> None:
+        import torchvision  # here, because it takes half a second and only this encoder needs it
+
         resnet = torchvision.models.resnet18(weights=None, norm_layer=_group_norm)
         if weights is not None:
             _load_convolutions(resnet, Path(weights))
