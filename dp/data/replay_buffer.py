@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,60 +166,69 @@ def _read_array(path: Path, name: str) -> np.ndarray:
 def _read_images(path: Path, name: str, cache_dir: Path) -> np.ndarray:
     """Images as uint8, a quarter of the store's float32, from the cache where it has them."""
     array = _open(path, name)
-    cached = cache_dir / f"{_fingerprint(path / name)}.npy"
-    if (images := _read_cache(cached)) is not None:
-        return images
-    images = np.empty(array.shape, np.uint8)
-    for rows, values in _chunk_rows(path, name, array):
-        with np.errstate(invalid="ignore"):
-            images[rows] = values
-        if not np.array_equal(images[rows], values):
-            bad = values[images[rows] != values][0]
-            where = f"{path / name} holds {bad} in frames {rows.start}-{rows.stop}"
-            raise ValueError(f"{where}, expected integers 0..255. {_fix(path)}")
-    _write_cache(cached, images)
-    return images
+
+    def decode(images: np.ndarray) -> None:
+        for rows, values in _chunk_rows(path, name, array):
+            with np.errstate(invalid="ignore"):
+                images[rows] = values
+            if not np.array_equal(images[rows], values):
+                bad = values[images[rows] != values][0]
+                where = f"{path / name} holds {bad} in frames {rows.start}-{rows.stop}"
+                raise ValueError(f"{where}, expected integers 0..255. {_fix(path)}")
+
+    return _cached(cache_dir / f"{_fingerprint(path / name)}.npy", array.shape, decode)
 
 
 def _render_images(recorded: ReplayBuffer, cache_dir: Path) -> np.ndarray:
     """What the environment showed, from the cache where it has it."""
+
+    def render(images: np.ndarray) -> None:
+        made = in_processes(pack_episode, map(recorded.executed, range(recorded.n_episodes)), N_CORES)
+        with tqdm(total=len(images), desc="rendering images, once", unit="frame", disable=None) as bar:
+            for start, end, (_, packed) in zip(recorded.episode_starts, recorded.episode_ends, made, strict=True):
+                PACKING.decode(packed, images[start:end])
+                bar.update(end - start)
+
     drawn_with = importlib.metadata.version("pygame")
     digest = hashlib.sha256(f"{recorded.sha256()} {recorded.seeds.tolist()} {drawn_with}".encode()).hexdigest()
-    cached = cache_dir / f"rendered-{digest[:24]}.npy"
-    if (images := _read_cache(cached)) is not None:
-        return images
-    images = np.empty((len(recorded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    work = map(recorded.executed, range(recorded.n_episodes))
-    with tqdm(total=len(images), desc="rendering images, once", unit="frame", disable=None) as bar:
-        made = in_processes(pack_episode, work, N_CORES)
-        for start, end, (_, packed) in zip(recorded.episode_starts, recorded.episode_ends, made, strict=True):
-            PACKING.decode(packed, images[start:end])
-            bar.update(end - start)
-    _write_cache(cached, images)
-    return images
+    return _cached(cache_dir / f"rendered-{digest[:24]}.npy", (len(recorded), IMAGE_SIZE, IMAGE_SIZE, 3), render)
 
 
-def _read_cache(file: Path) -> np.ndarray | None:
+def _cached(file: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
+    """The bytes that `fill` writes into an array of this shape: from `file`, where an earlier call has left them."""
     try:
         return np.load(file, mmap_mode="c")  # read as it is needed, and shared by all processes
     except FileNotFoundError:
-        return None
+        pass
     except Exception as error:  # whatever numpy's parsers raise on damage
         log.warning("ignoring the unreadable cache %s: %s", file, error)
-        return None
-
-
-def _write_cache(file: Path, images: np.ndarray) -> None:
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            np.save(stream, images)
-        temporary.replace(file)
+        images = _on_disk(temporary, shape)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         log.warning("images are not cached, the next start will be slow too: %s", error)
+        in_memory = np.empty(shape, np.uint8)
+        fill(in_memory)
+        return in_memory
+    try:
+        fill(images)
+        images.flush()
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink()
+        raise
+    return np.load(file, mmap_mode="c")
+
+
+def _on_disk(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """An array that is a file. Raises OSError where the disk has no room for it; filling it cannot fail any more."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    with file.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    return images
 
 
 def _fingerprint(array_path: Path) -> str:

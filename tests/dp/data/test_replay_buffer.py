@@ -1,4 +1,5 @@
 import logging
+import resource
 import shutil
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def test_changed_chunk_invalidates_the_cache(store: Path, tmp_path: Path) -> Non
 def test_damaged_cache_is_ignored_and_replaced(
     small_zarr: Path, tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images = ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"]
+    images = ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"].copy()
     (cached,) = tmp_path.iterdir()
     cached.write_bytes(cached.read_bytes()[:keep])
     np.testing.assert_array_equal(ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"], images)
@@ -155,7 +156,7 @@ def test_damaged_cache_is_ignored_and_replaced(
 
 
 def test_damaged_header_of_the_cache_is_ignored(small_zarr: Path, tmp_path: Path) -> None:
-    images = ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"]
+    images = ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"].copy()
     (cached,) = tmp_path.iterdir()
     cached.write_bytes(cached.read_bytes().replace(b"}", b" ", 1))  # numpy's header parser raises a TokenError here
     np.testing.assert_array_equal(ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"], images)
@@ -168,3 +169,23 @@ def test_unwritable_cache_only_warns(small_zarr: Path, tmp_path: Path, caplog: p
         buffer = ReplayBuffer.load(small_zarr, NAMES, file / "cache")
     assert len(buffer.arrays["img"]) == 189
     assert "images are not cached" in caplog.text
+
+
+def test_a_disk_without_room_only_warns(small_zarr: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = ReplayBuffer.load(small_zarr, NAMES, tmp_path / "room").arrays["img"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (images.nbytes // 2, limits[1]))
+    try:
+        again = ReplayBuffer.load(small_zarr, NAMES, tmp_path / "full").arrays["img"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    np.testing.assert_array_equal(again, images)
+    assert "images are not cached" in caplog.text
+    assert not list((tmp_path / "full").iterdir())
+
+
+def test_what_cannot_be_decoded_leaves_nothing_behind(store: Path, tmp_path: Path) -> None:
+    rewrite(store, "data/img", (40, 5, 5), 0.5)
+    with pytest.raises(ValueError, match="expected integers"):
+        ReplayBuffer.load(store, NAMES, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
