@@ -22,6 +22,10 @@ Films = dict[tuple[Path, int], Path]
 """(run directory, seed) -> video."""
 
 
+MAX_FILMED = 50
+"""Episodes of one evaluation, the worst: a video takes a second of one core, and evaluations may have hundreds."""
+
+
 class Take(NamedTuple):
     """An episode to film."""
 
@@ -33,7 +37,7 @@ class Take(NamedTuple):
 
 
 def film(runs: Iterable[Run], folder: Path) -> Films:
-    """Makes a video in `folder` of every episode that has none, on all cores. Those that are there already are kept.
+    """Makes videos in `folder` of episodes that have none, on all cores. Those that are there already are kept.
 
     Episodes whose actions are not known are left out, and so are those that do not come out as they did: another
     version of the environment than the one they ran in.
@@ -51,7 +55,8 @@ def film(runs: Iterable[Run], folder: Path) -> Films:
 
 
 def _takes(run: Run, folder: Path) -> list[Take]:
-    wanted = {row["seed"]: row["max_reward"] for row in run.episodes if run.video(row["seed"]) is None}
+    worst = sorted(run.episodes, key=lambda row: row["max_reward"])[:MAX_FILMED]
+    wanted = {row["seed"]: row["max_reward"] for row in worst if run.video(row["seed"]) is None}
     if not wanted or not run.actions.is_file():
         return []
     try:
