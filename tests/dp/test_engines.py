@@ -30,7 +30,7 @@ def make_policy(scheduler: type = DDIMScheduler, device: torch.device = CPU) -> 
     encoder = CNNEncoder(SHAPES, channels=(8, 8, 8, 8), feature_dim=16)
     policy = DiffusionPolicy(
         encoder,
-        UNet1d(2, 2 * encoder.out_dim, channels=(16, 32), kernel_size=3, step_embed_dim=16, norm="layer"),
+        UNet1d(2, 2 * encoder.out_dim, channels=(16,), kernel_size=3, step_embed_dim=16, norm="layer"),
         scheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"),
         Normalizer({"agent_pos": (2,), "action": (2,)}),
         horizon=16,
