@@ -66,24 +66,25 @@ class InspectWorkspace(Workspace):
 
     def _data(self) -> Iterator[str]:
         data = build.demonstrations(self.config)
-        for path in data.paths:
-            yield from _contents(path, ReplayBuffer.load(path, list(data.buffer.arrays)))
+        names = list(data.buffer.arrays)
+        stores = {path: ReplayBuffer.load(path, [*names, "noise"]) for path in data.paths}
+        for path, store in stores.items():
+            yield from _contents(path, store, official=store.sha256(*names) in OFFICIAL_SHA256)
         steps = (self.config["horizon"], self.config["n_obs_steps"], self.config["n_action_steps"])
         for name, episodes in (("train", data.split.train), ("validation", data.split.val)):
             yield f"{name}: {len(episodes)} episodes, {len(data.windows(episodes, *steps))} windows"
         yield f"validation episodes: {data.split.val.tolist()}"
         for name, array in data.buffer.arrays.items():
             yield f"{name}: {array.shape} {array.dtype}, {array.min():.1f} to {array.max():.1f}"
-        recorded = [ReplayBuffer.load(path, ["state", "action", "noise"]) for path in data.paths]
-        for path, store in zip(data.paths, recorded, strict=True):
+        for path, store in stores.items():
             yield from _seeds(path, store)
         if self.media is not None:
+            recorded = [ReplayBuffer.load(path, ["state", "action", "noise"]) for path in data.paths]
             yield f"pictures: {save_pictures(ReplayBuffer.join(recorded), Path(self.media))}"
 
 
-def _contents(path: Path, store: ReplayBuffer) -> Iterator[str]:
+def _contents(path: Path, store: ReplayBuffer, official: bool) -> Iterator[str]:
     """What is in a store, beside the official one."""
-    official = store.sha256() in OFFICIAL_SHA256
     yield f"{path}: {store.n_episodes} episodes, {len(store)} frames"
     yield "the official demonstrations, bit for bit" if official else "not the official demonstrations"
     rows = [(name, value, OFFICIAL[name]) for name, value in describe(path).items()]
