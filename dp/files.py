@@ -47,8 +47,7 @@ def lock(path: Path) -> IO[str] | None:
 
     The kernel lets go of it when the process dies, however it does; before that, closing the file does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
+    file = _lockable(path)
     for _ in range(20):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,3 +56,15 @@ def lock(path: Path) -> IO[str] | None:
             time.sleep(0.05)  # somebody who only looks whether it is free holds it for a moment
     file.close()
     return None
+
+
+def wait_for_lock(path: Path) -> IO[str]:
+    """The same, however long another process has it."""
+    file = _lockable(path)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _lockable(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a")

@@ -1,6 +1,5 @@
 """A zarr store of demonstrations, read into memory once and checked."""
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from dp.data.store import FACTS, read_settings
 from dp.envs.pictures import PACKING, pack_episode
 from dp.envs.pusht import IMAGE_SIZE
+from dp.files import wait_for_lock
 from dp.processes import N_CORES, in_processes
 
 log = logging.getLogger(__name__)
@@ -195,36 +195,56 @@ def _render_images(recorded: ReplayBuffer, cache_dir: Path) -> np.ndarray:
 
 
 def _cached(file: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    """The bytes that `fill` writes into an array of this shape: from `file`, where an earlier call has left them."""
+    """The bytes that `fill` writes into an array of this shape: from `file`, where an earlier call has left them.
+
+    Of several processes that want them one fills the file, and the others wait for it.
+    """
+    images = _read_cache(file)
+    if images is not None:
+        return images
+    try:
+        turn = wait_for_lock(file.with_name(f".{file.stem}.lock"))
+    except OSError as error:
+        return _uncached(shape, fill, error)
+    with turn:
+        images = _read_cache(file)
+        if images is not None:
+            return images
+        temporary = file.with_suffix(".tmp")  # a process that was killed may have left it
+        try:
+            images = _on_disk(temporary, shape)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            return _uncached(shape, fill, error)
+        try:
+            fill(images)
+            images.flush()
+            temporary.replace(file)
+        except BaseException:
+            temporary.unlink()
+            raise
+    return np.load(file, mmap_mode="c")
+
+
+def _read_cache(file: Path) -> np.ndarray | None:
     try:
         return np.load(file, mmap_mode="c")  # read as it is needed, and shared by all processes
     except FileNotFoundError:
         pass
     except Exception as error:  # whatever numpy's parsers raise on damage
         log.warning("ignoring the unreadable cache %s: %s", file, error)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        images = _on_disk(temporary, shape)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        log.warning("images are not cached, the next start will be slow too: %s", error)
-        in_memory = np.empty(shape, np.uint8)
-        fill(in_memory)
-        return in_memory
-    try:
-        fill(images)
-        images.flush()
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink()
-        raise
-    return np.load(file, mmap_mode="c")
+    return None
+
+
+def _uncached(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], error: OSError) -> np.ndarray:
+    log.warning("images are not cached, the next start will be slow too: %s", error)
+    images = np.empty(shape, np.uint8)
+    fill(images)
+    return images
 
 
 def _on_disk(file: Path, shape: tuple[int, ...]) -> np.memmap:
     """An array that is a file. Raises OSError where the disk has no room for it; filling it cannot fail any more."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     with file.open("r+b") as stream:
         os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
