@@ -195,8 +195,10 @@ def _baseline(name: str, config: Config) -> Policy:
         raise ValueError(f"workspace.baseline={name}, expected do_nothing or replay")
     buffer = build.demonstrations(config).buffer
     actions = torch.from_numpy(buffer.arrays["action"])
-    spans = zip(buffer.seeds.tolist(), buffer.episode_starts, buffer.episode_ends, strict=True)
-    held = {seed: actions[low:high] for seed, low, high in spans}
+    spans = zip(buffer.seeds.tolist(), buffer.episode_starts, buffer.episode_ends, buffer.from_seed, strict=True)
+    held = {seed: actions[low:high] for seed, low, high, from_seed in spans if from_seed}
+    if not held:
+        raise ValueError("workspace.baseline=replay: no demonstration starts from its seed's initial state")
     first = config["env_runner"]["start_seed"]
     if not held.keys() >= set(range(first, first + config["env_runner"]["n_episodes"])):
         start = min(held)

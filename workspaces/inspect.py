@@ -96,13 +96,18 @@ def _seeds(path: Path, store: ReplayBuffer) -> Iterator[str]:
     env, starts = PushTEnv(["agent_pos"]), store.episode_starts
     state, action, noise = (store.arrays[name] for name in ("state", "action", "noise"))
     agreeing = 0
-    said = "the seed that is stored with them" if "seed" in read_facts(path) else "their number as a seed"
-    for seed, start in zip(store.seeds.tolist(), starts, strict=True):
-        env.reset(seed)
+    facts = read_facts(path)
+    said = "their number as a seed"
+    if "seed" in facts:
+        said = f"the {'initial state' if 'initial_state' in facts else 'seed'} that is stored with them"
+    for initial_state, start in zip(store.initial_states, starts, strict=True):
+        env.reset_to(initial_state)
         agreeing += bool(np.abs(env.state - state[start]).max() < TOLERANCE_PX)
     yield f"{agreeing} of {len(starts)} demonstrations start from {said}"
     if agreeing < len(starts):
         yield "  rollout/train_score compares other initial states: env_runner.n_train_episodes=0 leaves it out"
+    elif not store.from_seed.all():
+        yield f"  {store.from_seed.sum()} of these are what their seeds give; rollout/train_score leaves the others out"
     env.reset_to_observed(state[0])
     drift = 0.0
     for t in range(int(store.episode_ends[0]) - 1):

@@ -14,12 +14,14 @@ from dp.tasks import pusht
 class Demonstration:
     """One episode, as the data set stores it: frame t is what was seen before `action[t]` was chosen.
 
-    seed: of the initial state. action: pixels. noise: pixels, was added to the action before it was executed; the
-    action is what the demonstrator meant (DART, Laskey et al. 2017). n_contacts: between agent and block while the
-    frame came about. success: whether coverage ever exceeded 0.95. final_coverage: after the last action, 0..1.
+    seed: what the episode follows from. initial_state: what the environment was reset to, see
+    `pusht.initial_state_for`. action: pixels. noise: pixels, was added to the action before it was executed; the action
+    is what the demonstrator meant (DART, Laskey et al. 2017). n_contacts: between agent and block while the frame came
+    about. success: whether coverage ever exceeded 0.95. final_coverage: after the last action, 0..1.
     """
 
     seed: int
+    initial_state: Float[np.ndarray, " 5"]
     state: Float[np.ndarray, "T 5"]
     action: Float[np.ndarray, "T 2"]
     noise: Float[np.ndarray, "T 2"]
@@ -51,11 +53,17 @@ class Finished(Exception):
 
 
 class Recorder:
-    """Steps an environment from the initial state of `seed` and keeps what happens. `env` is what to plan with."""
+    """Steps an environment from `initial_state`, by default that of `seed`, and keeps what happens.
 
-    def __init__(self, seed: int, env: PushTEnv | None = None) -> None:
+    `env` is what to plan with.
+    """
+
+    def __init__(
+        self, seed: int, env: PushTEnv | None = None, initial_state: Float[np.ndarray, " 5"] | None = None
+    ) -> None:
+        self._initial_state = pusht.initial_state(seed) if initial_state is None else initial_state
         self.env = env or PushTEnv([])
-        self.env.reset(seed)
+        self.env.reset_to(self._initial_state)
         self._seed, self._success = seed, False
         self._states: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
@@ -83,6 +91,7 @@ class Recorder:
             raise ValueError("an episode without a step is no demonstration")
         return Demonstration(
             seed=self._seed,
+            initial_state=self._initial_state,
             state=np.stack(self._states),
             action=np.stack(self._actions),
             noise=np.stack(self._noises),
@@ -94,7 +103,7 @@ class Recorder:
 
 def replay(demonstration: Demonstration, env: PushTEnv | None = None) -> Demonstration:
     """What happens when the executed actions run once more from the same initial state."""
-    recorder = Recorder(demonstration.seed, env)
+    recorder = Recorder(demonstration.seed, env, demonstration.initial_state)
     for action, noise in zip(demonstration.action, demonstration.noise, strict=True):
         recorder.step(action, noise)
     return recorder.demonstration()

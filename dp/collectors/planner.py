@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float
 
 from dp.collectors.demonstration import Demonstration, Recorder
 from dp.collectors.pushes import PUSHES, STANDOFF, Push, targets, walks
-from dp.collectors.simulator import CORNERS, Simulator, pose_error, private_api_agrees, rotate
+from dp.collectors.simulator import CORNERS, Simulator, clearance, pose_error, private_api_agrees, rotate
 from dp.collectors.value import ENOUGH, SETTLING, cost_to_go, outcomes, without_a_push
+from dp.tasks import pusht
 
 NOISE_CORRELATION = 0.8
 """Of the execution noise from one control step to the next: about five steps push the agent the same way."""
@@ -31,6 +32,7 @@ LEAST = {
     "margin": 0,
     "noise": 0,
     "n_frames_past_success": 0,
+    "start_anywhere": 0,
     "n_samples": N_ELITES,
     "n_iterations": 1,
     "max_steps": 1,
@@ -64,6 +66,8 @@ class Planner:
         n_frames_past_success: control steps at a halt at the end.
         noise: standard deviation of what is added to actions when they are executed, pixels (DART, Laskey et al.
             2017); the recorded action is what was meant.
+        start_anywhere: share of the episodes that start with block and agent anywhere on the table, at its edge too,
+            where the reference environment never starts, and to where a policy's mistakes lead.
         n_samples: pushes tried in each iteration of the tuning; four times as many in the first.
         n_iterations: of the tuning.
         max_steps: control steps after which an episode has failed.
@@ -79,6 +83,7 @@ class Planner:
     margin: float = 80.0
     n_frames_past_success: int = 0
     noise: float = 0.0
+    start_anywhere: float = 0.3
     n_samples: int = 64
     n_iterations: int = 6
     max_steps: int = 300
@@ -97,8 +102,13 @@ class Planner:
                 return demonstration
         return None
 
+    def _initial_state(self, seed: int) -> Float[np.ndarray, " 5"] | None:
+        """None: what the environment has for this seed."""
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
+        return _anywhere(rng) if rng.random() < self.start_anywhere else None
+
     def _attempt(self, seed: int, attempt: int) -> Demonstration:
-        rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed)
+        rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed, initial_state=self._initial_state(seed))
         simulator = Simulator(private_api_agrees())
         target, noise = recorder.env.state[:2], np.zeros(2)
         while len(recorder) < self.max_steps and not recorder.env.done:
@@ -183,6 +193,15 @@ class Planner:
         path = np.stack([*self._walk(pose, agent, push), push.contact, push.contact + length * push.direction])
         world = rotate(path, pose[2]) + pose[:2]
         return targets(world, STANDOFF / 2 + length, self.walk_speed, self.push_speed, self.acceleration)
+
+
+def _anywhere(rng: np.random.Generator) -> Float[np.ndarray, " 5"]:
+    """An initial state in which block and agent lie apart on the table."""
+    while True:
+        state = rng.uniform([0, 0, 0, 0, 0], [TABLE, TABLE, TABLE, TABLE, 2 * np.pi])
+        corners = rotate(CORNERS, state[4]) + state[2:4]
+        if _inside(corners, 10.0) and _inside(state[None, :2], 20.0) and clearance(state[:2], state[2:]) > 0:
+            return pusht.initial_state_for(state)
 
 
 def _costs(

@@ -1,6 +1,7 @@
 """Everything a training run needs of a data set."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,4 +89,4 @@ def _locate_all(source: str, path: str | Sequence[str] | None) -> list[Path]:
 
 def _mirror_images(buffer: ReplayBuffer) -> ReplayBuffer:
     arrays = {name: pusht.mirror(name, array) for name, array in buffer.arrays.items()}
-    return ReplayBuffer(arrays, buffer.episode_ends, buffer.seeds)
+    return replace(buffer, arrays=arrays)

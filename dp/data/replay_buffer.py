@@ -14,10 +14,11 @@ import zarr
 from tqdm import tqdm
 
 from dp.data.store import FACTS, read_settings
-from dp.envs.pictures import PACKING, pack_episode
+from dp.envs.pictures import PACKING, Recorded, pack_episode
 from dp.envs.pusht import IMAGE_SIZE
 from dp.files import wait_for_lock
 from dp.processes import N_CORES, in_processes
+from dp.tasks import pusht
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,14 @@ class ReplayBuffer:
 
     `arrays` maps a name to (N, ...): "img" is uint8 (N, Y, X, 3) RGB, everything else float32 in the store's units.
     `episode_ends` int64 (E,): one past the last frame of each episode, as in the reference implementation.
-    `seeds` int64 (E,): of the initial states; the official demonstrations start from their numbers.
+    `seeds` int64 (E,): what the episodes follow from; the official demonstrations' are their numbers.
+    `initial_states` (E, 5): what the environment was reset to, see `pusht.initial_state_for`.
     """
 
     arrays: dict[str, np.ndarray]
     episode_ends: np.ndarray
     seeds: np.ndarray
+    initial_states: np.ndarray
 
     @classmethod
     def load(cls, path: Path, names: Sequence[str], cache_dir: Path | None = None) -> "ReplayBuffer":
@@ -55,7 +58,8 @@ class ReplayBuffer:
             raise ValueError(f"{path} holds no episode yet: python run.py workspace=collect fills it")
         _validate_ends(path, episode_ends)
         n_frames = int(episode_ends[-1]) if collected else None
-        seeds = read_facts(path).get("seed", np.arange(len(episode_ends)))[: len(episode_ends)]
+        facts = {name: values[: len(episode_ends)] for name, values in read_facts(path).items()}
+        seeds = facts.get("seed", np.arange(len(episode_ends)))
         arrays: dict[str, np.ndarray] = {}
         for name in names:
             if name == "img" and not (path / "data/img").is_dir():
@@ -68,7 +72,7 @@ class ReplayBuffer:
             else:
                 arrays[name] = _read_array(path, f"data/{name}").astype(np.float32)[:n_frames]
         _validate(path, arrays, episode_ends)
-        return cls(arrays, episode_ends, seeds)
+        return cls(arrays, episode_ends, seeds, facts.get("initial_state", _of_seeds(seeds)))
 
     @classmethod
     def join(cls, buffers: Sequence["ReplayBuffer"]) -> "ReplayBuffer":
@@ -80,15 +84,21 @@ class ReplayBuffer:
             {name: np.concatenate([buffer.arrays[name] for buffer in buffers]) for name in buffers[0].arrays},
             np.concatenate([buffer.episode_ends + offset for buffer, offset in zip(buffers, offsets, strict=True)]),
             np.concatenate([buffer.seeds for buffer in buffers]),
+            np.concatenate([buffer.initial_states for buffer in buffers]),
         )
 
     def __len__(self) -> int:
         return int(self.episode_ends[-1])
 
-    def executed(self, number: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """What runs an episode once more: its seed, states (T, 5) and executed actions (T, 2). Needs "noise" read."""
+    @property
+    def from_seed(self) -> np.ndarray:
+        """Whether each episode starts from the initial state that its seed has in the reference environment: (E,)."""
+        return (self.initial_states == _of_seeds(self.seeds)).all(1)
+
+    def executed(self, number: int) -> Recorded:
+        """What runs an episode once more: initial state (5,), states (T, 5), executed actions (T, 2). Needs "noise"."""
         episode = self.episode(number)
-        return int(self.seeds[number]), episode["state"], episode["action"] + episode["noise"]
+        return self.initial_states[number], episode["state"], episode["action"] + episode["noise"]
 
     def episode(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of one episode."""
@@ -112,9 +122,13 @@ class ReplayBuffer:
 
 
 def read_facts(path: Path) -> dict[str, np.ndarray]:
-    """What a collected store says of each episode: seed, source, success, final_coverage. Others say nothing."""
+    """What a collected store says of each episode (`store.FACTS`). Others say nothing."""
     names = [name for name in FACTS if (path / "meta" / name).is_dir()]
     return {name: _read_array(path, f"meta/{name}") for name in names}
+
+
+def _of_seeds(seeds: np.ndarray) -> np.ndarray:
+    return np.stack([pusht.initial_state(seed) for seed in seeds.tolist()])
 
 
 def default_cache_dir() -> Path:
@@ -190,7 +204,8 @@ def _render_images(recorded: ReplayBuffer, cache_dir: Path) -> np.ndarray:
                 bar.update(end - start)
 
     drawn_with = importlib.metadata.version("pygame")
-    digest = hashlib.sha256(f"{recorded.sha256()} {recorded.seeds.tolist()} {drawn_with}".encode()).hexdigest()
+    starts = recorded.initial_states.tolist()
+    digest = hashlib.sha256(f"{recorded.sha256()} {starts} {drawn_with}".encode()).hexdigest()
     return _cached(cache_dir / f"rendered-{digest[:24]}.npy", (len(recorded), IMAGE_SIZE, IMAGE_SIZE, 3), render)
 
 

@@ -1,7 +1,8 @@
 """A zarr store that grows by whole demonstrations, in the layout of the official one, and survives being killed.
 
     data/state (N, 5)   data/action (N, 2)   data/keypoint (N, 9, 2)   data/n_contacts (N, 1)   data/noise (N, 2)
-    meta/episode_ends (E,)   meta/seed (E,)   meta/source (E,)   meta/success (E,)   meta/final_coverage (E,)
+    meta/episode_ends (E,)   meta/seed (E,)   meta/initial_state (E, 5)   meta/source (E,)   meta/success (E,)
+    meta/final_coverage (E,)
 
 Chunks are written before the lengths that make them visible, `meta/episode_ends` last: an episode is there from the
 moment that one small file has its new name. zarr's own `append` would make the array longer first and fill it later,
@@ -31,10 +32,16 @@ DATA = {
     "data/n_contacts": ("<f4", (1,)),
     "data/noise": ("<f4", (2,)),
 }
-FACTS = {"seed": "<i8", "source": "<U16", "success": "|b1", "final_coverage": "<f8"}
+FACTS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "seed": ("<i8", ()),
+    "initial_state": ("<f8", (5,)),
+    "source": ("<U16", ()),
+    "success": ("|b1", ()),
+    "final_coverage": ("<f8", ()),
+}
 """Of every episode, under meta/."""
 
-META = {f"meta/{name}": (dtype, ()) for name, dtype in FACTS.items()}
+META = {f"meta/{name}": spec for name, spec in FACTS.items()}
 ENDS = "meta/episode_ends"
 
 CHUNK_ROWS = {"data": 4096, "meta": 1024}
@@ -172,6 +179,11 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
     if differing:
         raise ValueError(
             f"{path} was collected with other settings ({', '.join(differing)}): give another workspace.path"
+        )
+    missing = [name for name in (*DATA, *META, ENDS) if not (path / name / ".zarray").is_file()]
+    if missing:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)} (another version may have collected it): give another workspace.path"
         )
 
 

@@ -97,16 +97,15 @@ class PushTEnv:
 
     def reset(self, seed: int) -> None:
         """Starts the episode that the reference environment starts from `seed`."""
-        self._reset_to(pusht.initial_state(seed))
+        self.reset_to(pusht.initial_state(seed))
 
     def reset_to_observed(self, state: Float[np.ndarray, " 5"]) -> None:
         """Starts from a state as the data set stores it (`pusht.low_dim_obs` explains it), at rest, exact to 1e-13."""
-        agent_x, agent_y, x, y, angle = state
-        # The environment sets the position first and then turns the block about its centre of gravity, 45 px off.
-        self._reset_to(np.array([agent_x, agent_y, x - 45 * np.sin(angle), y + 45 * (np.cos(angle) - 1), angle]))
+        self.reset_to(pusht.initial_state_for(state))
 
-    def _reset_to(self, state: Float[np.ndarray, " 5"]) -> None:
-        self._env.reset(options={"reset_to_state": state})
+    def reset_to(self, initial_state: Float[np.ndarray, " 5"]) -> None:
+        """The reference environment's option `reset_to_state`, see `pusht.initial_state_for`."""
+        self._env.reset(options={"reset_to_state": initial_state})
         self._env._last_action = None  # `render` would mark the last episode's target
         self._coverage: float | None = 0.0  # the reference environment gives no reward for the initial state
 

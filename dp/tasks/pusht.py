@@ -88,3 +88,12 @@ def initial_state(seed: int) -> Float[np.ndarray, " 5"]:
             rng.randn() * 2 * np.pi - np.pi,
         ]
     )
+
+
+def initial_state_for(state: Float[np.ndarray, " 5"]) -> Float[np.ndarray, " 5"]:
+    """What the environment has to be reset to in order to be in `state`.
+
+    The two differ: it sets the block's position first and then turns it about its centre of gravity, 45 px off.
+    """
+    agent_x, agent_y, x, y, angle = state
+    return np.array([agent_x, agent_y, x - 45 * np.sin(angle), y + 45 * (np.cos(angle) - 1), angle])

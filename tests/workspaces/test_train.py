@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from dp.data.sources import BUNDLED_PATH
+from dp.data.store import DemonstrationStore
 from dp.intervals import Estimate
 from tests.workspaces.conftest import assert_same_run, metrics
+from tests.workspaces.wander import Wander
 from workspaces.train import TrainWorkspace
 
 KILLS = int(os.environ.get("DP_TEST_KILLS", "4"))
@@ -55,6 +57,17 @@ def test_a_run_leaves_everything_that_the_interface_promises(uninterrupted):
     best = [p.name for p in (uninterrupted / "checkpoints").glob("best-*")]
     scores = {row["step"]: row["rollout/score"] for row in written if "rollout/score" in row}
     assert sorted(best) == [f"best-{step:06d}-{score:.3f}.pt" for step, score in scores.items()]
+
+
+def test_rollouts_from_training_demonstrations_leave_out_those_that_do_not_start_from_their_seed(run, tmp_path):
+    with DemonstrationStore(tmp_path / "wander.zarr", {}) as store:
+        store.append([d for d in map(Wander(30), range(1001, 1010)) if d is not None], "wander")
+    quick = ["dataset.val_ratio=0.15", "workspace.num_steps=2", "env_runner.n_episodes=1"]
+    result = run("dataset.path=wander.zarr", f"run_dir={tmp_path}/run", *quick, "env_runner.n_train_episodes=9")
+    assert result.returncode == 0, result.stderr
+    seeds = {row["seed"] for row in json.loads((tmp_path / "run/rollouts/2.json").read_text())}
+    assert len(seeds) >= 4
+    assert seeds <= {100000, 1001, 1003, 1004, 1006, 1007, 1009}  # 1002 and 1008 are divided by 3
 
 
 def test_training_learns(uninterrupted):

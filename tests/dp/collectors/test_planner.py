@@ -12,7 +12,7 @@ import pytest
 from dp.collectors import Demonstration, replay, simulator, value
 from dp.collectors.planner import Planner
 from dp.collectors.pushes import PUSHES, STANDOFF, walks
-from dp.collectors.simulator import AREA, GOAL, PERIMETER, Simulator, clearance, pose_error, rotate
+from dp.collectors.simulator import AREA, CORNERS, GOAL, PERIMETER, Simulator, clearance, pose_error, rotate
 from dp.envs import PushTEnv
 from dp.tasks import pusht
 
@@ -21,7 +21,7 @@ SEED = 1002
 
 @pytest.fixture(scope="module")
 def planner() -> Planner:
-    return Planner(noise=1.0, n_frames_past_success=3)
+    return Planner(noise=1.0, n_frames_past_success=3, start_anywhere=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,8 @@ def test_it_solves_the_task_and_records_what_follows(solved: Demonstration) -> N
     assert solved.success
     assert solved.final_coverage > 0.95
     assert len(solved) <= 300
-    np.testing.assert_array_equal(solved.state[0, :2], pusht.initial_state(SEED)[:2].astype(np.float32))
+    np.testing.assert_array_equal(solved.initial_state, pusht.initial_state(SEED))
+    np.testing.assert_array_equal(solved.state[0, :2], solved.initial_state[:2].astype(np.float32))
     env = PushTEnv([])
     env.reset(SEED)
     done = []
@@ -76,6 +77,33 @@ def test_replay_and_the_stock_environment_relive_it_to_the_bit(solved: Demonstra
         observed, _, done, _, _ = stock.step(action + noise)
         ever |= done
     assert ever
+
+
+def test_a_share_of_the_episodes_starts_where_the_environment_never_does() -> None:
+    short = Planner(max_steps=1)
+    made = [short._attempt(seed, 0) for seed in range(1000, 1200)]
+    start = np.array([d.state[0] for d in made])
+    anywhere = np.array([not np.array_equal(d.initial_state, pusht.initial_state(d.seed)) for d in made])
+    assert 0.2 < anywhere.mean() < 0.4
+    np.testing.assert_array_equal([replay(d).state[0] for d in made], start)
+    corners = rotate(CORNERS, start[:, 4, None]) + start[:, None, 2:4]
+    assert ((corners > 7) & (corners < 504)).all()
+    place = np.array([d.initial_state[2:4] for d in made])
+    outside = ((place < 100) | (place >= 400)).any(1)
+    assert outside[anywhere].mean() > 0.3
+    assert not outside[~anywhere].any()
+    assert (clearance(start[anywhere, :2], start[anywhere, 2:]) > -0.01).all()
+    other = replace(short, start_anywhere=0.0)
+    assert all(other._initial_state(d.seed) is None for d in made)
+
+
+def test_it_solves_the_task_from_there_too() -> None:
+    demonstration = Planner(start_anywhere=1.0)(SEED)
+    assert demonstration is not None
+    assert not np.array_equal(demonstration.initial_state, pusht.initial_state(SEED))
+    again = replay(demonstration)
+    assert again.success
+    np.testing.assert_array_equal(again.state, demonstration.state)
 
 
 def test_it_is_the_same_in_another_process_and_another_for_another_seed(planner: Planner) -> None:

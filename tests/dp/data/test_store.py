@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -42,8 +43,10 @@ def assert_holds(path: Path, demonstrations: list[Demonstration]) -> None:
         for name, array in buffer.episode(number).items():
             np.testing.assert_array_equal(array, getattr(expected, name), err_msg=name)
     facts = read_facts(path)
-    for name in ("seed", "success", "final_coverage"):
-        assert facts[name][: len(demonstrations)].tolist() == [getattr(d, name) for d in demonstrations]
+    for name in ("seed", "initial_state", "success", "final_coverage"):
+        np.testing.assert_array_equal(facts[name][: len(demonstrations)], [getattr(d, name) for d in demonstrations])
+    np.testing.assert_array_equal(buffer.initial_states, facts["initial_state"][: len(demonstrations)])
+    assert buffer.from_seed.tolist() == [d.seed % 3 > 0 for d in demonstrations]
     assert set(facts["source"]) == {"wander"}
 
 
@@ -77,13 +80,14 @@ def test_the_layout_is_the_official_one(
     assert root["meta/source"][0] == "wander"
 
 
-def test_a_stored_episode_happens_again_from_its_seed(demonstrations: list[Demonstration]) -> None:
-    again = replay(demonstrations[0])
-    np.testing.assert_array_equal(again.state, demonstrations[0].state)
-    assert again.final_coverage == demonstrations[0].final_coverage
+def test_a_stored_episode_happens_again_from_its_initial_state(demonstrations: list[Demonstration]) -> None:
+    for demonstration in demonstrations[:3]:
+        again = replay(demonstration)
+        np.testing.assert_array_equal(again.state, demonstration.state)
+        assert again.final_coverage == demonstration.final_coverage
 
 
-@pytest.mark.parametrize("after", range(22))
+@pytest.mark.parametrize("after", range(24))
 def test_a_death_between_any_two_files_loses_nothing_and_leaves_nothing_half(
     tmp_path: Path, demonstrations: list[Demonstration], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -101,7 +105,7 @@ def test_a_death_between_any_two_files_loses_nothing_and_leaves_nothing_half(
 
     store = DemonstrationStore(path, SETTINGS)
     monkeypatch.setattr(files, "write_atomically", write_until_dead)
-    n_files = 2 * len(NAMES) + 2 * 5  # a chunk and a length each
+    n_files = 2 * len(NAMES) + 2 * 6  # a chunk and a length each
     if after < n_files:
         with pytest.raises(KeyboardInterrupt):
             store.append(demonstrations[3:4], "wander")
@@ -168,6 +172,11 @@ def test_other_settings_other_data_and_other_processes_are_refused(
     fill(tmp_path / "a.zarr", demonstrations)
     with pytest.raises(ValueError, match=r"collector.n_steps=12 there, 13 here.*workspace.path"):
         DemonstrationStore(tmp_path / "a.zarr", {"collector.n_steps": 13})
+    shutil.rmtree(tmp_path / "a.zarr/meta/initial_state")
+    with pytest.raises(ValueError, match=r"has no meta/initial_state \(another version.*workspace.path"):
+        DemonstrationStore(tmp_path / "a.zarr", SETTINGS)
+    (tmp_path / "a.zarr").rename(tmp_path / "old.zarr")
+    fill(tmp_path / "a.zarr", demonstrations)
     with pytest.raises(ValueError, match="not collected"):
         DemonstrationStore(small_zarr, SETTINGS)
     with (
@@ -182,7 +191,7 @@ def test_trailing_rows_are_tolerated_only_in_what_was_collected(
 ) -> None:
     path = tmp_path / "a.zarr"
     fill(path, demonstrations)
-    for name in (*(f"data/{n}" for n in NAMES), "meta/seed"):
+    for name in (*(f"data/{n}" for n in NAMES), "meta/seed", "meta/initial_state"):
         metadata = json.loads((path / name / ".zarray").read_text())
         metadata["shape"][0] += 2
         (path / name / ".zarray").write_text(json.dumps(metadata))

@@ -14,7 +14,7 @@ def official(official_zarr: Path) -> ReplayBuffer:
 
 
 def lengths(*episodes: int) -> ReplayBuffer:
-    return ReplayBuffer({}, np.cumsum(episodes), np.arange(len(episodes)))
+    return ReplayBuffer({}, np.cumsum(episodes), np.arange(len(episodes)), np.zeros((len(episodes), 5)))
 
 
 @pytest.mark.parametrize(("horizon", "n_windows"), [(16, 24_208), (10, 25_444)])

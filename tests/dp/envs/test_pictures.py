@@ -17,7 +17,7 @@ from tests.workspaces.wander import Wander
 def shown(demonstration: Demonstration) -> np.ndarray:
     """Frame by frame, from one environment that runs through."""
     env, images = PushTEnv(["image"]), []
-    env.reset(demonstration.seed)
+    env.reset_to(demonstration.initial_state)
     for action, noise in zip(demonstration.action, demonstration.noise, strict=True):
         images.append(env.observe()["image"])
         env.step(action + noise)
@@ -33,13 +33,13 @@ def demonstrations() -> list[Demonstration]:
 def test_whole_episodes_are_bit_equal(demonstrations: list[Demonstration], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PushTEnv, "reset_to_observed", None)  # by running again, not from rounded states
     for d in demonstrations:
-        images = pictures.render_episode((d.seed, d.state, d.action + d.noise))
+        images = pictures.render_episode((d.initial_state, d.state, d.action + d.noise))
         np.testing.assert_array_equal(images, shown(d))
 
 
 def test_from_states_alone_too_where_the_episode_goes_another_way(demonstrations: list[Demonstration]) -> None:
     d = demonstrations[0]
-    elsewhere = pictures.render_episode((d.seed + 1, d.state, d.action + d.noise))
+    elsewhere = pictures.render_episode((d.initial_state + 1, d.state, d.action + d.noise))
     assert (elsewhere != shown(d)).mean() < 1e-4  # a corner on the edge of a pixel
 
 
