@@ -77,7 +77,7 @@ class InspectWorkspace(Workspace):
         for name, array in data.buffer.arrays.items():
             yield f"{name}: {array.shape} {array.dtype}, {array.min():.1f} to {array.max():.1f}"
         for path, store in stores.items():
-            yield from _seeds(path, store)
+            yield from _starts(path, store)
         if self.media is not None:
             recorded = [ReplayBuffer.load(path, ["state", "action", "noise"]) for path in data.paths]
             yield f"pictures: {save_pictures(ReplayBuffer.join(recorded), Path(self.media))}"
@@ -91,7 +91,7 @@ def _contents(path: Path, store: ReplayBuffer, official: bool) -> Iterator[str]:
     yield from tabulate(rows, ["", "here", "official"], disable_numparse=True).splitlines()
 
 
-def _seeds(path: Path, store: ReplayBuffer) -> Iterator[str]:
+def _starts(path: Path, store: ReplayBuffer) -> Iterator[str]:
     """Compares the first states of the demonstrations with the environment's, and replays one of them."""
     env, starts = PushTEnv(["agent_pos"]), store.episode_starts
     state, action, noise = (store.arrays[name] for name in ("state", "action", "noise"))

@@ -74,7 +74,7 @@ class Planner:
         n_attempts: episodes from the same initial state before the seed is given up; from the second on it chooses
             among the best at random.
 
-    Raises ValueError for a value below what `LEAST` allows.
+    Raises ValueError for a value below what `LEAST` allows, and for a share above 1.
     """
 
     walk_speed: float = 24.0
@@ -93,6 +93,8 @@ class Planner:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"collector.{name}={getattr(self, name)}, expected at least {least}")
+        if self.start_anywhere > 1:
+            raise ValueError(f"collector.start_anywhere={self.start_anywhere}, expected a share: 0 to 1")
         private_api_agrees()  # warns now
 
     def __call__(self, seed: int) -> Demonstration | None:

@@ -72,7 +72,8 @@ class ReplayBuffer:
             else:
                 arrays[name] = _read_array(path, f"data/{name}").astype(np.float32)[:n_frames]
         _validate(path, arrays, episode_ends)
-        return cls(arrays, episode_ends, seeds, facts.get("initial_state", _of_seeds(seeds)))
+        initial_states = facts["initial_state"] if "initial_state" in facts else _of_seeds(seeds)
+        return cls(arrays, episode_ends, seeds, initial_states)
 
     @classmethod
     def join(cls, buffers: Sequence["ReplayBuffer"]) -> "ReplayBuffer":

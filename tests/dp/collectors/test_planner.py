@@ -138,6 +138,8 @@ def test_values_that_make_no_sense_are_refused_by_name() -> None:
         Planner(push_speed=0.0)
     with pytest.raises(ValueError, match=r"collector.n_samples=4, expected at least 8"):
         Planner(n_samples=4)
+    with pytest.raises(ValueError, match=r"collector.start_anywhere=30.0, expected a share: 0 to 1"):
+        Planner(start_anywhere=30.0)
 
 
 def test_actions_keep_to_the_speed_limits_and_noise_is_not_in_them(solved: Demonstration) -> None:
