@@ -1,10 +1,23 @@
 """The one entry: `python run.py +experiment=pusht_image`. `python run.py --help` lists the rest."""
 
+import contextlib
+import ctypes
 import os
 import sys
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """New tensors lie where freed ones lay. Else glibc gives those back to the system, and every new page costs."""
+    with contextlib.suppress(AttributeError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
 if __name__ == "__main__":  # env workers import this file: they must not pay for what follows
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: large CPU tensors cost fewer page faults
+    keep_freed_memory()
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads wait asleep: spinning ones starve those they wait for
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     import hydra

@@ -26,7 +26,7 @@ from benchmarks.turns import REPOSITORY, Timing, race
 LEROBOT = REPOSITORY / ".venv-lerobot/bin/python"
 ON_GPU = torch.cuda.is_available()
 MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
-LAUNCH = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "1000"}  # as run.py does
+LAUNCH = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**63), "GOMP_SPINCOUNT": "1000"}  # as run.py does
 
 
 def ours(task: str, **settings: object) -> list[str]:

@@ -73,6 +73,7 @@ class _Contender:
         return self._process.stdout.readline().strip()
 
     def _last_words(self) -> str:
+        self._process.kill()  # it may be alive, and have printed something else
         code = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()

@@ -1,8 +1,9 @@
-"""1-d convolutions over (B, L, C), written as one matrix product each.
+"""1-d convolutions over (L, B, C), written as matrix products.
 
-Short sequences (L = 16) leave `nn.Conv1d` far below a processor's peak; concatenated shifted views and one GEMM reach
-it. Parameters have `nn.Conv1d`'s names, shapes and values, so weights are interchangeable. In memory a weight lies in
-the order in which the GEMM reads it, which makes flattening it a view.
+Short sequences (L = 16) leave `nn.Conv1d` far below a processor's peak. One GEMM of concatenated shifted views reaches
+it, and `winograd` needs half of that GEMM's multiplications where it can be used. Parameters have `nn.Conv1d`'s
+names, shapes and values, so weights are interchangeable. In memory a weight lies in the order in which the GEMM reads
+it, which makes flattening it a view.
 """
 
 import torch
@@ -10,42 +11,48 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.denoisers import winograd
+
 
 class Conv1d(nn.Conv1d):
-    """`nn.Conv1d` with zero padding, for (B, L, C) instead of (B, C, L)."""
+    """`nn.Conv1d` with zero padding, for (L, B, C) instead of (B, C, L)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
         self.pad = padding
-        self.weight.data = self.weight.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
+        self.weight.data = self.weight.data.permute(2, 1, 0).contiguous().permute(2, 1, 0)
 
-    def forward(self, x: Float[Tensor, "B L Cin"]) -> Float[Tensor, "B Lout Cout"]:
+    def forward(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "Lout B Cout"]:
         (kernel,), (stride,) = self.kernel_size, self.stride
+        bias = self.get_parameter("bias")
+        if stride == 1 and winograd.pays(x, kernel):
+            return winograd.convolve(x, self.weight, self.pad) + bias
         if (kernel, stride, self.pad) != (1, 1, 0):
-            x = F.pad(x, (0, 0, self.pad, self.pad))
-            last = x.shape[1] - kernel + 1
-            x = torch.cat([x[:, tap : tap + last : stride] for tap in range(kernel)], dim=-1)
-        return F.linear(x, self.weight.permute(0, 2, 1).flatten(1), self.bias)
+            x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
+            last = x.shape[0] - kernel + 1
+            x = torch.cat([x[tap : tap + last : stride] for tap in range(kernel)], dim=-1)
+        taps = self.weight.permute(2, 1, 0).flatten(0, 1)  # (kernel * Cin, Cout), a view
+        return torch.addmm(bias, x.flatten(0, 1), taps).unflatten(0, x.shape[:2])
 
 
 class Upsample1d(nn.ConvTranspose1d):
-    """`nn.ConvTranspose1d(channels, channels, 4, 2, 1)` for (B, L, C): doubles the length."""
+    """`nn.ConvTranspose1d(channels, channels, 4, 2, 1)` for (L, B, C): doubles the length."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
         self.weight.data = self.weight.data.permute(2, 0, 1).contiguous().permute(1, 2, 0)
 
-    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L2 C"]:  # type: ignore[override]
+    def forward(self, x: Float[Tensor, "L B C"]) -> Float[Tensor, "L2 B C"]:  # type: ignore[override]
         # Output 2j sums taps 3 and 1 of inputs j-1 and j; output 2j+1 taps 2 and 0 of inputs j and j+1.
         taps = self.weight.permute(2, 0, 1)  # (4, Cin, Cout)
-        padded = F.pad(x, (0, 0, 1, 1))
-        even = torch.cat([padded[:, :-2], x], -1) @ torch.cat([taps[3], taps[1]])
-        odd = torch.cat([x, padded[:, 2:]], -1) @ torch.cat([taps[2], taps[0]])
-        return torch.stack([even, odd], dim=2).flatten(1, 2) + self.get_parameter("bias")  # (B, 2L, C)
+        padded = F.pad(x, (0, 0, 0, 0, 1, 1))
+        even = torch.cat([padded[:-2], x], -1) @ torch.cat([taps[3], taps[1]])
+        odd = torch.cat([x, padded[2:]], -1) @ torch.cat([taps[2], taps[0]])
+        return torch.stack([even, odd], dim=1).flatten(0, 1) + self.get_parameter("bias")  # (2L, B, C)
 
 
 class GroupNorm1d(nn.GroupNorm):
-    """`nn.GroupNorm` for (B, L, C): statistics over the whole length and the channels of one group."""
+    """`nn.GroupNorm` for (L, B, C): statistics over the whole length and the channels of one group."""
 
-    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+    def forward(self, x: Float[Tensor, "L B C"]) -> Float[Tensor, "L B C"]:
+        return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)

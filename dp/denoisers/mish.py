@@ -20,22 +20,22 @@ class Mish(nn.Module):
 class _Mish(torch.autograd.Function):
     """With e = exp(x) and d = e (e + 2) + 2, tanh(softplus(x)) is 1 - 2 / d: one exponential, no logarithm or tanh.
 
-    For x > 20 the result is x itself in float32, and e must not overflow.
+    For x > 20 the result is x itself in float32, and e must not overflow. The slope is kept instead of x: it needs the
+    same exponential.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
         wide = x.float()
         e = wide.clamp(max=20).exp_()
         n = e.add(2).mul_(e)
-        return n.div_(n.add(2)).mul_(wide).to(x.dtype)
+        inverse = n.add(2).reciprocal_()  # 1 / d
+        if ctx.needs_input_grad[0]:
+            slope = torch.addcmul(e, e, e).mul_(inverse).mul_(inverse).mul_(wide).mul_(4)  # x 4 e (1 + e) / d^2
+            ctx.save_for_backward(slope.sub_(inverse, alpha=2).add_(1).to(x.dtype))
+        return n.mul_(inverse).mul_(wide).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        wide = x.float()
-        e = wide.clamp(max=20).exp_()
-        inverse = e.add(2).mul_(e).add_(2).reciprocal_()  # 1 / d
-        slope = torch.addcmul(e, e, e).mul_(inverse).mul_(inverse).mul_(wide).mul_(4)  # x 4 e (1 + e) / d^2
-        return slope.sub_(inverse, alpha=2).add_(1).mul_(grad).to(x.dtype)
+        (slope,) = ctx.saved_tensors
+        return grad * slope

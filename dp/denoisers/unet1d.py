@@ -100,7 +100,7 @@ class UNet1d(nn.Module):
         step, cond = self.diffusion_step_encoder(k), self.cond_projection(cond)
         film = self.mish(step + cond if self.cond_merge == "add" else torch.cat([step, cond], dim=-1))
 
-        h = F.pad(x, (0, 0, 0, -horizon % self.stride))
+        h = F.pad(x, (0, 0, 0, -horizon % self.stride)).transpose(0, 1)  # (L, B, C) from here on
         skips = []
         for level in self.down_modules:
             first, second, down = level.children()
@@ -114,7 +114,7 @@ class UNet1d(nn.Module):
             skipped = skips.pop()
             h = h + skipped if self.skip == "add" else torch.cat([h, skipped], dim=-1)
             h = up(second(first(h, film), film))
-        return self.final_conv(h)[:, :horizon]
+        return self.final_conv(h).transpose(0, 1)[:, :horizon]
 
 
 def _named_conv(conv: nn.Module) -> nn.Sequential:
@@ -130,7 +130,7 @@ class ConvBlock(nn.Module):
         normalise = GroupNorm1d(n_groups, outputs) if norm == "group" else nn.LayerNorm(outputs)
         self.block = nn.Sequential(Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), normalise, Mish())
 
-    def forward(self, x: Float[Tensor, "B L Cin"]) -> Float[Tensor, "B L Cout"]:
+    def forward(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "L B Cout"]:
         return self.block(x)
 
 
@@ -153,8 +153,8 @@ class FilmResidualBlock(nn.Module):
         self.cond_encoder = nn.ModuleDict({"1": nn.Linear(film_dim, 2 * outputs)})
         self.residual_conv = Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "B L Cin"], film: Float[Tensor, "B F"]) -> Float[Tensor, "B L Cout"]:
-        scale, bias = self.cond_encoder["1"](film)[:, None].chunk(2, dim=-1)  # (B, 1, Cout) each
+    def forward(self, x: Float[Tensor, "L B Cin"], film: Float[Tensor, "B F"]) -> Float[Tensor, "L B Cout"]:
+        scale, bias = self.cond_encoder["1"](film).chunk(2, dim=-1)  # (B, Cout) each
         if self.film == "residual":
             scale = 1 + scale
         return self.blocks[1](self.blocks[0](x) * scale + bias) + self.residual_conv(x)

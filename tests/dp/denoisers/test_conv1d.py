@@ -13,7 +13,7 @@ def assert_same(ours: nn.Module, torchs: nn.Module, x: torch.Tensor) -> None:
     """Equal outputs and equal gradients, of the input and of every parameter."""
     ours.load_state_dict(torchs.state_dict())
     ours_x, torchs_x = x.clone().requires_grad_(), x.clone().requires_grad_()
-    ours_y, torchs_y = ours(ours_x), torchs(torchs_x.transpose(1, 2)).transpose(1, 2)
+    ours_y, torchs_y = ours(ours_x), torchs(torchs_x.permute(1, 2, 0)).permute(2, 0, 1)
     torch.testing.assert_close(ours_y, torchs_y, atol=1e-5, rtol=1e-5)
     towards = torch.randn_like(torchs_y)
     (ours_y * towards).sum().backward()
@@ -21,22 +21,23 @@ def assert_same(ours: nn.Module, torchs: nn.Module, x: torch.Tensor) -> None:
     torch.testing.assert_close(ours_x.grad, torchs_x.grad, atol=1e-5, rtol=1e-5)
     theirs = dict(torchs.named_parameters())
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=3e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 @pytest.mark.parametrize("length", [8, 13])
-def test_conv_equals_torchs(kernel_size: int, stride: int, length: int) -> None:
+@pytest.mark.parametrize("batch", [3, 64])  # without and with `winograd`
+def test_conv_equals_torchs(kernel_size: int, stride: int, length: int, batch: int) -> None:
     torch.manual_seed(0)
     sizes = {"kernel_size": kernel_size, "stride": stride, "padding": kernel_size // 2}
-    assert_same(Conv1d(6, 10, **sizes), nn.Conv1d(6, 10, **sizes), torch.randn(3, length, 6))
+    assert_same(Conv1d(6, 10, **sizes), nn.Conv1d(6, 10, **sizes), torch.randn(length, batch, 6))
 
 
 @pytest.mark.parametrize("length", [1, 2, 8])
 def test_upsample_equals_torchs_transposed_convolution(length: int) -> None:
     torch.manual_seed(0)
-    assert_same(Upsample1d(6), nn.ConvTranspose1d(6, 6, 4, 2, 1), torch.randn(3, length, 6))
+    assert_same(Upsample1d(6), nn.ConvTranspose1d(6, 6, 4, 2, 1), torch.randn(length, 3, 6))
 
 
 def test_group_norm_equals_torchs() -> None:
@@ -44,7 +45,7 @@ def test_group_norm_equals_torchs() -> None:
     reference = nn.GroupNorm(4, 8)
     nn.init.normal_(reference.weight)
     nn.init.normal_(reference.bias)
-    assert_same(GroupNorm1d(4, 8), reference, 3 * torch.randn(3, 7, 8) + 1)
+    assert_same(GroupNorm1d(4, 8), reference, 3 * torch.randn(7, 3, 8) + 1)
 
 
 def test_weights_have_torchs_names_and_shapes() -> None:
@@ -69,8 +70,8 @@ def test_copies_and_loaded_weights_stay_in_gemm_order() -> None:
     loaded = Conv1d(6, 10, 3)
     loaded.load_state_dict({name: w.contiguous() for name, w in conv.state_dict().items()})
     for each in (conv, copy.deepcopy(conv), loaded):
-        assert each.weight.permute(0, 2, 1).is_contiguous()
-        flat = each.weight.permute(0, 2, 1).flatten(1)
+        assert each.weight.permute(2, 1, 0).is_contiguous()
+        flat = each.weight.permute(2, 1, 0).flatten(0, 1)
         assert flat.data_ptr() == each.weight.data_ptr()  # a view: nothing is copied in `forward`
     up = Upsample1d(6)
     for each in (up, copy.deepcopy(up)):

@@ -29,12 +29,12 @@ def narrow(variant: str) -> UNet1d:
     return UNet1d(**settings(variant))
 
 
-def inputs(horizon: int) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(horizon: int, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return (
-        torch.randn(3, horizon, 2, generator=generator),
-        torch.tensor([0, 50, 99]),
-        torch.randn(3, 12, generator=generator),
+        torch.randn(batch, horizon, 2, generator=generator),
+        torch.linspace(0, 99, batch).long(),
+        torch.randn(batch, 12, generator=generator),
     )
 
 
@@ -46,13 +46,14 @@ def sinusoidal_embedding(k: Tensor, dim: int) -> Tensor:
     return torch.tensor(rows)
 
 
+@pytest.mark.parametrize("batch", [3, 64])  # without and with `winograd`
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_a_reference_network_with_its_weights(variant: str) -> None:
+def test_equals_a_reference_network_with_its_weights(variant: str, batch: int) -> None:
     torch.manual_seed(0)
     reference = PlainUNet1d(**settings(variant))
     ours = narrow(variant)
     ours.load_state_dict(reference.state_dict(), strict=True)
-    x, k, cond = inputs(horizon=16)
+    x, k, cond = inputs(horizon=16, batch=batch)
     torch.testing.assert_close(ours(x, k, cond), reference(x, k, cond), atol=1e-4, rtol=1e-4)
 
 

@@ -1,0 +1,68 @@
+"""Winograd's convolution computes what torch's does, with fewer multiplications, where it is meant to be used."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dp.denoisers import winograd
+from dp.denoisers.conv1d import Conv1d
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kernel", [2, 3, 5, 7])
+@pytest.mark.parametrize("length", [7, 8, 9, 10, 11, 16])
+def test_values_and_gradients_are_torchs(length: int, kernel: int, padded: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(length, 40, 24, requires_grad=True)
+    weight = torch.randn(16, 24, kernel, requires_grad=True)
+    padding = kernel // 2 if padded else 0
+    ours = winograd.convolve(x, weight, padding)
+    theirs = F.conv1d(x.permute(1, 2, 0), weight, padding=padding).permute(2, 0, 1)
+    towards = torch.randn_like(theirs)
+    pairs = zip(
+        (ours, *torch.autograd.grad(ours, (x, weight), towards)),
+        (theirs, *torch.autograd.grad(theirs, (x, weight), towards)),
+        strict=True,
+    )
+    for a, b in pairs:
+        assert a.shape == b.shape
+        assert (a - b).abs().max() < 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_sequences_shorter_than_the_kernel_work(length: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(length, 40, 6), torch.randn(10, 6, 5)
+    theirs = F.conv1d(x.permute(1, 2, 0), weight, padding=2).permute(2, 0, 1)
+    torch.testing.assert_close(winograd.convolve(x, weight, 2), theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "saved"), [(3, 2), (5, 2.5)])
+@pytest.mark.parametrize("length", [4, 8, 16])
+def test_at_least_half_of_the_multiplications_are_saved(length: int, kernel: int, saved: float) -> None:
+    _, interpolate, _ = winograd.matrices(length, kernel, kernel // 2)
+    n_products = interpolate.shape[1]
+    assert n_products * saved == length * kernel
+
+
+def test_used_in_float32_on_a_cpu_for_enough_rows() -> None:
+    x = torch.zeros(16, 64, 8)
+    assert winograd.pays(x, 3)
+    assert not winograd.pays(x, 1)
+    assert not winograd.pays(x[:, :1], 3)
+    assert not winograd.pays(x.bfloat16(), 3)
+    assert not winograd.pays(x.to("meta"), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not winograd.pays(x, 3)
+
+
+def test_fixed_weights_are_transformed_once_and_changed_ones_again() -> None:
+    conv, x = Conv1d(4, 4, 3, padding=1).requires_grad_(False), torch.randn(8, 64, 4)
+    with winograd.fixed_weights():
+        first = conv(x)
+        conv.weight += 1  # what must not be done: here it shows that the transform was kept
+        assert torch.equal(conv(x), first)
+    changed = conv(x)
+    assert not torch.equal(changed, first)
+    with winograd.fixed_weights():
+        assert torch.equal(conv(x), changed)
