@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp.data.windows import image_to_float
-from dp.denoisers.winograd import fixed_weights
 from dp.normalizer import Normalizer
 from dp.types import Batch, Denoiser, Generator, Obs, ObsEncoder, Scheduler
+from dp.winograd import fixed_weights
 
 
 class DiffusionPolicy(nn.Module):

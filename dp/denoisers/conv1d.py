@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dp.denoisers import winograd
+from dp import winograd
 
 
 class Conv1d(nn.Conv1d):
@@ -26,7 +26,7 @@ class Conv1d(nn.Conv1d):
         (kernel,), (stride,) = self.kernel_size, self.stride
         bias = self.get_parameter("bias")
         if stride == 1 and winograd.pays(x, kernel):
-            return winograd.convolve(x, self.weight, self.pad) + bias
+            return winograd.conv1d(x, self.weight, self.pad) + bias
         if (kernel, stride, self.pad) != (1, 1, 0):
             x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
             last = x.shape[0] - kernel + 1

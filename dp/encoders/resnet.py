@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp import winograd
 from dp.encoders.image import ImageEncoder
 
 
@@ -33,10 +34,22 @@ class ResNetEncoder(ImageEncoder):
         resnet = torchvision.models.resnet18(weights=None, norm_layer=_group_norm)
         if weights is not None:
             _load_convolutions(resnet, Path(weights))
+        for layer in resnet.modules():
+            if type(layer) is nn.Conv2d and layer.kernel_size == (3, 3) and layer.stride == (1, 1):
+                layer.__class__ = Conv2d  # with the same parameters
         trunk = nn.Sequential(*list(resnet.children())[:-2]).to(memory_format=torch.channels_last)
         features = 2 * n_keypoints
         head = nn.Sequential(SpatialSoftmax(512, n_keypoints), nn.Linear(features, features))
         super().__init__(shapes, crop, nn.Sequential(trunk, head), features)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` with stride 1 and no bias, with fewer multiplications where `winograd` can be used."""
+
+    def forward(self, x: Float[Tensor, "N Cin Y X"]) -> Float[Tensor, "N Cout Y X"]:
+        if winograd.pays_2d(x, self.kernel_size[0]):
+            return winograd.conv2d(x, self.weight, int(self.padding[0]))
+        return super().forward(x)
 
 
 class SpatialSoftmax(nn.Module):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
+from dp import winograd
 from dp.encoders import ResNetEncoder
 from dp.encoders.resnet import SpatialSoftmax
 
@@ -27,6 +28,26 @@ def test_group_norm_of_sixteen_channels_each_replaces_every_batch_norm() -> None
     norms = [m for m in modules if isinstance(m, nn.GroupNorm)]
     assert len(norms) == 20
     assert all(m.num_groups == m.num_channels / 16 for m in norms)
+
+
+def test_winograd_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    encoder, calls = ResNetEncoder(SHAPES), []
+    obs = {"image": torch.rand(16, 2, 3, 96, 96), "agent_pos": torch.rand(16, 2, 2)}
+    conv2d = winograd.conv2d
+    monkeypatch.setattr(winograd, "conv2d", lambda *args: calls.append(args) or conv2d(*args))
+
+    def features_and_gradients() -> list[Tensor]:
+        torch.manual_seed(1)  # the crops
+        features = encoder(obs)
+        return [features, *torch.autograd.grad(features.square().sum(), list(encoder.parameters()))]
+
+    ours = features_and_gradients()
+    assert len(calls) == 6  # all with stride 1 of the last two stages
+    monkeypatch.setattr(winograd, "pays_2d", lambda *_: False)
+    for a, b in zip(ours, features_and_gradients(), strict=True):
+        assert (a - b).norm() < 1e-3 * b.norm() + 1e-5  # some gradients are 0
+    assert len(calls) == 6
 
 
 def test_spatial_softmax_of_a_single_peak_is_its_place() -> None:

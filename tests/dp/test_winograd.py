@@ -1,23 +1,15 @@
-"""Winograd's convolution computes what torch's does, with fewer multiplications, where it is meant to be used."""
+"""Winograd's convolutions compute what torch's do, with fewer multiplications, where they are meant to be used."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from dp.denoisers import winograd
+from dp import winograd
 from dp.denoisers.conv1d import Conv1d
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("kernel", [2, 3, 5, 7])
-@pytest.mark.parametrize("length", [7, 8, 9, 10, 11, 16])
-def test_values_and_gradients_are_torchs(length: int, kernel: int, padded: bool) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(length, 40, 24, requires_grad=True)
-    weight = torch.randn(16, 24, kernel, requires_grad=True)
-    padding = kernel // 2 if padded else 0
-    ours = winograd.convolve(x, weight, padding)
-    theirs = F.conv1d(x.permute(1, 2, 0), weight, padding=padding).permute(2, 0, 1)
+def assert_close_with_gradients(ours: Tensor, theirs: Tensor, x: Tensor, weight: Tensor) -> None:
     towards = torch.randn_like(theirs)
     pairs = zip(
         (ours, *torch.autograd.grad(ours, (x, weight), towards)),
@@ -29,12 +21,36 @@ def test_values_and_gradients_are_torchs(length: int, kernel: int, padded: bool)
         assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kernel", [2, 3, 5, 7])
+@pytest.mark.parametrize("length", [7, 8, 9, 10, 11, 16])
+def test_values_and_gradients_are_torchs(length: int, kernel: int, padded: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(length, 40, 24, requires_grad=True)
+    weight = torch.randn(16, 24, kernel, requires_grad=True)
+    padding = kernel // 2 if padded else 0
+    ours = winograd.conv1d(x, weight, padding)
+    theirs = F.conv1d(x.permute(1, 2, 0), weight, padding=padding).permute(2, 0, 1)
+    assert_close_with_gradients(ours, theirs, x, weight)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (6, 6), (4, 5)])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (3, 0), (5, 2)])
+def test_values_and_gradients_of_images_are_torchs(height: int, width: int, kernel: int, padding: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 8, height, width).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(6, 8, kernel, kernel, requires_grad=True)
+    ours, theirs = winograd.conv2d(x, weight, padding), F.conv2d(x, weight, padding=padding)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert_close_with_gradients(ours, theirs, x, weight)
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_sequences_shorter_than_the_kernel_work(length: int) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(length, 40, 6), torch.randn(10, 6, 5)
     theirs = F.conv1d(x.permute(1, 2, 0), weight, padding=2).permute(2, 0, 1)
-    torch.testing.assert_close(winograd.convolve(x, weight, 2), theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(winograd.conv1d(x, weight, 2), theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kernel", "saved"), [(3, 2), (5, 2.5)])
@@ -54,6 +70,14 @@ def test_used_in_float32_on_a_cpu_for_enough_rows() -> None:
     assert not winograd.pays(x.to("meta"), 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert not winograd.pays(x, 3)
+
+
+def test_used_for_small_images() -> None:
+    x = torch.zeros(64, 8, 6, 6)
+    assert winograd.pays_2d(x, 3)
+    assert not winograd.pays_2d(x, 1)
+    assert not winograd.pays_2d(x[:2], 3)
+    assert not winograd.pays_2d(torch.zeros(64, 8, 11, 11), 3)
 
 
 def test_fixed_weights_are_transformed_once_and_changed_ones_again() -> None:

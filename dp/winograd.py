@@ -1,9 +1,9 @@
-"""Winograd's minimal filtering: a convolution over a short sequence with half of the multiplications, or less.
+"""Winograd's minimal filtering: a convolution over a short sequence or a small image with half of the multiplications.
 
 m neighbouring outputs of a filter with K taps take m K products. They are also coefficients of a product of
 polynomials, which is known from its values at m + K - 1 points: one product each (Winograd 1980; in networks Lavin &
 Gray 2016, arXiv 1509.09308). Over channels each product is a GEMM; what evaluates at points and interpolates again are
-small constant matrices over time. In float32 the result is off by some 1e-6 of the largest output; bfloat16 is too
+small constant matrices over positions. In float32 the result is off by some 1e-6 of the largest output; bfloat16 is too
 coarse for it.
 """
 
@@ -27,6 +27,12 @@ LONGEST_TILE = 4
 ENOUGH_ROWS = 32
 """Of each GEMM. With fewer, transforming the weights costs more than it saves."""
 
+MOST_PIXELS = 36
+"""Of an image: the constant matrices grow with their square. 11 x 11 gained nothing."""
+
+Matrices = tuple[Float[Tensor, "PT L"], Float[Tensor, "Lout PT"], Float[Tensor, "P K"]]
+"""What evaluates tiles of the inputs at P points, interpolates outputs from products there, and transforms the taps."""
+
 _transformed: ContextVar[dict[Tensor, Tensor] | None] = ContextVar("transformed", default=None)
 
 
@@ -41,30 +47,52 @@ def fixed_weights() -> Iterator[None]:
 
 
 def pays(x: Float[Tensor, "L B C"], kernel: int) -> bool:
-    """Whether `convolve` is worth it: in float32 on a CPU, where multiplications are what takes the time."""
+    """Whether `conv1d` is worth it: in float32 on a CPU, where multiplications are what takes the time."""
+    return _possible(x, kernel) and math.ceil(len(x) / LONGEST_TILE) * x.shape[1] >= ENOUGH_ROWS
+
+
+def pays_2d(x: Float[Tensor, "N C Y X"], kernel: int) -> bool:
+    """The same of `conv2d`."""
+    return _possible(x, kernel) and x.shape[2] * x.shape[3] <= MOST_PIXELS and len(x) >= ENOUGH_ROWS
+
+
+def _possible(x: Tensor, kernel: int) -> bool:
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    in_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    enough_rows = math.ceil(len(x) / LONGEST_TILE) * x.shape[1] >= ENOUGH_ROWS
-    return on_cpu and in_float32 and 1 < kernel <= len(POINTS) and enough_rows
+    return on_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and 1 < kernel <= len(POINTS)
 
 
-def convolve(
+def conv1d(
     x: Float[Tensor, "L B Cin"], weight: Float[Tensor, "Cout Cin K"], padding: int
 ) -> Float[Tensor, "Lout B Cout"]:
     """`torch.nn.functional.conv1d` with stride 1, over (L, B, C). Fastest for a weight that lies as (K, Cin, Cout)."""
-    length, batch, channels = x.shape
-    evaluate, interpolate, transform = matrices(length, weight.shape[2], padding)
-    points = len(transform)
-    values = (evaluate @ x.flatten(1)).view(points, -1, channels)  # (P, tiles * B, Cin)
+    return _filtered(x, weight, matrices(len(x), weight.shape[2], padding))
+
+
+def conv2d(
+    x: Float[Tensor, "N Cin Y X"], weight: Float[Tensor, "Cout Cin K K"], padding: int
+) -> Float[Tensor, "N Cout Yout Xout"]:
+    """`torch.nn.functional.conv2d` with stride 1, of channels-last images."""
+    height, width, kernel = *x.shape[2:], weight.shape[2]
+    pixels = x.permute(2, 3, 0, 1).flatten(0, 1)  # (Y X, N, Cin)
+    y = _filtered(pixels, weight, matrices_2d(height, width, kernel, padding))
+    y = y.unflatten(0, (height + 2 * padding - kernel + 1, -1)).permute(2, 3, 0, 1)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _filtered(
+    x: Float[Tensor, "L B Cin"], weight: Float[Tensor, "Cout Cin *K"], matrices: Matrices
+) -> Float[Tensor, "Lout B Cout"]:
+    evaluate, interpolate, transform = matrices
+    values = (evaluate @ x.flatten(1)).view(len(transform), -1, x.shape[2])  # (P, tiles * B, Cin)
     products = torch.bmm(values, _transform(weight, transform)).view(interpolate.shape[1], -1)
-    return (interpolate @ products).view(-1, batch, weight.shape[0])
+    return (interpolate @ products).view(-1, x.shape[1], len(weight))
 
 
-def _transform(weight: Float[Tensor, "Cout Cin K"], transform: Float[Tensor, "P K"]) -> Float[Tensor, "P Cin Cout"]:
+def _transform(weight: Float[Tensor, "Cout Cin *K"], transform: Float[Tensor, "P K"]) -> Float[Tensor, "P Cin Cout"]:
     known = _transformed.get()
     if known is not None and weight in known:
         return known[weight]
-    taps = weight.permute(2, 1, 0)
+    taps = weight.flatten(2).permute(2, 1, 0)
     result = (transform @ taps.flatten(1)).view(-1, *taps.shape[1:])
     if known is not None:
         known[weight] = result
@@ -72,10 +100,8 @@ def _transform(weight: Float[Tensor, "Cout Cin K"], transform: Float[Tensor, "P 
 
 
 @functools.cache
-def matrices(
-    length: int, kernel: int, padding: int
-) -> tuple[Float[Tensor, "PT L"], Float[Tensor, "Lout PT"], Float[Tensor, "P K"]]:
-    """What evaluates tiles of the inputs at P points, interpolates outputs from products there, and transforms taps."""
+def matrices(length: int, kernel: int, padding: int) -> Matrices:
+    """Of a sequence."""
     outputs = length + 2 * padding - kernel + 1
     longest = min(LONGEST_TILE, len(POINTS) + 2 - kernel)
     tile = min(range(1, longest + 1), key=lambda m: math.ceil(outputs / m) * (m + kernel - 1))
@@ -96,3 +122,17 @@ def matrices(
         interpolate[t * tile : (t + 1) * tile, :, t] = powers(tile).T[: outputs - t * tile]
     found = evaluate.reshape(-1, length), interpolate.reshape(outputs, -1), powers(kernel) * scale
     return tuple(torch.from_numpy(m.astype(np.float32)) for m in found)  # type: ignore[return-value]
+
+
+@functools.cache
+def matrices_2d(height: int, width: int, kernel: int, padding: int) -> Matrices:
+    """Of an image, row by row: the same along both of its sides."""
+    (along_y, back_y, taps_y), (along_x, back_x, taps_x) = (matrices(n, kernel, padding) for n in (height, width))
+    p, q = len(taps_y), len(taps_x)
+    evaluate = torch.einsum("pty,qux->pqtuyx", along_y.unflatten(0, (p, -1)), along_x.unflatten(0, (q, -1)))
+    interpolate = torch.einsum("ypt,xqu->yxpqtu", back_y.unflatten(1, (p, -1)), back_x.unflatten(1, (q, -1)))
+    return (
+        evaluate.reshape(-1, height * width),
+        interpolate.flatten(0, 1).flatten(1).contiguous(),
+        torch.kron(taps_y, taps_x),
+    )
