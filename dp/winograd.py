@@ -9,9 +9,6 @@ coarse for it.
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -33,18 +30,6 @@ MOST_PIXELS = 36
 Matrices = tuple[Float[Tensor, "PT L"], Float[Tensor, "Lout PT"], Float[Tensor, "P K"]]
 """What evaluates tiles of the inputs at P points, interpolates outputs from products there, and transforms the taps."""
 
-_transformed: ContextVar[dict[Tensor, Tensor] | None] = ContextVar("transformed", default=None)
-
-
-@contextmanager
-def fixed_weights() -> Iterator[None]:
-    """Inside, weights must stay as they are: each is transformed only once."""
-    token = _transformed.set({})
-    try:
-        yield
-    finally:
-        _transformed.reset(token)
-
 
 def pays(x: Float[Tensor, "L B C"], kernel: int) -> bool:
     """Whether `conv1d` is worth it: in float32 on a CPU, where multiplications are what takes the time."""
@@ -57,8 +42,10 @@ def pays_2d(x: Float[Tensor, "N C Y X"], kernel: int) -> bool:
 
 
 def _possible(x: Tensor, kernel: int) -> bool:
+    """In training only: what is sampled must not depend on how many are sampled at once, not even by rounding."""
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and 1 < kernel <= len(POINTS)
+    in_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return on_cpu and in_float32 and torch.is_grad_enabled() and 1 < kernel <= len(POINTS)
 
 
 def conv1d(
@@ -89,14 +76,8 @@ def _filtered(
 
 
 def _transform(weight: Float[Tensor, "Cout Cin *K"], transform: Float[Tensor, "P K"]) -> Float[Tensor, "P Cin Cout"]:
-    known = _transformed.get()
-    if known is not None and weight in known:
-        return known[weight]
     taps = weight.flatten(2).permute(2, 1, 0)
-    result = (transform @ taps.flatten(1)).view(-1, *taps.shape[1:])
-    if known is not None:
-        known[weight] = result
-    return result
+    return (transform @ taps.flatten(1)).view(-1, *taps.shape[1:])
 
 
 @functools.cache

@@ -28,11 +28,11 @@ def test_several_stores_are_described_one_by_one(small_zarr, tmp_path):
     result = inspect(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "6 episodes, 189 frames" in result.stdout
-    assert "500 episodes, 64278 frames" in result.stdout
-    assert "state: (64467, 5)" in result.stdout
+    assert "160 episodes, 21250 frames" in result.stdout
+    assert "state: (21439, 5)" in result.stdout
     assert "6 of 6 demonstrations start from their number as a seed" in result.stdout
-    assert "500 of 500 demonstrations start from the initial state that is stored with them" in result.stdout
-    assert "361 of these are what their seeds give" in result.stdout
+    assert "160 of 160 demonstrations start from the initial state that is stored with them" in result.stdout
+    assert "124 of these are what their seeds give" in result.stdout
     assert {file.name for file in (tmp_path / "out").iterdir()} > {"contact_sheet.png", "paths.png"}
 
 
