@@ -13,12 +13,7 @@ from dp.envs.episode import Chunk, Episode
 from dp.envs.pool import EnvPool
 from dp.envs.pusht import PushTEnv
 from dp.intervals import Estimate, bootstrap_mean, wilson
-from dp.types import Obs, Policy
-
-BLOCK = 8
-"""Observations are padded to a multiple of this before the policy sees them. Matrix products round the same row
-differently in very small batches; with the padding a row's result does not depend on its neighbours, and so an episode
-does not depend on how many run beside it (measured on CPUs; a GPU promises less)."""
+from dp.types import BLOCK, Obs, Policy
 
 
 @dataclass
@@ -189,7 +184,11 @@ def _make_episode(make_env: Callable[[], PushTEnv], n_obs_steps: int) -> Episode
 
 
 def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator], device: torch.device) -> np.ndarray:
-    """Actions (B, Ta, Da) for the environments that `chunks` come from, in one batch."""
+    """Actions (B, Ta, Da) for the environments that `chunks` come from, in one batch.
+
+    Matrix products round the same row differently in very small batches; padded to blocks, an episode does not depend
+    on how many run beside it.
+    """
     padding = -len(chunks) % BLOCK
     padded = chunks + chunks[:1] * padding
     spare = [torch.Generator(device) for _ in range(padding)]

@@ -9,11 +9,16 @@ coarse for it.
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from dp.types import BLOCK
 
 POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
 """At which polynomials are evaluated, beside infinity; near 1, so that their powers do not differ much."""
@@ -21,8 +26,8 @@ POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
 LONGEST_TILE = 4
 """Outputs that are computed together, m. More would save more products, and lose more to rounding."""
 
-ENOUGH_ROWS = 32
-"""Of each GEMM. With fewer, transforming the weights costs more than it saves."""
+ENOUGH_IMAGES = 32
+"""With fewer, transforming the weights costs more than it saves."""
 
 MOST_PIXELS = 36
 """Of an image: the constant matrices grow with their square. 11 x 11 gained nothing."""
@@ -30,22 +35,34 @@ MOST_PIXELS = 36
 Matrices = tuple[Float[Tensor, "PT L"], Float[Tensor, "Lout PT"], Float[Tensor, "P K"]]
 """What evaluates tiles of the inputs at P points, interpolates outputs from products there, and transforms the taps."""
 
+_transformed: ContextVar[dict[Tensor, Tensor] | None] = ContextVar("transformed", default=None)
+
+
+@contextmanager
+def fixed_weights() -> Iterator[None]:
+    """Inside, weights must stay as they are: each is transformed only once."""
+    token = _transformed.set({})
+    try:
+        yield
+    finally:
+        _transformed.reset(token)
+
 
 def pays(x: Float[Tensor, "L B C"], kernel: int) -> bool:
-    """Whether `conv1d` is worth it: in float32 on a CPU, where multiplications are what takes the time."""
-    return _possible(x, kernel) and math.ceil(len(x) / LONGEST_TILE) * x.shape[1] >= ENOUGH_ROWS
+    """Whether `conv1d` is worth it: in float32 on a CPU, where multiplications are what takes the time, and not for a
+    few sequences, where transforming the weights costs more than it saves."""
+    return _possible(x, kernel) and x.shape[1] >= BLOCK
 
 
 def pays_2d(x: Float[Tensor, "N C Y X"], kernel: int) -> bool:
-    """The same of `conv2d`."""
-    return _possible(x, kernel) and x.shape[2] * x.shape[3] <= MOST_PIXELS and len(x) >= ENOUGH_ROWS
+    """The same of `conv2d`: in training only, where it is the backward pass that gains."""
+    small = x.shape[2] * x.shape[3] <= MOST_PIXELS
+    return _possible(x, kernel) and torch.is_grad_enabled() and small and len(x) >= ENOUGH_IMAGES
 
 
 def _possible(x: Tensor, kernel: int) -> bool:
-    """In training only: what is sampled must not depend on how many are sampled at once, not even by rounding."""
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    in_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return on_cpu and in_float32 and torch.is_grad_enabled() and 1 < kernel <= len(POINTS)
+    return on_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and 1 < kernel <= len(POINTS)
 
 
 def conv1d(
@@ -76,8 +93,14 @@ def _filtered(
 
 
 def _transform(weight: Float[Tensor, "Cout Cin *K"], transform: Float[Tensor, "P K"]) -> Float[Tensor, "P Cin Cout"]:
+    known = _transformed.get()
+    if known is not None and weight in known:
+        return known[weight]
     taps = weight.flatten(2).permute(2, 1, 0)
-    return (transform @ taps.flatten(1)).view(-1, *taps.shape[1:])
+    result = (transform @ taps.flatten(1)).view(-1, *taps.shape[1:])
+    if known is not None:
+        known[weight] = result
+    return result
 
 
 @functools.cache

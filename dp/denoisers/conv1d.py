@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp import winograd
+from dp.types import BLOCK
 
 
 class Conv1d(nn.Conv1d):
@@ -24,15 +25,18 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "Lout B Cout"]:
         (kernel,), (stride,) = self.kernel_size, self.stride
-        bias = self.get_parameter("bias")
+        taps, bias = self.weight.permute(2, 1, 0), self.get_parameter("bias")  # (kernel, Cin, Cout), as it lies
         if stride == 1 and winograd.pays(x, kernel):
             return winograd.conv1d(x, self.weight, self.pad) + bias
         if (kernel, stride, self.pad) != (1, 1, 0):
             x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
             last = x.shape[0] - kernel + 1
-            x = torch.cat([x[tap : tap + last : stride] for tap in range(kernel)], dim=-1)
-        taps = self.weight.permute(2, 1, 0).flatten(0, 1)  # (kernel * Cin, Cout), a view
-        return torch.addmm(bias, x.flatten(0, 1), taps).unflatten(0, x.shape[:2])
+            views = [x[tap : tap + last : stride] for tap in range(kernel)]
+            if x.device.type == "cpu" and x.shape[1] < BLOCK:  # threads share several products, but not one of few rows
+                y = torch.bmm(torch.stack(views).flatten(1, 2), taps).sum(0) + bias
+                return y.unflatten(0, views[0].shape[:2])
+            x = torch.cat(views, dim=-1)
+        return torch.addmm(bias, x.flatten(0, 1), taps.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class Upsample1d(nn.ConvTranspose1d):
@@ -45,9 +49,10 @@ class Upsample1d(nn.ConvTranspose1d):
     def forward(self, x: Float[Tensor, "L B C"]) -> Float[Tensor, "L2 B C"]:  # type: ignore[override]
         # Output 2j sums taps 3 and 1 of inputs j-1 and j; output 2j+1 taps 2 and 0 of inputs j and j+1.
         taps = self.weight.permute(2, 0, 1)  # (4, Cin, Cout)
-        padded = F.pad(x, (0, 0, 0, 0, 1, 1))
-        even = torch.cat([padded[:-2], x], -1) @ torch.cat([taps[3], taps[1]])
-        odd = torch.cat([x, padded[2:]], -1) @ torch.cat([taps[2], taps[0]])
+        padded, flat = F.pad(x, (0, 0, 0, 0, 1, 1)), x.flatten(0, 1)
+        before, after = padded[:-2].flatten(0, 1), padded[2:].flatten(0, 1)
+        y = torch.bmm(torch.stack([after, flat]), taps[:2])
+        odd, even = torch.baddbmm(y, torch.stack([flat, before]), taps[2:]).unflatten(1, x.shape[:2])
         return torch.stack([even, odd], dim=1).flatten(0, 1) + self.get_parameter("bias")  # (2L, B, C)
 
 

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dp import winograd
+from dp.denoisers.conv1d import Conv1d
+from dp.types import BLOCK
 
 
 def assert_close_with_gradients(ours: Tensor, theirs: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -60,7 +62,7 @@ def test_at_least_half_of_the_multiplications_are_saved(length: int, kernel: int
     assert n_products * saved == length * kernel
 
 
-def test_used_in_training_in_float32_on_a_cpu_for_enough_rows() -> None:
+def test_used_in_float32_on_a_cpu_for_enough_sequences() -> None:
     x = torch.zeros(16, 64, 8)
     assert winograd.pays(x, 3)
     assert not winograd.pays(x, 1)
@@ -69,14 +71,37 @@ def test_used_in_training_in_float32_on_a_cpu_for_enough_rows() -> None:
     assert not winograd.pays(x.to("meta"), 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert not winograd.pays(x, 3)
-    with torch.no_grad():  # samples do not depend on the size of the batch
-        assert not winograd.pays(x, 3)
-        assert not winograd.pays_2d(torch.zeros(64, 8, 6, 6), 3)
 
 
-def test_used_for_small_images() -> None:
+def test_used_for_small_images_in_training() -> None:
     x = torch.zeros(64, 8, 6, 6)
     assert winograd.pays_2d(x, 3)
     assert not winograd.pays_2d(x, 1)
     assert not winograd.pays_2d(x[:2], 3)
     assert not winograd.pays_2d(torch.zeros(64, 8, 11, 11), 3)
+    with torch.no_grad():
+        assert not winograd.pays_2d(x, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize(("length", "channels"), [(4, 256), (8, 128), (16, 64), (16, 2)])
+def test_a_sequence_does_not_depend_on_those_beside_it(length: int, channels: int, kernel: int) -> None:
+    """In multiples of a rollout's padding, to the bit: otherwise scores would depend on `n_envs`."""
+    x, weight = torch.randn(length, 7 * BLOCK, channels), torch.randn(64, channels, kernel)
+    assert winograd.pays(x[:, :BLOCK], kernel)
+    together = winograd.conv1d(x, weight, kernel // 2)
+    for n in range(BLOCK, 7 * BLOCK, BLOCK):
+        assert torch.equal(winograd.conv1d(x[:, :n].contiguous(), weight, kernel // 2), together[:, :n])
+
+
+def test_fixed_weights_are_transformed_once_and_changed_ones_again() -> None:
+    conv, x = Conv1d(4, 4, 3, padding=1).requires_grad_(False), torch.randn(8, 64, 4)
+    with winograd.fixed_weights():
+        first = conv(x)
+        conv.weight += 1  # what must not be done: here it shows that the transform was kept
+        assert torch.equal(conv(x), first)
+    changed = conv(x)
+    assert not torch.equal(changed, first)
+    with winograd.fixed_weights():
+        assert torch.equal(conv(x), changed)

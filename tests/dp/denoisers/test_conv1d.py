@@ -27,7 +27,7 @@ def assert_same(ours: nn.Module, torchs: nn.Module, x: torch.Tensor) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 @pytest.mark.parametrize("length", [8, 13])
-@pytest.mark.parametrize("batch", [3, 64])  # without and with `winograd`
+@pytest.mark.parametrize("batch", [3, 64])  # few, and enough for `winograd`
 def test_conv_equals_torchs(kernel_size: int, stride: int, length: int, batch: int) -> None:
     torch.manual_seed(0)
     sizes = {"kernel_size": kernel_size, "stride": stride, "padding": kernel_size // 2}
