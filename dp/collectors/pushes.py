@@ -62,10 +62,11 @@ class Walks:
             self._next = np.where(detour < length, self._next[:, via, None], self._next)
             length = np.minimum(length, detour)
         self._length = length
+        self._from = functools.lru_cache(maxsize=64)(lambda x, y: self._straight(np.array([x, y])))
 
     def __call__(self, start: Float[np.ndarray, " 2"], end: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "P 2"]:
         """Corners of the way, rounded. `start` and `end` may lie closer to the block than `margin`."""
-        total = self._straight(start)[:, None] + self._length + self._straight(end)
+        total = self._from(*start)[:, None] + self._length + self._from(*end)  # a plan looks from few places
         point, last = np.unravel_index(total.argmin(), total.shape)
         path = [start, self._ring[point]]
         while point != last:
