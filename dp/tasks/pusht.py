@@ -63,9 +63,7 @@ def mirror(name: str, array: np.ndarray) -> np.ndarray:
     another one. "img" (*B, Y, X, 3), "action" (*B, 2), "state" (*B, 5).
     """
     if name == "img":
-        *frames, height, width, _ = array.shape
-        source = np.arange(height * width).reshape(height, width).T[::-1, ::-1]  # of each pixel
-        return array.reshape(*frames, -1, 3).take(source.ravel(), axis=-2).reshape(*frames, width, height, 3)
+        return array.swapaxes(-3, -2)[..., ::-1, ::-1, :]
     reflected = array.copy()
     for x in range(0, 2 if name == "action" else 4, 2):
         reflected[..., x], reflected[..., x + 1] = 512 - array[..., x + 1], 512 - array[..., x]
