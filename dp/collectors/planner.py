@@ -9,9 +9,8 @@ from jaxtyping import Bool, Float
 
 from dp.collectors.demonstration import Demonstration, Recorder
 from dp.collectors.pushes import PUSHES, STANDOFF, Push, targets, walks
-from dp.collectors.simulator import CORNERS, Simulator, clearance, pose_error, private_api_agrees, rotate
+from dp.collectors.simulator import CORNERS, Simulator, pose_error, private_api_agrees, rotate
 from dp.collectors.value import ENOUGH, SETTLING, cost_to_go, outcomes, without_a_push
-from dp.tasks import pusht
 
 NOISE_CORRELATION = 0.8
 """Of the execution noise from one control step to the next: about five steps push the agent the same way."""
@@ -32,7 +31,6 @@ LEAST = {
     "margin": 0,
     "noise": 0,
     "n_frames_past_success": 0,
-    "start_anywhere": 0,
     "n_samples": N_ELITES,
     "n_iterations": 1,
     "max_steps": 1,
@@ -42,6 +40,10 @@ LEAST = {
 
 TABLE = 512.0
 """Pixels, its width and height."""
+
+HELD = 10.0
+"""Pixels between the agent and the contact of a push within which it is made from where the agent is: people steer the
+block with one long push where others take three."""
 
 NEVER = 1e4
 """Control steps that are too many."""
@@ -66,15 +68,13 @@ class Planner:
         n_frames_past_success: control steps at a halt at the end.
         noise: standard deviation of what is added to actions when they are executed, pixels (DART, Laskey et al.
             2017); the recorded action is what was meant.
-        start_anywhere: share of the episodes that start with block and agent anywhere on the table, at its edge too,
-            where the reference environment never starts, and to where a policy's mistakes lead.
         n_samples: pushes tried in each iteration of the tuning; four times as many in the first.
         n_iterations: of the tuning.
         max_steps: control steps after which an episode has failed.
         n_attempts: episodes from the same initial state before the seed is given up; from the second on it chooses
             among the best at random.
 
-    Raises ValueError for a value below what `LEAST` allows, and for a share above 1.
+    Raises ValueError for a value below what `LEAST` allows.
     """
 
     walk_speed: float = 24.0
@@ -83,7 +83,6 @@ class Planner:
     margin: float = 80.0
     n_frames_past_success: int = 0
     noise: float = 0.0
-    start_anywhere: float = 0.3
     n_samples: int = 64
     n_iterations: int = 6
     max_steps: int = 300
@@ -93,8 +92,6 @@ class Planner:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"collector.{name}={getattr(self, name)}, expected at least {least}")
-        if self.start_anywhere > 1:
-            raise ValueError(f"collector.start_anywhere={self.start_anywhere}, expected a share: 0 to 1")
         private_api_agrees()  # warns now
 
     def __call__(self, seed: int) -> Demonstration | None:
@@ -104,13 +101,8 @@ class Planner:
                 return demonstration
         return None
 
-    def _initial_state(self, seed: int) -> Float[np.ndarray, " 5"] | None:
-        """None: what the environment has for this seed."""
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
-        return _anywhere(rng) if rng.random() < self.start_anywhere else None
-
     def _attempt(self, seed: int, attempt: int) -> Demonstration:
-        rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed, initial_state=self._initial_state(seed))
+        rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed)
         simulator = Simulator(private_api_agrees())
         target, noise = recorder.env.state[:2], np.zeros(2)
         while len(recorder) < self.max_steps and not recorder.env.done:
@@ -135,7 +127,7 @@ class Planner:
     ) -> Float[np.ndarray, "T 2"]:
         """Targets of the next push and the way to it, from the last target, `agent`, to a block in `pose`."""
         pushes = outcomes(self.push_speed)
-        ways = np.array([self._walk_steps(pose, agent, push) for push in PUSHES])
+        ways = np.array([self._way_steps(pose, agent, push) for push in PUSHES])
         after = pose + np.concatenate([rotate(pushes.moved[:, :2], pose[2]), pushes.moved[:, 2:]], axis=1)
         cost = ways[pushes.push] + pushes.steps + cost_to_go(self.push_speed)(after)
         corners = rotate(CORNERS, after[:, 2, None]) + after[:, None, :2]
@@ -177,33 +169,30 @@ class Planner:
             spread = 0.6 * spread
         return best
 
-    def _walk_steps(self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push) -> float:
-        """Control steps to where a push starts."""
-        if not _inside(rotate(np.stack([push.start, push.contact]), pose[2]) + pose[:2], 8.0):
+    def _way_steps(self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push) -> float:
+        """Control steps to where a push begins."""
+        way = self._way(pose, agent, push)
+        if not _inside(rotate(way[-2:], pose[2]) + pose[:2], 8.0):
             return NEVER
-        return float(np.hypot(*np.diff(self._walk(pose, agent, push), axis=0).T).sum() / self.walk_speed)
+        length = np.hypot(*np.diff(way, axis=0).T).sum()
+        straight = min(length, STANDOFF)
+        return float((length - straight) / self.walk_speed + straight / self.push_speed)
 
-    def _walk(
+    def _way(
         self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push
     ) -> Float[np.ndarray, "P 2"]:
-        """To where a push starts, in the block's frame."""
-        return walks(self.margin)(rotate(agent - pose[:2], -pose[2]), push.start)
+        """To where a push begins, in the block's frame: round the block, unless the agent is there already."""
+        here = rotate(agent - pose[:2], -pose[2])
+        if np.hypot(*(here - push.contact)) < HELD:
+            return here[None]
+        return np.stack([*walks(self.margin)(here, push.start), push.contact])
 
     def _targets(
         self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push, length: float
     ) -> Float[np.ndarray, "T 2"]:
-        path = np.stack([*self._walk(pose, agent, push), push.contact, push.contact + length * push.direction])
-        world = rotate(path, pose[2]) + pose[:2]
+        way = self._way(pose, agent, push)
+        world = rotate(np.stack([*way, way[-1] + length * push.direction]), pose[2]) + pose[:2]
         return targets(world, STANDOFF / 2 + length, self.walk_speed, self.push_speed, self.acceleration)
-
-
-def _anywhere(rng: np.random.Generator) -> Float[np.ndarray, " 5"]:
-    """An initial state in which block and agent lie apart on the table."""
-    while True:
-        state = rng.uniform([0, 0, 0, 0, 0], [TABLE, TABLE, TABLE, TABLE, 2 * np.pi])
-        corners = rotate(CORNERS, state[4]) + state[2:4]
-        if _inside(corners, 10.0) and _inside(state[None, :2], 20.0) and clearance(state[:2], state[2:]) > 0:
-            return pusht.initial_state_for(state)
 
 
 def _costs(
