@@ -51,7 +51,7 @@ def command(small_zarr: Path) -> Callable[..., list[str]]:
 def run(command: Callable[..., list[str]], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the small training in `tmp_path` to its end."""
 
-    def call(*overrides: str, base: list[str] = SMALL, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def call(*overrides: str, base: list[str] = SMALL, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command(*overrides, base=base), cwd=tmp_path, capture_output=True, text=True, timeout=timeout
         )
