@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dp.data.windows import image_to_float
 from dp.normalizer import Normalizer
+from dp.once import one_loop
 from dp.types import Batch, Denoiser, Generator, Obs, ObsEncoder, Scheduler
-from dp.winograd import fixed_weights
 
 
 class DiffusionPolicy(nn.Module):
@@ -90,7 +90,7 @@ class DiffusionPolicy(nn.Module):
     ) -> Float[Tensor, "B H Da"]:
         """All steps from noise `x` to actions. No host sync in the loop."""
         self.scheduler.set_timesteps(self.num_inference_steps)  # on the CPU: Python ints below, not device tensors
-        with fixed_weights():
+        with one_loop():
             for k in self.scheduler.timesteps.tolist():
                 prediction = self.denoiser(x, torch.full((len(x),), k, device=cond.device), cond)
                 x = self.scheduler.step(prediction, k, x, generator=generator).prev_sample

@@ -9,15 +9,13 @@ coarse for it.
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dp.once import once
 from dp.types import BLOCK
 
 POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
@@ -34,18 +32,6 @@ MOST_PIXELS = 36
 
 Matrices = tuple[Float[Tensor, "PT L"], Float[Tensor, "Lout PT"], Float[Tensor, "P K"]]
 """What evaluates tiles of the inputs at P points, interpolates outputs from products there, and transforms the taps."""
-
-_transformed: ContextVar[dict[Tensor, Tensor] | None] = ContextVar("transformed", default=None)
-
-
-@contextmanager
-def fixed_weights() -> Iterator[None]:
-    """Inside, weights must stay as they are: each is transformed only once."""
-    token = _transformed.set({})
-    try:
-        yield
-    finally:
-        _transformed.reset(token)
 
 
 def pays(x: Float[Tensor, "L B C"], kernel: int) -> bool:
@@ -88,19 +74,13 @@ def _filtered(
 ) -> Float[Tensor, "Lout B Cout"]:
     evaluate, interpolate, transform = matrices
     values = (evaluate @ x.flatten(1)).view(len(transform), -1, x.shape[2])  # (P, tiles * B, Cin)
-    products = torch.bmm(values, _transform(weight, transform)).view(interpolate.shape[1], -1)
+    products = torch.bmm(values, once(_transform, weight, transform)).view(interpolate.shape[1], -1)
     return (interpolate @ products).view(-1, x.shape[1], len(weight))
 
 
 def _transform(weight: Float[Tensor, "Cout Cin *K"], transform: Float[Tensor, "P K"]) -> Float[Tensor, "P Cin Cout"]:
-    known = _transformed.get()
-    if known is not None and weight in known:
-        return known[weight]
     taps = weight.flatten(2).permute(2, 1, 0)
-    result = (transform @ taps.flatten(1)).view(-1, *taps.shape[1:])
-    if known is not None:
-        known[weight] = result
-    return result
+    return (transform @ taps.flatten(1)).view(-1, *taps.shape[1:])
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dp.denoisers.conv1d import Conv1d, GroupNorm1d, Upsample1d
 from dp.denoisers.mish import Mish
+from dp.once import once
 
 Norm = Literal["group", "layer"]
 Film = Literal["scale_bias", "residual"]
@@ -72,10 +73,10 @@ class UNet1d(nn.Module):
         )
         self.cond_projection = nn.Linear(cond_dim, step_embed_dim) if cond_merge == "add" else nn.Identity()
         self.mish = Mish()
-        film_dim = step_embed_dim if cond_merge == "add" else step_embed_dim + cond_dim
+        film_dims = (step_embed_dim, 0 if cond_merge == "add" else cond_dim)
 
         def block(inputs: int, outputs: int) -> FilmResidualBlock:
-            return FilmResidualBlock(inputs, outputs, film_dim, kernel_size, n_groups, norm, film)
+            return FilmResidualBlock(inputs, outputs, film_dims, kernel_size, n_groups, norm, film)
 
         self.down_modules = nn.ModuleList()
         for level, (inputs, outputs) in enumerate(zip([action_dim, *channels], channels, strict=False)):
@@ -97,8 +98,10 @@ class UNet1d(nn.Module):
         self, x: Float[Tensor, "B H Da"], k: Int[Tensor, " B"], cond: Float[Tensor, "B C"]
     ) -> Float[Tensor, "B H Da"]:
         horizon = x.shape[1]
-        step, cond = self.diffusion_step_encoder(k), self.cond_projection(cond)
-        film = self.mish(step + cond if self.cond_merge == "add" else torch.cat([step, cond], dim=-1))
+        step = self.diffusion_step_encoder(k)
+        if self.cond_merge == "add":
+            step, cond = step + once(self.cond_projection, cond), cond[:, :0]
+        film = self.mish(step), once(self.mish, cond)
 
         h = F.pad(x, (0, 0, 0, -horizon % self.stride)).transpose(0, 1)  # (L, B, C) from here on
         skips = []
@@ -138,7 +141,14 @@ class FilmResidualBlock(nn.Module):
     """Two convolution blocks with a residual; feature-wise linear modulation (Perez et al. 2018) between them."""
 
     def __init__(
-        self, inputs: int, outputs: int, film_dim: int, kernel_size: int, n_groups: int, norm: Norm, film: Film
+        self,
+        inputs: int,
+        outputs: int,
+        film_dims: tuple[int, int],
+        kernel_size: int,
+        n_groups: int,
+        norm: Norm,
+        film: Film,
     ) -> None:
         super().__init__()
         self.film = film
@@ -150,14 +160,34 @@ class FilmResidualBlock(nn.Module):
         )
         # The Mish before this layer is the same for every block: `UNet1d.forward` applies it once. The name's index
         # is the reference implementation's.
-        self.cond_encoder = nn.ModuleDict({"1": nn.Linear(film_dim, 2 * outputs)})
+        self.cond_encoder = nn.ModuleDict({"1": FilmLinear(*film_dims, 2 * outputs)})
         self.residual_conv = Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "L B Cin"], film: Float[Tensor, "B F"]) -> Float[Tensor, "L B Cout"]:
-        scale, bias = self.cond_encoder["1"](film).chunk(2, dim=-1)  # (B, Cout) each
+    def forward(
+        self, x: Float[Tensor, "L B Cin"], film: tuple[Float[Tensor, "B S"], Float[Tensor, "B C"]]
+    ) -> Float[Tensor, "L B Cout"]:
+        scale, bias = self.cond_encoder["1"](*film).chunk(2, dim=-1)  # (B, Cout) each
         if self.film == "residual":
             scale = 1 + scale
         return self.blocks[1](self.blocks[0](x) * scale + bias) + self.residual_conv(x)
+
+
+class FilmLinear(nn.Linear):
+    """A linear layer over a diffusion step and a condition; a denoising loop computes the condition's part once."""
+
+    def __init__(self, step_dim: int, cond_dim: int, outputs: int) -> None:
+        super().__init__(step_dim + cond_dim, outputs)
+        self.step_dim = step_dim
+
+    def forward(  # type: ignore[override]
+        self, step: Float[Tensor, "B S"], cond: Float[Tensor, "B C"]
+    ) -> Float[Tensor, "B out"]:
+        if torch.is_grad_enabled():  # one product has one gradient
+            return super().forward(torch.cat([step, cond], dim=-1))
+        return F.linear(step, self.weight[:, : self.step_dim]) + once(self._of_condition, cond)
+
+    def _of_condition(self, cond: Float[Tensor, "B C"]) -> Float[Tensor, "B out"]:
+        return F.linear(cond, self.weight[:, self.step_dim :], self.bias)
 
 
 class SinusoidalEmbedding(nn.Module):
