@@ -128,11 +128,11 @@ from dp.data.store import DemonstrationStore
 from tests.workspaces.wander import Wander
 with DemonstrationStore(Path(sys.argv[1]), {}) as store:
     seed = (store.last_seed or 1000) + 1
-    print("begun", flush=True)
     while True:
         demonstration = Wander()(seed)
         if demonstration is not None:
             store.append([demonstration], "wander")
+            print("stored", flush=True)
         seed += 1
 """
 
@@ -145,9 +145,9 @@ def test_sigkill_at_any_moment_leaves_whole_episodes_and_the_next_process_goes_o
             [sys.executable, "-c", FILLER, str(path)], cwd=repository, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        while process.stdout.readline() != "begun\n":
+        while process.stdout.readline() != "stored\n":
             assert process.poll() is None
-        time.sleep(0.3 + rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.wait()
         buffer = ReplayBuffer.load(path, NAMES)
