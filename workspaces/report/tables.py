@@ -104,6 +104,10 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def settings(runs: Sequence[Run]) -> list[Setting]:
     """For each run the keys in which the runs differ, without those that say the same as another one."""
     flat = [_flat(run) for run in runs]
+    names: dict[str, str] = {}
+    for run, one in zip(runs, flat, strict=True):
+        if sha256 := run.config.get("dataset", {}).get("sha256"):  # a renamed store holds the same data
+            one["data"] = names.setdefault(sha256, one["data"])
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len(_column(flat, key)) > 1]
     if all(run.config.get("n_action_steps") == build.auto_action_steps(run.config) for run in runs):
         keys = [key for key in keys if key != "n_action_steps"]  # it only follows the horizon
