@@ -12,7 +12,7 @@ _known: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("known", default=
 
 @contextmanager
 def one_loop() -> Iterator[None]:
-    """Inside, weights must stay as they are."""
+    """Inside, weights and conditions must not be changed in place."""
     token = _known.set({})
     try:
         yield

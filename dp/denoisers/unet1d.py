@@ -100,7 +100,7 @@ class UNet1d(nn.Module):
         horizon = x.shape[1]
         step = self.diffusion_step_encoder(k)
         if self.cond_merge == "add":
-            step, cond = step + once(self.cond_projection, cond), cond[:, :0]
+            step, cond = step + once(self.cond_projection, cond), once(_nothing_of, cond)
         film = self.mish(step), once(self.mish, cond)
 
         h = F.pad(x, (0, 0, 0, -horizon % self.stride)).transpose(0, 1)  # (L, B, C) from here on
@@ -118,6 +118,10 @@ class UNet1d(nn.Module):
             h = h + skipped if self.skip == "add" else torch.cat([h, skipped], dim=-1)
             h = up(second(first(h, film), film))
         return self.final_conv(h).transpose(0, 1)[:, :horizon]
+
+
+def _nothing_of(cond: Float[Tensor, "B C"]) -> Float[Tensor, "B 0"]:
+    return cond[:, :0]
 
 
 def _named_conv(conv: nn.Module) -> nn.Sequential:

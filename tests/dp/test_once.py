@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dp.denoisers import UNet1d
 from dp.denoisers.conv1d import Conv1d
-from dp.once import once, one_loop
+from dp.once import _known, once, one_loop
 
 
 class Counting:
@@ -73,3 +73,16 @@ def test_another_condition_in_the_same_loop_is_another_result(cond_merge: Litera
         with one_loop():
             for _ in range(2):
                 assert [torch.equal(unet(x, k, c), y) for c, y in zip((a, b), expected, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("cond_merge", ["concat", "add"])
+def test_later_steps_keep_nothing_more(cond_merge: Literal["concat", "add"]) -> None:
+    unet = UNet1d(2, 12, [16, 32], cond_merge=cond_merge)
+    x, cond = torch.randn(3, 16, 2), torch.randn(3, 12)
+    kept = []
+    with torch.no_grad(), one_loop():
+        for k in range(3):
+            unet(x, torch.full((3,), k), cond)
+            kept.append(len(_known.get() or {}))
+    assert kept[0] > 0
+    assert kept == kept[:1] * 3
