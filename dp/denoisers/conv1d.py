@@ -6,13 +6,19 @@ names, shapes and values, so weights are interchangeable. In memory a weight lie
 it, which makes flattening it a view.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp import winograd
+from dp.once import once
 from dp.types import BLOCK
+
+PANEL = 64
+"""Output channels that are multiplied together where a batch has fewer than `BLOCK` sequences."""
 
 
 class Conv1d(nn.Conv1d):
@@ -31,12 +37,22 @@ class Conv1d(nn.Conv1d):
         if (kernel, stride, self.pad) != (1, 1, 0):
             x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
             last = x.shape[0] - kernel + 1
-            views = [x[tap : tap + last : stride] for tap in range(kernel)]
-            if x.device.type == "cpu" and x.shape[1] < BLOCK:  # threads share several products, but not one of few rows
-                y = torch.bmm(torch.stack(views).flatten(1, 2), taps).sum(0) + bias
-                return y.unflatten(0, views[0].shape[:2])
-            x = torch.cat(views, dim=-1)
+            x = torch.cat([x[tap : tap + last : stride] for tap in range(kernel)], dim=-1)
+        if x.device.type == "cpu" and x.shape[1] < BLOCK:
+            panels = once(_panels, self.weight)
+            y = torch.bmm(x.flatten(0, 1).expand(len(panels), -1, -1), panels)  # (panels, Lout * B, PANEL)
+            return (y.transpose(0, 1).flatten(1) + bias).unflatten(0, x.shape[:2])
         return torch.addmm(bias, x.flatten(0, 1), taps.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def _panels(weight: Float[Tensor, "Cout Cin K"]) -> Float[Tensor, "panels KCin PANEL"]:
+    """The GEMM's matrix, cut between output channels.
+
+    With few rows a GEMM takes as long as reading its matrix does, and strips of a wide one are read at half of the
+    memory's speed. Threads share several products, too, but not one of few rows.
+    """
+    width = math.gcd(len(weight), PANEL)
+    return torch.cat([tap.unflatten(1, (-1, width)).transpose(0, 1) for tap in weight.permute(2, 1, 0)], dim=1)
 
 
 class Upsample1d(nn.ConvTranspose1d):
