@@ -18,7 +18,7 @@ from dp.once import once
 from dp.types import BLOCK
 
 PANEL = 64
-"""Output channels that are multiplied together where a batch has fewer than `BLOCK` sequences."""
+"""Output channels that are multiplied together in sampling, where a batch has fewer than `BLOCK` sequences."""
 
 
 class Conv1d(nn.Conv1d):
@@ -38,7 +38,7 @@ class Conv1d(nn.Conv1d):
             x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
             last = x.shape[0] - kernel + 1
             x = torch.cat([x[tap : tap + last : stride] for tap in range(kernel)], dim=-1)
-        if x.device.type == "cpu" and x.shape[1] < BLOCK:
+        if x.device.type == "cpu" and x.shape[1] < BLOCK and not torch.is_grad_enabled():
             panels = once(_panels, self.weight)
             y = torch.bmm(x.flatten(0, 1).expand(len(panels), -1, -1), panels)  # (panels, Lout * B, PANEL)
             return (y.transpose(0, 1).flatten(1) + bias).unflatten(0, x.shape[:2])

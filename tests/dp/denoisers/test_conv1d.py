@@ -10,11 +10,13 @@ from dp.denoisers.conv1d import Conv1d, GroupNorm1d, Upsample1d
 
 
 def assert_same(ours: nn.Module, torchs: nn.Module, x: torch.Tensor) -> None:
-    """Equal outputs and equal gradients, of the input and of every parameter."""
+    """Equal outputs, as in training and as in sampling, and equal gradients, of the input and of every parameter."""
     ours.load_state_dict(torchs.state_dict())
     ours_x, torchs_x = x.clone().requires_grad_(), x.clone().requires_grad_()
     ours_y, torchs_y = ours(ours_x), torchs(torchs_x.permute(1, 2, 0)).permute(2, 0, 1)
     torch.testing.assert_close(ours_y, torchs_y, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), torchs_y, atol=1e-5, rtol=1e-5)
     towards = torch.randn_like(torchs_y)
     (ours_y * towards).sum().backward()
     (torchs_y * towards).sum().backward()
