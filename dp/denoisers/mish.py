@@ -21,22 +21,24 @@ class Mish(nn.Module):
 
 
 class _Mish(torch.autograd.Function):
-    """With e = exp(x) and d = e (e + 2) + 2, tanh(softplus(x)) is 1 - 2 / d: one exponential, no logarithm or tanh.
+    """With e = exp(x), n = e (e + 2) and d = n + 2, tanh(softplus(x)) is n / d: one exponential, no logarithm or tanh.
 
     For x > 20 the result is x itself in float32, and e must not overflow. The slope is kept instead of x: it needs the
-    same exponential.
+    same exponential. Every operation is a way through memory and back: nothing is computed twice.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         wide = x.float()
         e = wide.clamp(max=20).exp_()
-        n = e.add(2).mul_(e)
-        inverse = n.add(2).reciprocal_()  # 1 / d
+        rise = torch.addcmul(e, e, e)  # e (1 + e)
+        n = e.add_(rise)
+        d = n.add(2)
+        tanh = n.div_(d)
         if ctx.needs_input_grad[0]:
-            slope = torch.addcmul(e, e, e).mul_(inverse).mul_(inverse).mul_(wide).mul_(4)  # x 4 e (1 + e) / d^2
-            ctx.save_for_backward(slope.sub_(inverse, alpha=2).add_(1).to(x.dtype))
-        return n.mul_(inverse).mul_(wide).to(x.dtype)
+            slope = torch.addcmul(tanh, wide, rise.div_(d).div_(d), value=4)
+            ctx.save_for_backward(slope.to(x.dtype))
+        return tanh.mul_(wide).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
