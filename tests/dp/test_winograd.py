@@ -53,6 +53,17 @@ def test_sequences_shorter_than_the_kernel_work(length: int) -> None:
     torch.testing.assert_close(winograd.conv1d(x, weight, 2), theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("width", [1024, 1000])
+def test_wide_layers_compute_the_same_in_sampling_as_in_training(width: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 16, 40), torch.randn(width, 40, 5)
+    trained = winograd.conv1d(x, weight, 2)
+    with torch.no_grad():
+        sampled = winograd.conv1d(x, weight, 2)
+        torch.testing.assert_close(sampled[:, :BLOCK], winograd.conv1d(x[:, :BLOCK], weight, 2), atol=0, rtol=0)
+    torch.testing.assert_close(sampled, trained, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("kernel", "saved"), [(3, 2), (5, 2.5)])
 @pytest.mark.parametrize("length", [4, 8, 16])
 def test_at_least_half_of_the_multiplications_are_saved(length: int, kernel: int, saved: float) -> None:
