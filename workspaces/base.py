@@ -152,7 +152,7 @@ def _start_wandb() -> None:
         import wandb
 
         wandb.setup()
-        import wandb.apis.public  # noqa: F401  # `wandb.init` imports it, too
+        import wandb.apis.public  # `wandb.init` imports it, too
 
 
 def choose_device(name: str) -> torch.device:
