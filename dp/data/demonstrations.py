@@ -1,7 +1,6 @@
 """Everything a training run needs of a data set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,7 @@ class Demonstrations:
         self._frames = self.buffer
         if mirror:
             self.train_episodes = np.concatenate([self.split.train, self.split.train + self.buffer.n_episodes])
-            self._frames = ReplayBuffer.join([self.buffer, _mirror_images(self.buffer)])
+            self._frames = _with_mirror_images(self.buffer)
         arrays = self._frames.arrays
         low_dim = {
             name: torch.from_numpy(array) for name, array in pusht.low_dim_obs(arrays["state"], obs_shapes).items()
@@ -87,6 +86,8 @@ def _locate_all(source: str, path: str | Sequence[str] | None) -> list[Path]:
     return stores
 
 
-def _mirror_images(buffer: ReplayBuffer) -> ReplayBuffer:
-    arrays = {name: pusht.mirror(name, array) for name, array in buffer.arrays.items()}
-    return replace(buffer, arrays=arrays)
+def _with_mirror_images(buffer: ReplayBuffer) -> ReplayBuffer:
+    both = ReplayBuffer.join([buffer, buffer])
+    for name, array in both.arrays.items():
+        pusht.mirror(name, array[: len(buffer)], out=array[len(buffer) :])
+    return both

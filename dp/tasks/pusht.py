@@ -6,6 +6,7 @@ in pixels; control runs at 10 Hz.
 
 from collections.abc import Collection
 
+import cv2
 import numpy as np
 from jaxtyping import Float
 
@@ -55,21 +56,25 @@ def _rotate(points: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
 
 
-def mirror(name: str, array: np.ndarray) -> np.ndarray:
-    """The array `name` of the data set as the task's mirror image shows it.
+def mirror(name: str, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """The array `name` of the data set as the task's mirror image shows it, in `out` or in a new array.
 
     The T is symmetric about its stem. At the goal (256, 256, pi / 4) its stem lies on the workspace's anti-diagonal, so
     the reflection (x, y) -> (512 - y, 512 - x) maps workspace, goal and block to themselves, and a demonstration to
     another one. "img" (*B, Y, X, 3), "action" (*B, 2), "state" (*B, 5).
     """
+    out = np.empty_like(array, order="C") if out is None else out
     if name == "img":
-        return array.swapaxes(-3, -2)[..., ::-1, ::-1, :]
-    reflected = array.copy()
+        shape = (-1, *array.shape[-3:])
+        for image, mirrored in zip(array.reshape(shape), out.reshape(shape), strict=True):
+            mirrored[:] = cv2.flip(cv2.transpose(image), -1)  # four times as fast as numpy
+        return out
+    out[:] = array
     for x in range(0, 2 if name == "action" else 4, 2):
-        reflected[..., x], reflected[..., x + 1] = 512 - array[..., x + 1], 512 - array[..., x]
+        out[..., x], out[..., x + 1] = 512 - array[..., x + 1], 512 - array[..., x]
     if name == "state":
-        reflected[..., 4] = (np.pi / 2 - array[..., 4]) % (2 * np.pi)
-    return reflected
+        out[..., 4] = (np.pi / 2 - array[..., 4]) % (2 * np.pi)
+    return out
 
 
 def initial_state(seed: int) -> Float[np.ndarray, " 5"]:
