@@ -149,14 +149,20 @@ def _open(path: Path, name: str) -> zarr.Array:
     return array
 
 
-def _chunk_rows(path: Path, name: str, array: zarr.Array) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields (rows, values) chunk by chunk. zarr itself would fill missing chunks with zeros, silently."""
-    size = array.chunks[0]
-    for number, start in enumerate(range(0, array.shape[0], size)):
-        file = path / name / ".".join([str(number)] + ["0"] * (array.ndim - 1))
+def _chunk_files(path: Path, name: str, array: zarr.Array) -> list[tuple[slice, Path]]:
+    """(rows, file) of every chunk. Raises ValueError for a missing one, which zarr would fill with zeros, silently."""
+    n_rows, size = array.shape[0], array.chunks[0]
+    starts = range(0, n_rows, size)
+    files = [path / name / ".".join([str(number)] + ["0"] * (array.ndim - 1)) for number in range(len(starts))]
+    for file in files:
         if not file.is_file():
             raise ValueError(f"chunk {file} is missing. {_fix(path)}")
-        rows = slice(start, min(start + size, array.shape[0]))
+    return [(slice(start, min(start + size, n_rows)), file) for start, file in zip(starts, files, strict=True)]
+
+
+def _chunk_rows(path: Path, name: str, array: zarr.Array) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields (rows, values) chunk by chunk. Raises ValueError naming the file of one that cannot be read."""
+    for rows, file in _chunk_files(path, name, array):
         try:
             values = np.asarray(array[rows])
         except Exception as error:
@@ -172,10 +178,11 @@ def _fix(path: Path) -> str:
 
 def _read_array(path: Path, name: str) -> np.ndarray:
     array = _open(path, name)
-    out = np.empty(array.shape, array.dtype)
-    for rows, values in _chunk_rows(path, name, array):
-        out[rows] = values
-    return out
+    _chunk_files(path, name, array)
+    try:
+        return np.asarray(array[:])  # zarr reads in a thread of its own: waiting for it once is not waiting 161 times
+    except Exception:  # of some chunk: which?
+        return np.concatenate([values for _, values in _chunk_rows(path, name, array)])
 
 
 def _read_images(path: Path, name: str, cache_dir: Path) -> np.ndarray:
