@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dp.denoisers.conv1d import Conv1d, GroupNorm1d, Upsample1d
+from dp.denoisers.conv1d import Conv1d, Upsample1d
 from dp.denoisers.mish import Mish
+from dp.denoisers.norm1d import GroupNorm1d
 from dp.once import once
 
 Norm = Literal["group", "layer"]

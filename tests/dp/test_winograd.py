@@ -29,7 +29,7 @@ def test_values_and_gradients_are_torchs(length: int, kernel: int, padded: bool)
     x = torch.randn(length, 40, 24, requires_grad=True)
     weight = torch.randn(16, 24, kernel, requires_grad=True)
     padding = kernel // 2 if padded else 0
-    ours = winograd.conv1d(x, weight, padding)
+    ours = winograd.conv1d(x, weight.permute(2, 1, 0), padding)
     theirs = F.conv1d(x.permute(1, 2, 0), weight, padding=padding).permute(2, 0, 1)
     assert_close_with_gradients(ours, theirs, x, weight)
 
@@ -50,13 +50,13 @@ def test_sequences_shorter_than_the_kernel_work(length: int) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(length, 40, 6), torch.randn(10, 6, 5)
     theirs = F.conv1d(x.permute(1, 2, 0), weight, padding=2).permute(2, 0, 1)
-    torch.testing.assert_close(winograd.conv1d(x, weight, 2), theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(winograd.conv1d(x, weight.permute(2, 1, 0), 2), theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("width", [1024, 1000])
 def test_wide_layers_compute_the_same_in_sampling_as_in_training(width: int) -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(4, 16, 40), torch.randn(width, 40, 5)
+    x, weight = torch.randn(4, 16, 40), torch.randn(5, 40, width)
     trained = winograd.conv1d(x, weight, 2)
     with torch.no_grad():
         sampled = winograd.conv1d(x, weight, 2)
@@ -98,7 +98,7 @@ def test_used_for_small_images_in_training() -> None:
 @pytest.mark.parametrize(("length", "channels"), [(4, 256), (8, 128), (16, 64), (16, 2)])
 def test_a_sequence_does_not_depend_on_those_beside_it(length: int, channels: int, kernel: int) -> None:
     """In multiples of a rollout's padding, to the bit: otherwise scores would depend on `n_envs`."""
-    x, weight = torch.randn(length, 7 * BLOCK, channels), torch.randn(64, channels, kernel)
+    x, weight = torch.randn(length, 7 * BLOCK, channels), torch.randn(kernel, channels, 64)
     assert winograd.pays(x[:, :BLOCK], kernel)
     together = winograd.conv1d(x, weight, kernel // 2)
     for n in range(BLOCK, 7 * BLOCK, BLOCK):

@@ -1,0 +1,49 @@
+"""GroupNorm over (L, B, C). torch's own works on (B, C, L): on a CPU all that comes after it lay turned, too."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dp.types import BLOCK
+
+
+class GroupNorm1d(nn.GroupNorm):
+    """`nn.GroupNorm` for (L, B, C): statistics over the whole length and the channels of one group."""
+
+    def forward(self, x: Float[Tensor, "L B C"]) -> Float[Tensor, "L B C"]:
+        one_kernel = x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling()
+        if one_kernel or x.shape[1] < BLOCK:  # twenty operations are slow to begin with
+            return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)
+        return _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+
+
+class _GroupNorm(torch.autograd.Function):
+    """Long sums are taken over L first, in the order of memory, then over the channels of a group.
+
+    Shapes: L length, B sequences, C channels, G groups of S channels each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, n_groups: int, eps: float) -> Tensor:
+        groups = x.unflatten(-1, (n_groups, -1))  # (L, B, G, S)
+        count = len(groups) * groups.shape[-1]
+        mean = x.sum(0).unflatten(-1, (n_groups, -1)).sum(-1, keepdim=True) / count  # (B, G, 1)
+        centred = groups - mean
+        variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square_().sum(0) / count
+        rstd = (variance + eps).rsqrt_()  # (B, G, 1)
+        scale = rstd * weight.unflatten(0, (n_groups, -1))  # (B, G, S)
+        ctx.save_for_backward(centred, rstd, scale)
+        return torch.addcmul(bias, centred.flatten(2), scale.flatten(1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        centred, rstd, scale = ctx.saved_tensors
+        grad = grad.unflatten(-1, scale.shape[1:])  # (L, B, G, S)
+        count = len(centred) * centred.shape[-1]
+        of_bias, of_scale = grad.sum(0), (grad * centred).sum(0)  # (B, G, S)
+        of_mean = (of_bias * scale).sum(-1, keepdim=True) / -count  # (B, G, 1)
+        of_variance = (of_scale * scale).sum(-1, keepdim=True) * rstd.square() / -count
+        of_x = torch.addcmul(of_mean.expand_as(scale), grad, scale).addcmul_(centred, of_variance.expand_as(scale))
+        return of_x.flatten(2), (of_scale * rstd).sum(0).flatten(), of_bias.sum(0).flatten(), None, None
