@@ -37,6 +37,7 @@ def import_once() -> None:
 
 if __name__ == "__main__":  # env workers import this file: they must not pay for what follows
     keep_freed_memory()
+    sys.setswitchinterval(1e-4)  # while one thread imports, the others wait a fiftieth of the time for their turn
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads wait asleep: spinning ones starve those they wait for
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     import hydra

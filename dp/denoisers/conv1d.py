@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from dp import winograd
 from dp.once import once
@@ -22,20 +23,22 @@ PANEL = 64
 """Output channels that are multiplied together in sampling, where a batch has fewer than `BLOCK` sequences."""
 
 
-class GemmOrder(nn.Module):
+class GemmOrder(_ConvNd):
     """A convolution of torch's whose `weight` is (K, Cin, Cout), except in state dicts.
 
     Not merely a view that lies so: AdamW's fused kernel makes a contiguous copy of every gradient on a CPU (and does
     not use it), which took a sixth of a large network's training step.
     """
 
-    weight: Tensor
     to_gemm: tuple[int, int, int]
     to_torch: tuple[int, int, int]
 
-    def lay_weight(self) -> None:
-        """To be called once torch has made it."""
-        self.weight = nn.Parameter(self.weight.data.permute(self.to_gemm).contiguous())
+    def reset_parameters(self) -> None:
+        """Torch's distribution, drawn where the weight is to lie."""
+        (kernel,), inputs, outputs = self.kernel_size, self.in_channels, self.out_channels
+        bound = (kernel * inputs) ** -0.5
+        self.weight = nn.Parameter(torch.empty(kernel, inputs, outputs).uniform_(-bound, bound))
+        nn.init.uniform_(self.get_parameter("bias"), -bound, bound)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -57,7 +60,6 @@ class Conv1d(GemmOrder, nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
         self.pad = padding
-        self.lay_weight()
 
     def forward(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "Lout B Cout"]:
         (kernel,), (stride,) = self.kernel_size, self.stride
@@ -92,7 +94,6 @@ class Upsample1d(GemmOrder, nn.ConvTranspose1d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
-        self.lay_weight()
 
     def forward(self, x: Float[Tensor, "L B C"]) -> Float[Tensor, "L2 B C"]:  # type: ignore[override]
         # Output 2j sums taps 3 and 1 of inputs j-1 and j; output 2j+1 taps 2 and 0 of inputs j and j+1.

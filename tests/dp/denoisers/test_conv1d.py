@@ -1,7 +1,6 @@
 """The GEMM convolutions compute what torch's do, from the same weights."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -44,24 +43,36 @@ def test_upsample_equals_torchs_transposed_convolution(length: int) -> None:
     assert_same(Upsample1d(6), nn.ConvTranspose1d(6, 6, 4, 2, 1), torch.randn(length, 3, 6))
 
 
-LAYERS = [
-    (lambda: Conv1d(6, 10, 3, padding=1), lambda: nn.Conv1d(6, 10, 3, padding=1)),
-    (lambda: Upsample1d(6), lambda: nn.ConvTranspose1d(6, 6, 4, 2, 1)),
-]
-
-
-@pytest.mark.parametrize(("ours", "torchs"), LAYERS)
-def test_state_dicts_are_torchs(ours: Callable[[], nn.Module], torchs: Callable[[], nn.Module]) -> None:
-    """Names, shapes and the values that a seed gives, whichever layer it loads them into."""
-    torch.manual_seed(0)
-    expected = torchs().state_dict()
-    torch.manual_seed(0)
-    drawn, loaded = ours(), ours()
-    loaded.load_state_dict(expected)
-    theirs = torchs()
-    theirs.load_state_dict(drawn.state_dict())
-    for each in (drawn, copy.deepcopy(drawn), loaded, theirs):
+@pytest.mark.parametrize(
+    ("layer", "theirs"),
+    [
+        (Conv1d(6, 10, 3, padding=1), nn.Conv1d(6, 10, 3, padding=1)),
+        (Upsample1d(6), nn.ConvTranspose1d(6, 6, 4, 2, 1)),
+    ],
+)
+def test_state_dicts_are_torchs(layer: nn.Module, theirs: nn.Module) -> None:
+    """Names, shapes and values, whichever layer they are loaded into."""
+    expected = copy.deepcopy(theirs.state_dict())
+    layer.load_state_dict(expected)
+    theirs.reset_parameters()
+    theirs.load_state_dict(layer.state_dict())
+    for each in (layer, copy.deepcopy(layer), theirs):
         torch.testing.assert_close(each.state_dict(), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "theirs"),
+    [(Conv1d(32, 512, 5), nn.Conv1d(32, 512, 5)), (Upsample1d(128), nn.ConvTranspose1d(128, 128, 4, 2, 1))],
+)
+def test_weights_are_drawn_as_torch_draws_them(layer: nn.Module, theirs: nn.Module) -> None:
+    """Uniformly, between the same bounds, and again when they are reset."""
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    theirs.reset_parameters()
+    for name, expected in theirs.state_dict().items():
+        drawn = layer.state_dict()[name]
+        torch.testing.assert_close(drawn.abs().max(), expected.abs().max(), atol=0, rtol=0.05)
+        torch.testing.assert_close(drawn.std(), expected.std(), atol=0, rtol=0.15)
 
 
 @pytest.mark.parametrize("layer", [Conv1d(6, 10, 3, padding=1), Upsample1d(6)])
