@@ -152,12 +152,13 @@ def _open(path: Path, name: str) -> zarr.Array:
 def _chunk_files(path: Path, name: str, array: zarr.Array) -> list[tuple[slice, Path]]:
     """(rows, file) of every chunk. Raises ValueError for a missing one, which zarr would fill with zeros, silently."""
     n_rows, size = array.shape[0], array.chunks[0]
-    starts = range(0, n_rows, size)
-    files = [path / name / ".".join([str(number)] + ["0"] * (array.ndim - 1)) for number in range(len(starts))]
-    for file in files:
+    chunks = []
+    for number, start in enumerate(range(0, n_rows, size)):
+        file = path / name / ".".join([str(number)] + ["0"] * (array.ndim - 1))
         if not file.is_file():
             raise ValueError(f"chunk {file} is missing. {_fix(path)}")
-    return [(slice(start, min(start + size, n_rows)), file) for start, file in zip(starts, files, strict=True)]
+        chunks.append((slice(start, min(start + size, n_rows)), file))
+    return chunks
 
 
 def _chunk_rows(path: Path, name: str, array: zarr.Array) -> Iterator[tuple[slice, np.ndarray]]:

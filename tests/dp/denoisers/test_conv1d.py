@@ -56,6 +56,10 @@ def test_state_dicts_are_torchs(layer: nn.Module, theirs: nn.Module) -> None:
     layer.load_state_dict(expected)
     theirs.reset_parameters()
     theirs.load_state_dict(layer.state_dict())
+    for each in (layer, copy.deepcopy(layer)):
+        assert each.weight.is_contiguous()
+        flat = each.weight.flatten(0, 1)
+        assert flat.data_ptr() == each.weight.data_ptr()  # a view: nothing is copied in `forward`
     for each in (layer, copy.deepcopy(layer), theirs):
         torch.testing.assert_close(each.state_dict(), expected, atol=0, rtol=0)
 
@@ -78,7 +82,6 @@ def test_weights_are_drawn_as_torch_draws_them(layer: nn.Module, theirs: nn.Modu
 @pytest.mark.parametrize("layer", [Conv1d(6, 10, 3, padding=1), Upsample1d(6)])
 def test_adamw_copies_no_gradient(layer: nn.Module) -> None:
     """On a CPU its fused kernel makes gradients contiguous, to no end: a sixth of a large network's training step."""
-
     optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
     layer(torch.randn(8, 3, 6)).sum().backward()
     with torch.profiler.profile() as profile:
