@@ -1,13 +1,11 @@
 """From configuration to objects. The only place that calls `instantiate`, always with plain containers."""
 
-import importlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
-from diffusers import SchedulerMixin
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
@@ -16,7 +14,6 @@ from torch import nn
 
 from dp.data import Demonstrations
 from dp.ema import EMA
-from dp.envs import PushTEnv
 from dp.normalizer import Normalizer
 from dp.policy import DiffusionPolicy
 from dp.processes import N_CORES
@@ -24,6 +21,7 @@ from dp.rollout import EnvRunner
 from workspaces.base import Config, Workspace
 from workspaces.errors import flatten
 from workspaces.logger import Logger, check_mode
+from workspaces.trust import check_component
 
 NUMBERS = (
     "seed",
@@ -103,6 +101,7 @@ def check(config: Config) -> None:
             f"scheduler.prediction_type={scheduler['prediction_type']}, expected epsilon, sample or v_prediction"
         )
     check_mode(config["logger"]["mode"])
+    check_component(config["name"], "name")
 
 
 def demonstrations(config: Config) -> Demonstrations:
@@ -164,58 +163,3 @@ def logger(config: Config, workspace: Workspace, job_type: str, run_id: str | No
 
 def _make(settings: Mapping[str, Any], **parts: Any) -> Any:
     return instantiate({**settings, **parts}, _convert_="all")
-
-
-TRUSTED = {
-    "encoder": ("dp.encoders.", nn.Module),
-    "denoiser": ("dp.denoisers.", nn.Module),
-    "scheduler": ("diffusers.", SchedulerMixin),
-    "task.env": ("dp.envs.", PushTEnv),
-}
-"""What a checkpoint's configuration may instantiate, and where: a class of that kind from that package."""
-
-
-def check_trusted(config: Config) -> None:
-    """Raises ValueError where instantiating the policy of a checkpoint's `config` could run a stranger's code.
-
-    Its targets must be the classes we expect, not merely names that begin well ("dp.envs.pool.os.system" does), and it
-    must hold no interpolation: `${...}` is resolved when an object is made.
-    """
-    for place, (package, kind) in TRUSTED.items():
-        node = config
-        for key in place.split("."):
-            node = node.get(key, {}) if isinstance(node, dict) else {}
-        target = node.get("_target_")
-        if not _is_class(target, package, kind):
-            raise ValueError(f"the checkpoint names {place}._target_={target}, which is not to be trusted: not loaded")
-        # The runner is ours, so a nested target could only come from a stranger.
-        _refuse_code({key: value for key, value in node.items() if key not in ("_target_", "_partial_")}, place)
-    for place in ("task", "horizon", "n_obs_steps", "n_action_steps", "noise_draws"):
-        _refuse_code(
-            {k: v for k, v in config[place].items() if k != "env"} if place == "task" else config[place], place
-        )
-
-
-def _is_class(target: object, package: str, kind: type) -> bool:
-    if not isinstance(target, str) or not target.startswith(package):
-        return False
-    module_name, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError):
-        return False
-    return inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(package.split(".")[0])
-
-
-def _refuse_code(value: object, place: str) -> None:
-    """Raises ValueError for a nested `_target_` and for `${`."""
-    if isinstance(value, dict):
-        if any(str(key).startswith("_") for key in value):
-            raise ValueError(f"the checkpoint names {value} under {place}, which is not to be trusted: not loaded")
-        for inner in value.values():
-            _refuse_code(inner, place)
-    elif isinstance(value, list):
-        for inner in value:
-            _refuse_code(inner, place)
-    elif isinstance(value, str) and "${" in value:
-        raise ValueError(f"the checkpoint has {value!r} under {place}, which is not to be trusted: not loaded")

@@ -7,6 +7,7 @@ from typing import IO, Any
 import torch
 
 from dp.files import write_atomically
+from workspaces.trust import check_fields, check_weights, plain
 
 FORMAT = 1
 
@@ -29,7 +30,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Reads tensors and primitives only: a file from a stranger cannot run code here.
 
-    Raises ValueError where there is no checkpoint of this project.
+    Raises ValueError where there is no checkpoint of this project, and for entries of other types than it writes.
     """
     if not path.is_file():
         raise ValueError(f"checkpoint={path}: there is no such file")
@@ -40,6 +41,12 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint={path} is damaged or not a checkpoint of dp: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"checkpoint={path} is not a checkpoint of this version of dp (format {FORMAT})")
+    where = f"checkpoint={path}"
+    check_fields(state, where)
+    if "config" in state:
+        state["config"] = plain(state["config"], where)
+    if "ema" in state:
+        check_weights(state["ema"].get("model"), where)
     return state
 
 

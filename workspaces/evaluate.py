@@ -17,6 +17,7 @@ from dp.types import Policy
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.rollouts import metrics_of, named, save_media
+from workspaces.trust import check_targets
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,10 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     state = checkpoint.load(path)
     if "ema" not in state or "config" not in state:
         raise ValueError(f"checkpoint={path} holds no policy")
-    build.check_trusted(state["config"])
+    for entry in ("step", "versions"):
+        if entry not in state:
+            raise ValueError(f"checkpoint={path} lacks {entry}: not loaded")
+    check_targets(state["config"])
     config = merge(state["config"], config, record.overrides())
     build.check(config)
     policy = build.policy(config)

@@ -107,7 +107,9 @@ class Logger:
 
     def truncate(self, offset: int) -> None:
         """Forgets the lines of metrics.jsonl after `offset`: a resumed run writes them again, the same."""
-        self._file.truncate(offset)
+        if offset > self.offset:  # lost with a power cut, or the checkpoint is not this run's
+            log.warning("%s is shorter than the checkpoint says: its last lines are lost", self._path)
+        self._file.truncate(min(offset, self.offset))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of numbers. `step` counts optimizer steps."""

@@ -53,8 +53,11 @@ def end(run_dir: Path, state: State, score: float | None = None, error: str | No
 
 def read(run_dir: Path) -> dict[str, Any] | None:
     """What run.json holds; None where there is none. Raises ValueError for a file that is not ours."""
+    file = run_dir / FILE
+    if file.is_symlink():
+        raise ValueError(f"{file} is a link: nothing outside the run directory is read")
     try:
-        record = json.loads((run_dir / FILE).read_text())
+        record = json.loads(file.read_text())
     except FileNotFoundError:
         return None
     except ValueError:

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.workspaces.conftest import RUN
-from workspaces import build
+from workspaces import trust
 
 QUICK = [
     "env_runner.n_episodes=3",
@@ -131,6 +132,16 @@ class Evil:
         ("encoder.crop", "${oc.env:HOME}"),
         ("task.env", {"_target_": "os.system", "_partial_": False, "command": "touch pwned"}),
         ("task.shape_meta.obs", {"agent_pos": "${eval:'1'}"}),
+        ("encoder.crop", ({"_target_": "os.mknod", "path": "pwned"}, 16)),
+        ("encoder.crop", {16}),
+        ("encoder.crop", torch.Size([16])),
+        ("encoder.crop", OrderedDict(_target_="os.mknod", path="pwned")),
+        ("task.env.obs_names", ({"_target_": "os.mknod", "path": "pwned"},)),
+        ("task.shape_meta.action", ({"_target_": "os.mknod", "path": "pwned"},)),
+        ("scheduler._target_", "diffusers.SchedulerMixin"),
+        ("task.env._partial_", False),
+        ("encoder._partial_", True),
+        ("optimizer.lr", torch.tensor(1.0)),
     ],
 )
 def test_a_strangers_configuration_is_refused(trained, tmp_path, monkeypatch, place, value):
@@ -143,19 +154,65 @@ def test_a_strangers_configuration_is_refused(trained, tmp_path, monkeypatch, pl
     keep = {k: v for k, v in node[last].items() if k == "num_inference_steps"} if last == "scheduler" else {}
     node[last] = {**value, **keep} if isinstance(value, dict) else value
     with pytest.raises(ValueError, match="not to be trusted"):
-        build.check_trusted(config)
+        trust.check_targets(trust.plain(config, "it"))
     assert not any(tmp_path.iterdir())
 
 
 def test_a_strangers_checkpoint_runs_nothing(trained, tmp_path):
     state = torch.load(trained / "checkpoints/last.pt", weights_only=True)
-    build.check_trusted(state["config"])
+    trust.check_targets(trust.plain(state["config"], "it"))
     state["config"]["encoder"]["_target_"] = "dp.envs.pool.os.system"
     torch.save(state, tmp_path / "evil.pt")
     result = evaluate("checkpoint=evil.pt", cwd=tmp_path)
     assert result.returncode == 1
     assert "not to be trusted" in result.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.pt"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("step", "../../outside"),
+        ("step", "/tmp/outside"),
+        ("step", -1),
+        ("step", 1.5),
+        ("step", True),
+        ("config.name", "../../outside"),
+        ("config.name", "/tmp/outside"),
+        ("config.name", ".."),
+        ("config.name", ""),
+        ("config.name", None),
+        ("versions", {"torch": 2}),
+        ("n_threads", 10**6),
+        ("best", "none"),
+        ("ema.model", {}),
+        ("ema.model", None),
+    ],
+)
+def test_a_strangers_values_lead_nowhere(trained, tmp_path, entry, value):
+    state = torch.load(trained / "checkpoints/last.pt", weights_only=True)
+    *path, last = entry.split(".")
+    node = state
+    for key in path:
+        node = node[key]
+    node[last] = value
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    torch.save(state, inside / "evil.pt")
+    result = evaluate("checkpoint=evil.pt", cwd=inside)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+    assert [p.name for p in tmp_path.rglob("*")] == ["a", "b", "evil.pt"]
+
+
+def test_a_configuration_without_end_is_refused():
+    endless = {}
+    endless["again"] = [endless]
+    with pytest.raises(ValueError, match="too far"):
+        trust.plain(endless, "it")
+    with pytest.raises(ValueError, match="too far"):
+        trust.plain([[[0] * 100] * 100] * 100, "it")
 
 
 def test_a_strangers_pickle_runs_nothing(tmp_path):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dp.envs import PushTEnv
 from dp.processes import N_CORES, in_processes
 from dp.rollout import EpisodeResult
-from workspaces.report.runs import Run
+from workspaces.report.runs import Run, own
 from workspaces.video import write_video
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def _takes(run: Run, folder: Path) -> list[Take]:
     if not wanted or not run.actions.is_file():
         return []
     try:
-        with np.load(run.actions) as file:
+        with np.load(own(run.actions)) as file:
             actions = {seed: file[str(seed)] for seed in wanted}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s is damaged (%s): no videos of its episodes", run.actions, error)

@@ -1,5 +1,6 @@
 """The recipe card: what was typed, what differs from the named experiment, with what, on what and for how long."""
 
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import datetime
@@ -22,6 +23,10 @@ CONFIGS = Path(__file__).parent.parent.parent / "configs"
 OF_THE_PLACE = ("run_dir", "checkpoint", "logger.", "dataset.path", "dataset.sha256", "training", "runs", "report",
                 "device", "n_threads", "env_runner.n_workers", "env_runner.n_envs")  # fmt: skip
 """Keys that say where a run was made, which the facts say, too."""
+
+
+EXPERIMENT = re.compile(r"[\w-]+")
+"""A name that is looked up among the experiments. Nothing else that a run directory says is composed."""
 
 
 class Fact(NamedTuple):
@@ -63,7 +68,7 @@ def _recipe(name: str, runs: list[Run]) -> Recipe:
 
 def experiment(name: str) -> Config | None:
     """The configuration of a named experiment as it is now; None where there is no such file."""
-    if not (CONFIGS / "experiment" / f"{name}.yaml").is_file():
+    if not EXPERIMENT.fullmatch(name) or not (CONFIGS / "experiment" / f"{name}.yaml").is_file():
         return None
     outside = not GlobalHydra.instance().is_initialized()
     try:

@@ -12,6 +12,7 @@ import yaml
 
 from workspaces import record
 from workspaces.base import Config
+from workspaces.trust import check_component
 
 PARTS = ("checkpoints", "media", "rollouts", "wandb")
 """Folders of a run directory: there are no runs in them."""
@@ -86,7 +87,7 @@ class Run:
     def video(self, seed: int) -> Path | None:
         """The video of an episode, if it was recorded."""
         path = self.path / "media" / f"{self.step or 0}-{seed}.mp4"
-        return path if path.is_file() else None
+        return path if own(path).is_file() else None
 
     @property
     def actions(self) -> Path:
@@ -163,12 +164,13 @@ def _jobs(root: Path) -> Iterator[Path]:
     """Directories that a sweep's manifest in `root` or under it names, whether they exist or not."""
     for manifest in [*root.glob("sweep.json"), *root.glob("*/sweep.json")]:
         try:
-            jobs = [Path(job["dir"]) for job in json.loads(manifest.read_text())["jobs"]]
+            jobs = [job["dir"] for job in json.loads(own(manifest).read_text())["jobs"]]
+            for job in jobs:
+                check_component(job, "dir")
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{manifest} is damaged: expected the jobs of a sweep") from None
         for path in jobs:
-            beside = manifest.parent / path
-            yield beside if beside.is_dir() or not path.is_dir() else Path(os.path.relpath(path.resolve()))
+            yield manifest.parent / path
 
 
 def _state(path: Path) -> record.State:
@@ -190,7 +192,7 @@ def _reason(path: Path, state: str) -> str:
 
 
 def _tail(path: Path, n: int) -> list[str]:
-    return path.read_text(errors="replace").splitlines()[-n:] if path.is_file() else []
+    return own(path).read_text(errors="replace").splitlines()[-n:] if path.is_file() else []
 
 
 def _read(path: Path, state: record.State) -> Run:
@@ -270,15 +272,23 @@ def _rollouts(path: Path, step: int | None) -> Path:
     return path / "rollouts" / f"{step}.json"
 
 
+def own(path: Path) -> Path:
+    """`path`, of a file in a run directory. Raises ValueError for a link: it could show any file of this machine."""
+    if path.is_symlink() or path.parent.is_symlink():
+        raise ValueError(f"{path.name} is a link, or lies behind one: nothing outside the run directory is read")
+    return path
+
+
 def _json(path: Path) -> Any:
+    text = own(path).read_text()
     try:
-        return json.loads(path.read_text())
+        return json.loads(text)
     except ValueError:
         raise ValueError(f"{path.name} is not JSON") from None
 
 
 def _config(path: Path) -> Config:
-    config = yaml.safe_load((path / "config.yaml").read_text())
+    config = yaml.safe_load(own(path / "config.yaml").read_text())
     if not isinstance(config, dict):
         raise ValueError("config.yaml holds no configuration")
     return config
@@ -287,7 +297,7 @@ def _config(path: Path) -> Config:
 def _metrics(path: Path, whole: bool) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl. `whole`: raises ValueError for one that is no JSON; else the rest is left away."""
     file, rows = path / "metrics.jsonl", []
-    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    lines = own(file).read_text(errors="replace").splitlines() if file.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))

@@ -110,3 +110,32 @@ def test_a_directory_without_runs_is_refused(tmp_path):
         find(tmp_path)
     with pytest.raises(ValueError, match="expected a directory"):
         find(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "evaluation.json", "metrics.jsonl", "run.json", "run.log"])
+def test_a_link_out_of_a_run_directory_is_not_followed(sweep, tmp_path, name):
+    run = next(p for p in sorted(sweep.iterdir()) if (p / name).exists())
+    secret = tmp_path / "secret"
+    secret.write_bytes((run / name).read_bytes())
+    (run / name).unlink()
+    (run / name).symlink_to(secret)
+    found = find(sweep)
+    if name != "run.log":  # read only of a run that failed
+        assert [left.reason for left in found.left_out if left.path == run and "link" in left.reason]
+
+
+def test_a_video_that_is_a_link_is_not_shown(sweep, tmp_path):
+    run = find(sweep).finished[0]
+    video = next((run.path / "media").glob("*.mp4"))
+    seed = int(video.stem.partition("-")[2])
+    video.rename(tmp_path / "secret.mp4")
+    video.symlink_to(tmp_path / "secret.mp4")
+    with pytest.raises(ValueError, match="link"):
+        run.video(seed)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "a/b", "", None])
+def test_a_sweep_names_only_directories_of_its_own(sweep, name):
+    (sweep / "sweep.json").write_text(json.dumps({"jobs": [{"dir": name}]}))
+    with pytest.raises(ValueError, match="damaged"):
+        find(sweep)

@@ -1,0 +1,181 @@
+"""What a file may say when somebody else wrote it: plain values, within limits, and names of classes that are ours.
+
+Reading such a file with `weights_only=True` keeps pickles from running code. Three ways remain, and are closed here: a
+class or function that the configuration names (`_target_`), a container that only a later conversion turns into a
+dictionary with a `_target_` in it, and a value that becomes part of a path.
+"""
+
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor, nn
+
+from dp.envs import PushTEnv
+
+Config = dict[str, Any]
+
+MAX_DEPTH, MAX_VALUES, MAX_TEXT = 20, 20_000, 100_000
+"""Limits of a configuration: nesting, number of values, characters of one text."""
+
+COMPONENT = re.compile(r"\w[\w.+-]{0,99}")
+"""One component of a path that cannot lead out of its directory."""
+
+TRUSTED: dict[str, tuple[str, type]] = {
+    "encoder": ("dp.encoders.", nn.Module),
+    "denoiser": ("dp.denoisers.", nn.Module),
+    "scheduler": ("diffusers.", SchedulerMixin),
+    "task.env": ("dp.envs.", PushTEnv),
+}
+"""What the configuration of a checkpoint may instantiate: at each place a subclass of that kind from that package."""
+
+Range = tuple[float, float]
+
+FIELDS: dict[str, type | Range] = {
+    "step": (0, 10**12),
+    "evaluated": bool,
+    "n_threads": (1, 4096),
+    "metrics_offset": (0, 10**15),
+    "training_s": (0, 10**12),
+    "config": dict,
+    "versions": dict,
+    "ema": dict,
+    "policy": dict,
+    "optimizer": dict,
+    "lr_schedule": dict,
+    "best": list,
+    "wandb_id": str,
+    "rng": Tensor,
+    "pending": Tensor,
+}
+"""Type of each entry of a checkpoint, or the range of a number. `training_s` alone may be a fraction."""
+
+
+def plain(value: object, where: str) -> Any:
+    """A copy of `value`, which must consist of dict, list, str, int, float, bool and None: exactly these types.
+
+    Instantiation works on the copy, so nothing can turn into something else after it was checked.
+
+    Raises:
+        ValueError: another type, a key that is not text, an interpolation `${...}`, a cycle, or too large a value.
+    """
+    left = [MAX_VALUES]
+
+    def copied(value: object, at: str, depth: int) -> Any:
+        left[0] -= 1
+        if depth > MAX_DEPTH or left[0] < 0:
+            raise ValueError(f"{where} is nested or repeated too far at {at:.60}, not to be trusted: not loaded")
+        if type(value) is dict:
+            for key in value:
+                if type(key) is not str:
+                    raise ValueError(f"{where} has the key {key!r:.60} under {at}, not to be trusted: not loaded")
+            return {key: copied(inner, f"{at}.{key}".lstrip("."), depth + 1) for key, inner in value.items()}
+        if type(value) is list:
+            return [copied(inner, f"{at}[{i}]", depth + 1) for i, inner in enumerate(value)]
+        if type(value) not in (str, int, float, bool, type(None)):
+            raise ValueError(
+                f"{where} has a {type(value).__name__} at {at}, which is not to be trusted: not loaded. Expected dict, "
+                "list, str, int, float, bool or null"
+            )
+        if isinstance(value, str) and ("${" in value or len(value) > MAX_TEXT):
+            raise ValueError(f"{where} has {value!r:.60} at {at}, which is not to be trusted: not loaded")
+        return value
+
+    return copied(value, "", 0)
+
+
+def check_component(value: object, key: str) -> None:
+    """Raises ValueError unless `value` can be the name of a file or folder and nothing else."""
+    if type(value) is not str or not COMPONENT.fullmatch(value):
+        raise ValueError(f"{key}={value!r:.60}, expected a name of letters, digits and _ . + - (a part of a path)")
+
+
+def check_fields(state: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError where an entry of a checkpoint has another type or range than it is used with."""
+    for name, expected in FIELDS.items():
+        if name not in state:
+            continue
+        value = state[name]
+        if isinstance(expected, tuple):
+            exact = type(value) is int or (name == "training_s" and type(value) is float)
+            sound = exact and math.isfinite(value) and expected[0] <= value <= expected[1]
+        else:
+            sound = type(value) is expected or (expected is dict and isinstance(value, dict))  # state dicts are ordered
+        if not sound:
+            wanted = (
+                "a number from {:g} to {:g}".format(*expected) if isinstance(expected, tuple) else expected.__name__
+            )
+            raise ValueError(f"{where} has {name}={value!r:.60}, expected {wanted}: not loaded")
+    if "wandb_id" in state:
+        check_component(state["wandb_id"], f"wandb_id of {where}")
+    for entry in state.get("best", []):
+        _check_best(entry, where)
+    versions = state.get("versions", {})
+    if not all(type(text) is str for pair in versions.items() for text in pair):
+        raise ValueError(f"{where} has versions={versions!r:.60}, expected names and texts: not loaded")
+
+
+def _check_best(entry: object, where: str) -> None:
+    numbers = entry.items() if isinstance(entry, dict) else ()
+    sound = all(type(value) in (int, float) for name, value in numbers if name != "file")
+    if not sound or not {"step", "file", "score"} <= dict(numbers).keys():
+        raise ValueError(f"{where} has {entry!r:.60} among the best, expected step, file and score: not loaded")
+    check_component(dict(numbers)["file"], f"a best file of {where}")
+
+
+def check_weights(weights: object, where: str) -> None:
+    """Raises ValueError unless `weights` maps names to dense tensors whose numbers are finite."""
+    if not isinstance(weights, dict):
+        raise ValueError(f"{where} holds no weights, got {type(weights).__name__}: not loaded")
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError(f"{where}: {name} is no dense tensor: not loaded")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{where}: {name} has values that are not finite: not loaded")
+
+
+def check_targets(config: Config) -> None:
+    """Raises ValueError where instantiating the policy of a checkpoint's `config` could run a stranger's code.
+
+    `config` is what `plain` returned. Its targets must be the classes we expect, not merely names that begin well
+    ("dp.envs.pool.os.system" does).
+    """
+    for place, (package, kind) in TRUSTED.items():
+        node: Any = config
+        for key in place.split("."):
+            node = node.get(key, {}) if isinstance(node, dict) else {}
+        target = node.get("_target_") if isinstance(node, dict) else None
+        if not _is_class(target, package, kind):
+            raise ValueError(f"the checkpoint names {place}._target_={target}, which is not to be trusted: not loaded")
+        own = ("_target_", "_partial_") if node.get("_partial_") is (place == "task.env") else ("_target_",)
+        _refuse_targets([{key: value for key, value in node.items() if key not in own}], place)
+    rest = {key: value for key, value in config["task"].items() if key != "env"}
+    _refuse_targets([rest, *(config[k] for k in ("horizon", "n_obs_steps", "n_action_steps", "noise_draws"))], "task")
+
+
+def _is_class(target: object, package: str, kind: type) -> bool:
+    if not isinstance(target, str) or not target.startswith(package):
+        return False
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError):
+        return False
+    ours = inspect.isclass(found) and found is not kind and issubclass(found, kind)
+    return (ours or found is PushTEnv) and found.__module__.startswith(package.split(".")[0])
+
+
+def _refuse_targets(values: Iterable[object], place: str) -> None:
+    """Raises ValueError for a key that means something to Hydra anywhere in `values`."""
+    for value in values:
+        if isinstance(value, dict):
+            if any(key.startswith("_") for key in value):
+                raise ValueError(f"the checkpoint names {value!r:.80} under {place}, not to be trusted: not loaded")
+            _refuse_targets(value.values(), place)
+        elif isinstance(value, list):
+            _refuse_targets(value, place)
