@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ours import DEVICE, SHAPES, make_policy, synchronize
-from dp.calibration import bf16_pays
+from dp.kernels.calibration import bf16_pays
 
 
 def describe(threads: int) -> str:

@@ -14,16 +14,16 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from benchmarks.turns import serve
 from dp import engines
-from dp.calibration import bf16_pays
 from dp.data import Demonstrations
 from dp.data.batches import BatchOrder, ResidentLoader
 from dp.denoisers import UNet1d
 from dp.ema import EMA
 from dp.encoders import CNNEncoder, ResNetEncoder, StateEncoder
-from dp.envs import PushTEnv
-from dp.normalizer import Normalizer
+from dp.kernels.calibration import bf16_pays
+from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
-from dp.rollout import EnvRunner
+from dp.rollouts.runner import EnvRunner
+from dp.tasks.pusht.env import PushTEnv
 from dp.types import Obs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

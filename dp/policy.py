@@ -10,9 +10,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dp.data.windows import image_to_float
-from dp.normalizer import Normalizer
-from dp.once import one_loop
+from dp.kernels.memo import one_loop
+from dp.modalities import Normalizer, image_to_float
 from dp.types import Batch, Denoiser, Generator, Obs, ObsEncoder, Scheduler
 
 

@@ -9,9 +9,6 @@
 | Ta | `n_action_steps`: actions it executes before it looks again |
 | Da | action dimension |
 | Do | `encoder.out_dim`: features of one observation step |
-| C  | To * Do: the condition of the denoiser |
-
-`k` is the diffusion step, `t` is time in control steps. Everywhere.
 
 | timestep of a window | 0 ... To-1 | To-1 ... To-1+Ta-1 | the rest up to H-1 |
 |---|---|---|---|
@@ -22,12 +19,13 @@
 
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 Obs = dict[str, Tensor]
-"""Name -> (B, To, ...). Images are uint8 (B, To, 96, 96, 3) raw and float (B, To, 3, 96, 96) in [0, 1] for encoders."""
+"""Name -> (B, To, ...). Images are uint8 (B, To, Y, X, 3) raw and float (B, To, 3, Y, X) in [0, 1] for encoders."""
 
 BLOCK = 8
 """Rollouts pad their batches to a multiple of this. A network may compute a smaller batch in another way, which rounds
@@ -42,6 +40,41 @@ class Batch(TypedDict):
     action: Float[Tensor, "B H Da"]
 
 
+class Env(Protocol):
+    """One episode at a time, on the CPU. Frames are drawn only when a policy looks, so `step` returns nothing.
+
+    control_hz: control steps per second. reward: of the present state. success: whether the task is solved now.
+    terminated: whether the episode is over, which neither reward nor success decides. The runner cuts an episode off
+    after `max_steps`.
+    """
+
+    control_hz: float
+
+    def reset(self, seed: int) -> None:
+        """Begins the episode of `seed`, always the same one."""
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """Name -> the present observation, raw: images uint8 (Y, X, 3), everything else float32."""
+
+    def step(self, action: Float[np.ndarray, " Da"]) -> None:
+        """Executes `action`, in raw units, for one control step."""
+
+    @property
+    def reward(self) -> float: ...
+
+    @property
+    def success(self) -> bool: ...
+
+    @property
+    def terminated(self) -> bool: ...
+
+    def info(self) -> dict[str, float]:
+        """Named quantities of the present state, for example {"coverage": 0.83}: the same names every time."""
+
+    def render(self) -> UInt8[np.ndarray, "Y X 3"]:
+        """A picture for people. Both sides are even, as video codecs need."""
+
+
 @runtime_checkable
 class ObsEncoder(Protocol):
     out_dim: int
@@ -51,14 +84,41 @@ class ObsEncoder(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
+    """A network over a noisy action sequence. `t` holds n times of each sample: one, or two where an objective says so
+    (`n_times`). `cond` keeps its observation steps apart; a network that wants them flat flattens them."""
+
     def __call__(
-        self, x: Float[Tensor, "B H Da"], k: Int[Tensor, " B"], cond: Float[Tensor, "B C"]
+        self, x: Float[Tensor, "B H Da"], t: Shaped[Tensor, "B n"], cond: Float[Tensor, "B To Do"]
+    ) -> Float[Tensor, "B H Da"]: ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a denoiser is trained to predict, and how actions are sampled with it. Both with the same noise schedule."""
+
+    n_times: int
+    """Times that it gives the denoiser with every sample."""
+
+    def loss(
+        self,
+        denoiser: Denoiser,
+        action: Float[Tensor, "B H Da"],
+        cond: Float[Tensor, "B To Do"],
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, ""]: ...
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        noise: Float[Tensor, "B H Da"],
+        cond: Float[Tensor, "B To Do"],
+        generator: Generator,
     ) -> Float[Tensor, "B H Da"]: ...
 
 
 @runtime_checkable
 class Scheduler(Protocol):
-    """A diffusers scheduler that samples: any of its classes whose `step` takes (prediction, k, x, generator)."""
+    """A diffusers scheduler that samples."""
 
     config: Any
     timesteps: Tensor

@@ -47,7 +47,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_zarr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six episodes of 24 to 39 frames in the official layout (zarr v2), recorded in the real environment."""
-    from dp.envs import PushTEnv
+    from dp.tasks.pusht.env import PushTEnv
 
     states, actions, images, ends = [], [], [], []
     env = PushTEnv(["image", "agent_pos"])

@@ -28,7 +28,7 @@ def test_an_experiment_composes_and_its_policy_learns_and_acts(experiment):
     config["scheduler"]["num_inference_steps"] = 2
     policy = build.policy(config)
 
-    shapes = config["task"]["shape_meta"]["obs"]
+    shapes = {name: entry["shape"] for name, entry in config["task"]["shape_meta"]["obs"].items()}
     to, horizon, ta = config["n_obs_steps"], config["horizon"], config["n_action_steps"]
     batch = {
         "obs": {name: torch.rand(2, to, *shape) for name, shape in shapes.items()},

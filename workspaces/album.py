@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dp.data import ReplayBuffer
-from dp.envs import PushTEnv
-from dp.envs.pictures import render_episode
+from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.pictures import render_episode
 
 N_ROWS, N_COLUMNS = 8, 10
 N_GIFS = 4

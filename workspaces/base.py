@@ -16,8 +16,8 @@ import torch
 from omegaconf import OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dp.calibration import AVAILABLE, fastest_num_threads
 from dp.files import lock, write_bytes
+from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from workspaces import record
 from workspaces.errors import Interrupted, explain
 

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,10 +15,11 @@ from torch import nn
 
 from dp.data import Demonstrations
 from dp.ema import EMA
-from dp.normalizer import Normalizer
+from dp.modalities import Normalizer, parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.processes import N_CORES
-from dp.rollout import EnvRunner
+from dp.rollouts.runner import EnvRunner
+from dp.tasks import Task
 from workspaces.base import Config, Workspace
 from workspaces.errors import flatten
 from workspaces.logger import Logger, check_mode
@@ -104,34 +106,41 @@ def check(config: Config) -> None:
     check_component(config["name"], "name")
 
 
+def task(config: Config) -> Task:
+    """The facts of the task, with what makes its environment (`Task.env`)."""
+    return _make(config["task"])
+
+
 def demonstrations(config: Config) -> Demonstrations:
-    return _make(config["dataset"], obs_shapes=config["task"]["shape_meta"]["obs"])
+    obs, _ = parse_shape_meta(config["task"]["shape_meta"])
+    return _make(config["dataset"], obs_shapes={name: spec.shape for name, spec in obs.items()})
 
 
 def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPolicy:
     """The policy, its weights fresh. Without a normalizer: one to load a checkpoint's statistics into."""
-    meta = config["task"]["shape_meta"]
-    encoder = _make(config["encoder"], shapes=meta["obs"])
-    denoiser = _make(config["denoiser"], action_dim=meta["action"][0], cond_dim=config["n_obs_steps"] * encoder.out_dim)
+    obs, action = parse_shape_meta(config["task"]["shape_meta"])
+    (action_dim,) = action.shape
+    encoder = _make(config["encoder"], shapes={name: spec.shape for name, spec in obs.items()})
+    denoiser = _make(config["denoiser"], action_dim=action_dim, cond_dim=config["n_obs_steps"] * encoder.out_dim)
     scheduler = dict(config["scheduler"])
     num_inference_steps = scheduler.pop("num_inference_steps")
-    low_dim = {name: shape for name, shape in meta["obs"].items() if name != "image"}
+    low_dim = {name: spec.shape for name, spec in obs.items() if spec.type == "low_dim"}
     return DiffusionPolicy(
         encoder=encoder,
         denoiser=denoiser,
         scheduler=_make(scheduler),
-        normalizer=normalizer or Normalizer({**low_dim, "action": meta["action"]}),
+        normalizer=normalizer or Normalizer({**low_dim, "action": action.shape}),
         horizon=config["horizon"],
         n_obs_steps=config["n_obs_steps"],
         n_action_steps=config["n_action_steps"],
-        action_dim=meta["action"][0],
+        action_dim=action_dim,
         num_inference_steps=num_inference_steps,
         noise_draws=config["noise_draws"],
     )
 
 
 def collector(config: Config) -> Any:
-    """A `dp.collectors.Collector`, or, for collector=checkpoint, `dp.collectors.rollouts.rollouts`."""
+    """A `dp.tasks.pusht.demonstration.Collector`, or, for collector=checkpoint, `dp.tasks.pusht.rollouts.rollouts`."""
     return _make(config["collector"])
 
 
@@ -139,7 +148,9 @@ def env_runner(config: Config) -> EnvRunner:
     settings = dict(config["env_runner"])
     if settings["n_workers"] == "auto":
         settings["n_workers"] = N_CORES
-    make_env = _make(config["task"]["env"], obs_names=list(config["task"]["shape_meta"]["obs"]))
+    facts = task(config)
+    assert facts.env is not None
+    make_env = partial(facts.env, obs_names=facts.obs_names)
     return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"])
 
 

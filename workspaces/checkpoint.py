@@ -7,6 +7,7 @@ from typing import IO, Any
 import torch
 
 from dp.files import write_atomically
+from workspaces.load import migrate
 from workspaces.trust import check_fields, check_weights, plain
 
 FORMAT = 1
@@ -44,7 +45,7 @@ def load(path: Path) -> dict[str, Any]:
     where = f"checkpoint={path}"
     check_fields(state, where)
     if "config" in state:
-        state["config"] = plain(state["config"], where)
+        state["config"] = migrate(plain(state["config"], where))
     if "ema" in state:
         check_weights(state["ema"].get("model"), where)
     return state

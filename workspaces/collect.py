@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal
 
 from tqdm import tqdm
 
-from dp.collectors import Collector, Demonstration, Finished
-from dp.collectors.rollouts import rollouts
-from dp.data.store import DemonstrationStore
+from dp.data.recording import DemonstrationStore
 from dp.processes import N_CORES, in_processes
-from dp.rollout import EnvRunner
+from dp.rollouts.runner import EnvRunner
+from dp.tasks.pusht.demonstration import Collector, Demonstration, Finished
+from dp.tasks.pusht.rollouts import rollouts
 from workspaces import build
 from workspaces.base import Config, Signals, StopNow, Workspace
 from workspaces.errors import Interrupted, flatten
@@ -39,8 +39,8 @@ class CollectWorkspace(Workspace):
     """One store of demonstrations, filled up to `n_episodes`. Which they are does not depend on `n_workers`.
 
     Args:
-        config: the composed configuration. `collector` is a `dp.collectors.Collector`, or, with `checkpoint`, the
-            rollouts of a policy.
+        config: the composed configuration. `collector` is a `dp.tasks.pusht.demonstration.Collector`,
+            or, with `checkpoint`, the rollouts of a policy.
         path: of the store; None: collected.zarr in the run directory if that is given, else in data/.
         n_episodes: how many the store has in the end.
         start_seed: of the first; the others follow.

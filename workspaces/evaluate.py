@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 
 from dp import engines
-from dp.baselines import DoNothing, Replay
 from dp.files import write_json
 from dp.policy import DiffusionPolicy
-from dp.rollout import EnvRunner, RolloutResult
+from dp.rollouts.baselines import DoNothing, Replay
+from dp.rollouts.runner import EnvRunner, RolloutResult
 from dp.types import Policy
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir

@@ -11,8 +11,8 @@ from tabulate import tabulate
 
 from dp.data import ReplayBuffer
 from dp.data.replay_buffer import read_facts
-from dp.data.sources import OFFICIAL_SHA256
-from dp.envs import PushTEnv
+from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.sources import OFFICIAL_SHA256
 from workspaces import build, checkpoint
 from workspaces.album import save_pictures
 from workspaces.base import Config, Workspace

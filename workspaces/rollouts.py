@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dp.envs import PushTEnv
 from dp.files import write_atomically, write_json
 from dp.intervals import Estimate
-from dp.rollout import RolloutResult
+from dp.rollouts.runner import RolloutResult
+from dp.tasks.pusht.env import PushTEnv
 from workspaces.video import write_video
 
 

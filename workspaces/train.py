@@ -10,10 +10,10 @@ import torch
 from tqdm import tqdm
 
 from dp import engines
-from dp.calibration import bf16_pays
 from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
 from dp.data.windows import prepare
 from dp.intervals import Estimate
+from dp.kernels.calibration import bf16_pays
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Signals, StopNow, Workspace
 from workspaces.errors import Interrupted, flatten

@@ -16,7 +16,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from dp.envs import PushTEnv
+from dp.tasks.pusht import PushTEnv
 
 Config = dict[str, Any]
 
@@ -30,7 +30,7 @@ TRUSTED: dict[str, tuple[str, type]] = {
     "encoder": ("dp.encoders.", nn.Module),
     "denoiser": ("dp.denoisers.", nn.Module),
     "scheduler": ("diffusers.", SchedulerMixin),
-    "task.env": ("dp.envs.", PushTEnv),
+    "task.env": (("dp.tasks.", PushTEnv)),
 }
 """What the configuration of a checkpoint may instantiate: at each place a subclass of that kind from that package."""
 
@@ -143,7 +143,7 @@ def check_targets(config: Config) -> None:
     """Raises ValueError where instantiating the policy of a checkpoint's `config` could run a stranger's code.
 
     `config` is what `plain` returned. Its targets must be the classes we expect, not merely names that begin well
-    ("dp.envs.pool.os.system" does).
+    ("dp.rollouts.pool.os.system" does).
     """
     for place, (package, kind) in TRUSTED.items():
         node: Any = config
@@ -152,10 +152,12 @@ def check_targets(config: Config) -> None:
         target = node.get("_target_") if isinstance(node, dict) else None
         if not _is_class(target, package, kind):
             raise ValueError(f"the checkpoint names {place}._target_={target}, which is not to be trusted: not loaded")
+        if place == "task":
+            node = {key: value for key, value in node.items() if key != "env"}
         own = ("_target_", "_partial_") if node.get("_partial_") is (place == "task.env") else ("_target_",)
         _refuse_targets([{key: value for key, value in node.items() if key not in own}], place)
-    rest = {key: value for key, value in config["task"].items() if key != "env"}
-    _refuse_targets([rest, *(config[k] for k in ("horizon", "n_obs_steps", "n_action_steps", "noise_draws"))], "task")
+    for key in ("horizon", "n_obs_steps", "n_action_steps", "noise_draws"):
+        _refuse_targets([config[key]], key)
 
 
 def _is_class(target: object, package: str, kind: type) -> bool:
@@ -166,8 +168,8 @@ def _is_class(target: object, package: str, kind: type) -> bool:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError):
         return False
-    ours = inspect.isclass(found) and found is not kind and issubclass(found, kind)
-    return (ours or found is PushTEnv) and found.__module__.startswith(package.split(".")[0])
+    ours = inspect.isclass(found) and (found is not SchedulerMixin) and issubclass(found, kind)
+    return ours and found.__module__.startswith(package.split(".")[0])
 
 
 def _refuse_targets(values: Iterable[object], place: str) -> None:

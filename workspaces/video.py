@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from dp.rollout import EpisodeResult
+from dp.rollouts.runner import EpisodeResult
 
 MARGIN = 32
 """Height in pixels of the strip above the picture that the text is written in."""

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from dp.data.replay_buffer import ReplayBuffer
-from dp.data.sources import locate
 from dp.data.windows import WindowDataset, split_episodes, window_table
-from dp.normalizer import Normalizer
-from dp.tasks import pusht
+from dp.modalities import Normalizer
+from dp.tasks.pusht import state as pusht
+from dp.tasks.pusht.sources import locate
 
 
 class Demonstrations:
@@ -18,11 +18,11 @@ class Demonstrations:
 
     Args:
         obs_shapes: observation name -> shape of one step; names as in `dp.tasks.pusht`.
-        source: "auto", "official" or "bundled", see `dp.data.sources.locate`.
+        source: "auto", "official" or "bundled", see `dp.tasks.pusht.sources.locate`.
         path: a zarr store, or several, whose episodes are joined, or None to search.
         sha256: of the states and actions that are expected (`ReplayBuffer.sha256`), or None for any. It becomes theirs.
         val_ratio, max_train_episodes, split_seed: see `split_episodes`.
-        mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.mirror`).
+        mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.state.mirror`).
 
     `buffer` holds the demonstrations as they were recorded, `split` their numbers. `train_episodes` numbers what to
     train on; mirror images come after all the recorded ones.

@@ -13,12 +13,12 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from dp.data.store import FACTS, read_settings
-from dp.envs.pictures import PACKING, Recorded, pack_episode
-from dp.envs.pusht import IMAGE_SIZE
+from dp.data.recording import FACTS, read_settings
 from dp.files import wait_for_lock
 from dp.processes import N_CORES, in_processes
-from dp.tasks import pusht
+from dp.tasks.pusht import state as pusht
+from dp.tasks.pusht.env import IMAGE_SIZE
+from dp.tasks.pusht.pictures import PACKING, Recorded, pack_episode
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dp.data.replay_buffer import ReplayBuffer
+from dp.modalities import image_to_float
 from dp.types import Batch, Obs
 
 
@@ -96,8 +97,3 @@ def prepare(batch: Batch, device: torch.device | None = None) -> Batch:
     if "image" in obs:
         obs["image"] = image_to_float(obs["image"])
     return {"obs": obs, "action": batch["action"].to(device, non_blocking=True)}
-
-
-def image_to_float(image: UInt8[Tensor, "*B Y X 3"]) -> Float[Tensor, "*B 3 Y X"]:
-    """Pixels 0..255, channels last -> [0, 1], channels first (in memory still last, which convolutions like)."""
-    return image.movedim(-1, -3).float() / 255

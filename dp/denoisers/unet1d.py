@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dp.denoisers.conv1d import Conv1d, Upsample1d
-from dp.denoisers.mish import Mish
-from dp.denoisers.norm1d import GroupNorm1d
-from dp.once import once
+from dp.kernels.conv1d import Conv1d, Upsample1d
+from dp.kernels.memo import once
+from dp.kernels.mish import Mish
+from dp.kernels.norm import GroupNorm1d
 
 Norm = Literal["group", "layer"]
 Film = Literal["scale_bias", "residual"]

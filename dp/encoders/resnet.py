@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dp import winograd
 from dp.encoders.image import ImageEncoder
+from dp.kernels import winograd
 
 
 class ResNetEncoder(ImageEncoder):

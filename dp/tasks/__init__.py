@@ -1,1 +1,5 @@
-"""The facts of a task: which arrays are observations, where episodes start. One file each."""
+"""Tasks: a folder each, and `Task`, what they all say of themselves."""
+
+from dp.tasks.task import Protocol, Reference, Task
+
+__all__ = ["Protocol", "Reference", "Task"]

@@ -14,7 +14,7 @@ from dp.data.batches import BatchOrder, ResidentLoader, StreamedLoader
 from dp.data.windows import WindowDataset
 from dp.denoisers import UNet1d
 from dp.encoders import CNNEncoder
-from dp.normalizer import Normalizer
+from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
 
 CPU = torch.device("cpu")

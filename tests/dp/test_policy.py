@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dp.data import Demonstrations
 from dp.denoisers import UNet1d
 from dp.encoders import StateEncoder
-from dp.envs import PushTEnv
-from dp.normalizer import Normalizer
+from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
+from dp.tasks.pusht.env import PushTEnv
 
 SCHEDULERS = Path(__file__).parents[2] / "configs" / "scheduler"
 NAMES = ["ddpm", "ddim", "dpm_solver"]

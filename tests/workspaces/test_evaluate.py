@@ -124,14 +124,14 @@ class Evil:
     ("place", "value"),
     [
         ("encoder", {"_target_": "os.system", "command": "touch pwned"}),
-        ("encoder", {"_target_": "dp.envs.pool.os.system", "command": "touch pwned"}),
-        ("encoder", {"_target_": "dp.data.sources.download", "url": "http://127.0.0.1:9", "store": "pwned"}),
+        ("encoder", {"_target_": "dp.rollouts.pool.os.system", "command": "touch pwned"}),
+        ("encoder", {"_target_": "dp.tasks.pusht.sources.download", "url": "http://127.0.0.1:9", "store": "pwned"}),
         ("denoiser", {"_target_": "torch.hub.os.system", "command": "touch pwned"}),
         ("scheduler", {"_target_": "diffusers.utils.os.system", "command": "touch pwned"}),
         ("encoder.crop", {"_target_": "os.system", "command": "touch pwned"}),
         ("encoder.crop", "${oc.env:HOME}"),
         ("task.env", {"_target_": "os.system", "_partial_": False, "command": "touch pwned"}),
-        ("task.shape_meta.obs", {"agent_pos": "${eval:'1'}"}),
+        ("task.shape_meta.obs", {"agent_pos": {"shape": "${eval:'1'}"}}),
         ("encoder.crop", ({"_target_": "os.mknod", "path": "pwned"}, 16)),
         ("encoder.crop", {16}),
         ("encoder.crop", torch.Size([16])),
@@ -161,7 +161,7 @@ def test_a_strangers_configuration_is_refused(trained, tmp_path, monkeypatch, pl
 def test_a_strangers_checkpoint_runs_nothing(trained, tmp_path):
     state = torch.load(trained / "checkpoints/last.pt", weights_only=True)
     trust.check_targets(trust.plain(state["config"], "it"))
-    state["config"]["encoder"]["_target_"] = "dp.envs.pool.os.system"
+    state["config"]["encoder"]["_target_"] = "dp.rollouts.pool.os.system"
     torch.save(state, tmp_path / "evil.pt")
     result = evaluate("checkpoint=evil.pt", cwd=tmp_path)
     assert result.returncode == 1

@@ -6,7 +6,7 @@ import sys
 
 import zarr
 
-from dp.data.sources import BUNDLED_PATH
+from dp.tasks.pusht.sources import BUNDLED_PATH
 from tests.workspaces.conftest import RUN
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dp.data.sources import BUNDLED_PATH
-from dp.data.store import DemonstrationStore
+from dp.data.recording import DemonstrationStore
 from dp.intervals import Estimate
+from dp.tasks.pusht.sources import BUNDLED_PATH
 from tests.workspaces.conftest import assert_same_run, metrics
 from tests.workspaces.wander import Wander
 from workspaces.train import TrainWorkspace

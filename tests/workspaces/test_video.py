@@ -3,7 +3,7 @@
 import av
 import numpy as np
 
-from dp.rollout import EpisodeResult
+from dp.rollouts.runner import EpisodeResult
 from workspaces.video import MARGIN, annotate, write_video
 
 

@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 
-from dp.collectors import Demonstration, Recorder
+from dp.tasks.pusht.demonstration import Demonstration, Recorder
 
 
 class Wander:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from dp.envs import PushTEnv
+from dp.tasks.pusht.env import PushTEnv
 from workspaces.report.figures import svg
 from workspaces.report.films import film
 from workspaces.report.runs import Run

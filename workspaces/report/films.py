@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dp.envs import PushTEnv
 from dp.processes import N_CORES, in_processes
-from dp.rollout import EpisodeResult
+from dp.rollouts.runner import EpisodeResult
+from dp.tasks.pusht.env import PushTEnv
 from workspaces.report.runs import Run, own
 from workspaces.video import write_video
 

@@ -12,6 +12,7 @@ import yaml
 
 from workspaces import record
 from workspaces.base import Config
+from workspaces.load import migrate
 from workspaces.trust import check_component
 
 PARTS = ("checkpoints", "media", "rollouts", "wandb")
@@ -291,7 +292,7 @@ def _config(path: Path) -> Config:
     config = yaml.safe_load(own(path / "config.yaml").read_text())
     if not isinstance(config, dict):
         raise ValueError("config.yaml holds no configuration")
-    return config
+    return migrate(config)
 
 
 def _metrics(path: Path, whole: bool) -> list[dict[str, Any]]:

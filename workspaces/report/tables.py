@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dp.data.sources import OFFICIAL_SHA256
 from dp.intervals import Difference, Estimate, crossed_mean, paired_difference, wilson
+from dp.tasks.pusht.sources import OFFICIAL_SHA256
 from workspaces import build
 from workspaces.errors import flatten
 from workspaces.report.runs import Found, LeftOut, Protocol, Run

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from dp.collectors import Demonstration, Recorder
 from dp.data import Demonstrations
-from dp.data.store import DemonstrationStore
-from dp.tasks import pusht
+from dp.data.recording import DemonstrationStore
+from dp.tasks.pusht import state as pusht
+from dp.tasks.pusht.demonstration import Demonstration, Recorder
 
 
 def test_observations_and_actions_fill_minus_one_to_one(small_zarr: Path) -> None:

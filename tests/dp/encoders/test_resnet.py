@@ -7,9 +7,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dp import winograd
 from dp.encoders import ResNetEncoder
 from dp.encoders.resnet import SpatialSoftmax
+from dp.kernels import winograd
 
 SHAPES = {"image": (3, 96, 96), "agent_pos": (2,)}
 

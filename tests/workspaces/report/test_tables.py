@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dp.data.sources import OFFICIAL_SHA256
+from dp.tasks.pusht.sources import OFFICIAL_SHA256
 from tests.workspaces.report.conftest import made_up
 from workspaces.report import tables
 from workspaces.report.runs import Found

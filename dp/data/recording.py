@@ -1,0 +1,212 @@
+"""A zarr store that grows by whole demonstrations, in the layout of the official one, and survives being killed.
+
+    data/state (N, 5)   data/action (N, 2)   data/keypoint (N, 9, 2)   data/n_contacts (N, 1)   data/noise (N, 2)
+    meta/episode_ends (E,)   meta/seed (E,)   meta/initial_state (E, 5)   meta/source (E,)   meta/success (E,)
+    meta/final_coverage (E,)
+
+Chunks are written before the lengths that make them visible, `meta/episode_ends` last: an episode is there from the
+moment that one small file has its new name. zarr's own `append` would make the array longer first and fill it later,
+so the files are written here; version 2 of the format, which both versions of zarr read, is two kinds of file.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs import Blosc
+
+from dp.files import lock, write_bytes, write_json
+from dp.tasks.pusht.demonstration import Demonstration
+
+COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
+"""The official data set's."""
+
+DATA = {
+    "data/state": ("<f4", (5,)),
+    "data/action": ("<f4", (2,)),
+    "data/keypoint": ("<f4", (9, 2)),
+    "data/n_contacts": ("<f4", (1,)),
+    "data/noise": ("<f4", (2,)),
+}
+FACTS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "seed": ("<i8", ()),
+    "initial_state": ("<f8", (5,)),
+    "source": ("<U16", ()),
+    "success": ("|b1", ()),
+    "final_coverage": ("<f8", ()),
+}
+"""Of every episode, under meta/."""
+
+META = {f"meta/{name}": spec for name, spec in FACTS.items()}
+ENDS = "meta/episode_ends"
+
+CHUNK_ROWS = {"data": 4096, "meta": 1024}
+"""A thousand episodes are some 150 files, and an append rewrites one chunk of each array, however many there are."""
+
+SETTINGS = "collected_with"
+"""The attribute of the store that says how it was made."""
+
+
+class DemonstrationStore:
+    """The store at `path`, for this process alone; made where there is none. A context manager.
+
+    What a process that was killed has left half done is cut off.
+
+    Args:
+        path: a directory.
+        settings: how its demonstrations are made, in JSON's types.
+
+    Raises:
+        ValueError: where `path` holds something else, or demonstrations made with other settings, or is in use.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self._lock = lock(path.with_name(f".{path.name}.lock"))
+        if self._lock is None:
+            raise ValueError(f"{path} is in use by another process: wait for it or give another workspace.path")
+        try:
+            if not path.exists():
+                _create(path, settings)
+            _check(path, settings)
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self.n_episodes = _length(self.path / ENDS)
+        self.n_frames = int(_read(self.path / ENDS)[-1]) if self.n_episodes else 0
+        data = {name: _Column(self.path, name, *spec, self.n_frames) for name, spec in DATA.items()}
+        meta = {name: _Column(self.path, name, *spec, self.n_episodes) for name, spec in META.items()}
+        self._columns = data | meta
+        self._ends = _Column(self.path, ENDS, "<i8", (), self.n_episodes)
+        for column in self._columns.values():
+            column.show()
+
+    def append(self, demonstrations: Sequence[Demonstration], source: str) -> None:
+        """Adds whole episodes, in this order. They are all on the disk when it returns."""
+        if not demonstrations:
+            return
+        ends = self.n_frames + np.cumsum([len(d) for d in demonstrations])
+        for name, column in self._columns.items():
+            attribute = name.partition("/")[2]
+            if name in DATA:
+                column.write(np.concatenate([getattr(d, attribute) for d in demonstrations]))
+            else:
+                column.write([source if attribute == "source" else getattr(d, attribute) for d in demonstrations])
+        self._ends.write(ends)
+        for column in (*self._columns.values(), self._ends):
+            column.show()
+        self.n_episodes, self.n_frames = self._ends.length, int(ends[-1])
+
+    @property
+    def last_seed(self) -> int | None:
+        """Of the last episode; None where there is none."""
+        return int(_read(self.path / "meta/seed")[-1]) if self.n_episodes else None
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> "DemonstrationStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Column:
+    """One array: rows are written behind its end first, and shown by a new length afterwards."""
+
+    def __init__(self, store: Path, name: str, dtype: str, row: tuple[int, ...], length: int) -> None:
+        self.folder, self.dtype, self.row, self.length = store / name, dtype, row, length
+        self.chunk_rows = CHUNK_ROWS[name.partition("/")[0]]
+        full = length - length % self.chunk_rows
+        self._open_chunk = _read(self.folder)[full:length]
+
+    def write(self, values: Any) -> None:
+        rows = np.concatenate([self._open_chunk, np.asarray(values, self.dtype)])
+        number = self.length // self.chunk_rows
+        self.length += len(rows) - len(self._open_chunk)
+        for start in range(0, len(rows), self.chunk_rows):
+            self._open_chunk = rows[start : start + self.chunk_rows]
+            padded = np.zeros((self.chunk_rows, *self.row), self.dtype)
+            padded[: len(self._open_chunk)] = self._open_chunk
+            name = ".".join([str(number), *("0" for _ in self.row)])
+            write_bytes(self.folder / name, COMPRESSOR.encode(padded))
+            number += 1
+        if len(self._open_chunk) == self.chunk_rows:
+            self._open_chunk = self._open_chunk[:0]
+
+    def show(self) -> None:
+        _write_metadata(self.folder, self.dtype, self.row, self.chunk_rows, self.length)
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """How the store at `path` was collected; None where it was not."""
+    try:
+        return json.loads((path / ".zattrs").read_text()).get(SETTINGS)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _create(path: Path, settings: Mapping[str, Any]) -> None:
+    """An empty store, there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for group in ("", "data", "meta"):
+        write_json(temporary / group / ".zgroup", {"zarr_format": 2})
+    write_json(temporary / ".zattrs", {SETTINGS: settings})
+    for name, (dtype, row) in {**DATA, **META, ENDS: ("<i8", ())}.items():
+        _write_metadata(temporary / name, dtype, row, CHUNK_ROWS[name.partition("/")[0]], 0)
+    temporary.rename(path)
+
+
+def _check(path: Path, settings: Mapping[str, Any]) -> None:
+    held = read_settings(path)
+    if held is None:
+        raise ValueError(f"{path} holds something that was not collected: give another workspace.path")
+    differing = [
+        f"{key}={json.dumps(held.get(key))} there, {json.dumps(settings.get(key))} here"
+        for key in sorted(held.keys() | settings.keys())
+        if held.get(key) != settings.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} was collected with other settings ({', '.join(differing)}): give another workspace.path"
+        )
+    missing = [name for name in (*DATA, *META, ENDS) if not (path / name / ".zarray").is_file()]
+    if missing:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)} (another version may have collected it): give another workspace.path"
+        )
+
+
+def _read(folder: Path) -> np.ndarray:
+    array = zarr.open(str(folder), mode="r")
+    assert isinstance(array, zarr.Array)
+    return np.asarray(array[:])
+
+
+def _length(folder: Path) -> int:
+    return json.loads((folder / ".zarray").read_text())["shape"][0]
+
+
+def _write_metadata(folder: Path, dtype: str, row: tuple[int, ...], chunk_rows: int, length: int) -> None:
+    fill_value = {"f": 0.0, "i": 0, "b": False, "U": ""}[dtype[1]]
+    metadata = {
+        "chunks": [chunk_rows, *row],
+        "compressor": COMPRESSOR.get_config(),
+        "dtype": dtype,
+        "fill_value": fill_value,
+        "filters": None,
+        "order": "C",
+        "shape": [length, *row],
+        "zarr_format": 2,
+    }
+    write_json(folder / ".zarray", metadata)

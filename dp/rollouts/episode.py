@@ -1,0 +1,74 @@
+"""An episode as a policy lives it: To observations in, Ta actions out."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from dp.tasks.pusht.env import PushTEnv
+
+
+@dataclass
+class Chunk:
+    """What happened while a chunk of actions ran.
+
+    obs: name -> (To, ...), the last observations, raw; empty when the episode has ended.
+    rewards: one for each step taken. coverage: after the last step, 0..1. frames: pictures for people, if wanted.
+    """
+
+    obs: dict[str, np.ndarray]
+    rewards: list[float] = field(default_factory=list)
+    coverage: float = 0.0
+    success: bool = False
+    ended: bool = False
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+class Episode:
+    """Runs action chunks in an environment and keeps the last To observations; looks only when the policy will.
+
+    Args:
+        env: an environment, reset by this class.
+        n_obs_steps: To.
+    """
+
+    def __init__(self, env: PushTEnv, n_obs_steps: int) -> None:
+        self.env = env
+        self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
+
+    def reset(self, seed: int, max_steps: int, record: bool) -> Chunk:
+        """Begins the episode of `seed`, which ends after `max_steps` control steps at the latest.
+
+        The first observation stands for those before it, as in the data's padding.
+        """
+        self.env.reset(seed)
+        self._steps, self._max_steps, self._record = 0, max_steps, record
+        for _ in range(self._history.maxlen or 0):
+            self._history.append(self.env.observe())
+        return Chunk(self._stacked(), frames=self._frames())
+
+    def step(self, actions: Float[np.ndarray, "Ta Da"]) -> Chunk:
+        """Executes `actions` until they, or the episode, end."""
+        chunk = Chunk({})
+        planned = actions[: self._max_steps - self._steps]
+        for number, action in enumerate(planned, start=1):
+            self.env.step(action)
+            self._steps += 1
+            chunk.rewards.append(self.env.reward)
+            chunk.frames += self._frames()
+            if self.env.done:
+                break
+            if number > len(planned) - (self._history.maxlen or 0):
+                self._history.append(self.env.observe())
+        chunk.coverage, chunk.success = self.env.coverage, self.env.done
+        chunk.ended = self.env.done or self._steps == self._max_steps
+        if not chunk.ended:
+            chunk.obs = self._stacked()
+        return chunk
+
+    def _stacked(self) -> dict[str, np.ndarray]:
+        return {name: np.stack([obs[name] for obs in self._history]) for name in self._history[0]}
+
+    def _frames(self) -> list[np.ndarray]:
+        return [self.env.render()] if self._record else []

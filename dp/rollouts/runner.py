@@ -1,0 +1,210 @@
+"""Rolls a policy out in many environments at once and says how well it did."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dp.intervals import Estimate, bootstrap_mean, wilson
+from dp.rollouts.episode import Chunk, Episode
+from dp.rollouts.pool import EnvPool
+from dp.tasks.pusht.env import PushTEnv
+from dp.types import BLOCK, Obs, Policy
+
+
+@dataclass
+class EpisodeResult:
+    """One episode: `seed` of its initial state, best reward 0..1, whether coverage ever exceeded 0.95, control steps
+    taken, coverage at the end 0..1, the executed actions, each (Da,), with their rewards, and pictures (384, 384, 3)
+    uint8, if recorded."""
+
+    seed: int
+    max_reward: float = 0.0
+    success: bool = False
+    length: int = 0
+    final_coverage: float = 0.0
+    frames: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+
+    def add(self, chunk: Chunk, actions: np.ndarray) -> None:
+        """What came of `actions` (Ta, Da), the last of which may not have been executed."""
+        self.actions += list(actions[: len(chunk.rewards)])
+        self.rewards += chunk.rewards
+        self.max_reward = max([self.max_reward, *chunk.rewards])
+        self.success |= chunk.success
+        self.length += len(chunk.rewards)
+        self.final_coverage = chunk.coverage
+        self.frames += chunk.frames
+
+    def row(self) -> dict[str, int | float | bool]:
+        """What is written about the episode."""
+        names = ("seed", "max_reward", "success", "length", "final_coverage")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """Episodes in the order of their seeds, and the latency of the policy.
+
+    inference_ms: median time of one `act` for a single observation, milliseconds.
+    """
+
+    episodes: list[EpisodeResult]
+    inference_ms: float
+
+    @property
+    def score(self) -> Estimate:
+        """The paper's metric: mean over episodes of the best reward, with a bootstrap interval."""
+        return bootstrap_mean([e.max_reward for e in self.episodes])
+
+    @property
+    def success(self) -> Estimate:
+        """Share of episodes in which coverage exceeded 0.95, with a Wilson interval."""
+        return wilson(sum(e.success for e in self.episodes), len(self.episodes))
+
+    @property
+    def final_coverage(self) -> Estimate:
+        """Mean coverage at the end of the episodes, 0..1, with a bootstrap interval."""
+        return bootstrap_mean([e.final_coverage for e in self.episodes])
+
+    @property
+    def length(self) -> Estimate:
+        """Mean number of control steps, with a bootstrap interval."""
+        return bootstrap_mean([e.length for e in self.episodes])
+
+
+class EnvRunner:
+    """Runs one episode a seed.
+
+    All live environments are denoised in one batch; a finished one stops and makes room for the next seed. Every
+    episode draws its noise from a generator of its own, seeded by the episode's seed, so results depend neither on
+    `n_envs` nor on `n_workers`.
+
+    Args:
+        make_env: makes an environment.
+        n_obs_steps: To.
+        n_episodes: test episodes, from seed `start_seed` on.
+        start_seed: of the test episodes (the paper's: 100000).
+        n_train_episodes: episodes from the initial states of training demonstrations.
+        max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
+        n_envs: environments at once.
+        n_workers: processes that step them, started at the first rollout and kept; 0 steps them in this one.
+        n_videos: test episodes to record, from the first on.
+
+    Raises:
+        ValueError: for counts that make no sense.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], PushTEnv],
+        n_obs_steps: int,
+        n_episodes: int,
+        start_seed: int,
+        n_train_episodes: int,
+        max_steps: int | Mapping[int, int],
+        n_envs: int,
+        n_workers: int,
+        n_videos: int,
+    ) -> None:
+        for name, value, least in (
+            ("n_episodes", n_episodes, 1),
+            ("start_seed", start_seed, 0),
+            ("n_train_episodes", n_train_episodes, 0),
+            ("max_steps", max_steps if isinstance(max_steps, int) else min(max_steps.values()), 1),
+            ("n_envs", n_envs, 1),
+            ("n_workers", n_workers, 0),
+            ("n_videos", n_videos, 0),
+        ):
+            if value < least:
+                raise ValueError(f"env_runner.{name}={value}, expected at least {least}")
+        self.max_steps = max_steps
+        self.seeds = list(range(start_seed, start_seed + n_episodes))
+        self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
+        self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps), min(n_workers, n_envs))
+
+    def run(self, policy: Policy, device: torch.device) -> RolloutResult:
+        """The test episodes."""
+        return self._run(policy, device, self.seeds, self.n_videos, "rollouts")
+
+    def run_train(self, policy: Policy, device: torch.device, seeds: Sequence[int]) -> RolloutResult | None:
+        """Episodes from the initial states of the first training demonstrations, whose seeds are given."""
+        first = list(seeds[: self.n_train_episodes])
+        return self._run(policy, device, first, 0, "train seeds") if first else None
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.close()
+
+    def stream(
+        self, policy: Policy, device: torch.device, seeds: Iterable[int], n_videos: int = 0
+    ) -> Iterator[EpisodeResult]:
+        """One episode a seed, in the order in which they end. `seeds` may have no end."""
+        waiting = iter(enumerate(seeds))
+        running: dict[int, EpisodeResult] = {}  # by env
+        generators: dict[int, torch.Generator] = {}
+        chunks: dict[int, Chunk] = {}  # env -> its latest chunk
+        while True:
+            idle = [env for env in range(self.n_envs) if env not in running]
+            starting = {env: (seed, number < n_videos) for env, (number, seed) in zip(idle, waiting, strict=False)}
+            if starting:
+                chunks |= self._pool.reset({e: (s, self._max_steps(s), rec) for e, (s, rec) in starting.items()})
+            for env, (seed, _) in starting.items():
+                running[env] = EpisodeResult(seed, frames=chunks[env].frames)
+                generators[env] = torch.Generator(device).manual_seed(seed)
+            if not running:
+                return
+            actions = _act(policy, [chunks[env] for env in running], [generators[env] for env in running], device)
+            planned = dict(zip(running, actions, strict=True))
+            chunks = self._pool.step(planned)
+            for env, chunk in chunks.items():
+                running[env].add(chunk, planned[env])
+                if chunk.ended:
+                    yield running.pop(env)
+
+    def _run(self, policy: Policy, device: torch.device, seeds: list[int], n_videos: int, desc: str) -> RolloutResult:
+        first = self._pool.reset({0: (seeds[0], self._max_steps(seeds[0]), False)})
+        latency_ms = _latency_ms(policy, first[0], device)
+        stream = self.stream(policy, device, seeds, n_videos)
+        bar = tqdm(stream, total=len(seeds), desc=desc, leave=False, disable=None)
+        ended = {episode.seed: episode for episode in bar}
+        return RolloutResult([ended[seed] for seed in seeds], latency_ms)
+
+    def _max_steps(self, seed: int) -> int:
+        return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]
+
+
+def _make_episode(make_env: Callable[[], PushTEnv], n_obs_steps: int) -> Episode:
+    return Episode(make_env(), n_obs_steps)
+
+
+def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator], device: torch.device) -> np.ndarray:
+    """Actions (B, Ta, Da) for the environments that `chunks` come from, in one batch.
+
+    Matrix products round the same row differently in very small batches; padded to blocks, an episode does not depend
+    on how many run beside it.
+    """
+    padding = -len(chunks) % BLOCK
+    padded = chunks + chunks[:1] * padding
+    spare = [torch.Generator(device) for _ in range(padding)]
+    return policy.act(_stack(padded, device), generators + spare)[: len(chunks)].cpu().numpy()
+
+
+def _stack(chunks: list[Chunk], device: torch.device) -> Obs:
+    names = chunks[0].obs
+    return {name: torch.from_numpy(np.stack([c.obs[name] for c in chunks])).to(device) for name in names}
+
+
+def _latency_ms(policy: Policy, chunk: Chunk, device: torch.device, repeats: int = 3) -> float:
+    """Median time from one observation to its actions, after two calls to warm up."""
+    obs, times = _stack([chunk], device), []
+    for _ in range(2 + repeats):
+        start = time.perf_counter()
+        policy.act(obs, torch.Generator(device)).cpu()
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times[2:]))

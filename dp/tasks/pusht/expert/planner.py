@@ -1,0 +1,213 @@
+"""An expert that solves PushT: a few pushes such as people make, chosen by what is left to do after them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from dp.tasks.pusht.demonstration import Demonstration, Recorder
+from dp.tasks.pusht.expert.pushes import PUSHES, STANDOFF, Push, targets, walks
+from dp.tasks.pusht.expert.simulator import CORNERS, Simulator, pose_error, private_api_agrees, rotate
+from dp.tasks.pusht.expert.value import ENOUGH, SETTLING, cost_to_go, outcomes, without_a_push
+
+NOISE_CORRELATION = 0.8
+"""Of the execution noise from one control step to the next: about five steps push the agent the same way."""
+
+NEAR = 30.0
+"""Pixels of pose error below which a push is tuned in the simulator: it may be the last."""
+
+UNTUNED = 20.0
+"""Control steps that it costs when a push was not tuned and ends a little elsewhere."""
+
+N_ELITES = 8
+"""Of the pushes that are tuned, from which the next iteration draws."""
+
+LEAST = {
+    "walk_speed": 1,
+    "push_speed": 1,
+    "acceleration": 0.5,
+    "margin": 0,
+    "noise": 0,
+    "n_frames_past_success": 0,
+    "n_samples": N_ELITES,
+    "n_iterations": 1,
+    "max_steps": 1,
+    "n_attempts": 1,
+}
+"""Of the planner's arguments."""
+
+TABLE = 512.0
+"""Pixels, its width and height."""
+
+HELD = 10.0
+"""Pixels between the agent and the contact of a push within which it is made from where the agent is: people steer the
+block with one long push where others take three."""
+
+NEVER = 1e4
+"""Control steps that are too many."""
+
+TryOut = Callable[[Float[np.ndarray, "N T 2"]], tuple[Float[np.ndarray, "N T 2"], Float[np.ndarray, "N T 3"]]]
+"""`Simulator.rollout` from the present state."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Chooses among the pushes of `pushes.PUSHES`, each with a length, the one after which least is left to do.
+
+    A value table (`value.CostToGo`) knows what is left; the last pushes are tuned in the simulator by the cross-entropy
+    method (Rubinstein 1999). Then the agent walks to the push, makes it to its end, and chooses again. A control step
+    is 0.1 s. The same demonstration for the same seed, in whichever process.
+
+    Args:
+        walk_speed: limit of the target's movement on the way to a push, pixels a control step.
+        push_speed: the same for a push.
+        acceleration: limit, pixels a control step squared.
+        margin: distance kept from the block on the way, pixels.
+        n_frames_past_success: control steps at a halt at the end.
+        noise: standard deviation of what is added to actions when they are executed, pixels (DART, Laskey et al.
+            2017); the recorded action is what was meant.
+        n_samples: pushes tried in each iteration of the tuning; four times as many in the first.
+        n_iterations: of the tuning.
+        max_steps: control steps after which an episode has failed.
+        n_attempts: episodes from the same initial state before the seed is given up; from the second on it chooses
+            among the best at random.
+
+    Raises ValueError for a value below what `LEAST` allows.
+    """
+
+    walk_speed: float = 24.0
+    push_speed: float = 6.0
+    acceleration: float = 8.0
+    margin: float = 80.0
+    n_frames_past_success: int = 0
+    noise: float = 0.0
+    n_samples: int = 64
+    n_iterations: int = 6
+    max_steps: int = 300
+    n_attempts: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"collector.{name}={getattr(self, name)}, expected at least {least}")
+        private_api_agrees()  # warns now
+
+    def __call__(self, seed: int) -> Demonstration | None:
+        for attempt in range(self.n_attempts):
+            demonstration = self._attempt(seed, attempt)
+            if demonstration.final_coverage > 0.95:  # an end at which the task is unsolved again teaches nothing
+                return demonstration
+        return None
+
+    def _attempt(self, seed: int, attempt: int) -> Demonstration:
+        rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed)
+        simulator = Simulator(private_api_agrees())
+        target, noise = recorder.env.state[:2], np.zeros(2)
+        while len(recorder) < self.max_steps and not recorder.env.done:
+            try_out = partial(simulator.rollout, recorder.env.state, recorder.env.velocity)
+            plan = self._plan(rng, try_out, recorder.env.state[2:], target, 8.0 * attempt)
+            for target in plan[: self.max_steps - len(recorder)]:
+                fresh = rng.normal(scale=self.noise, size=2)
+                noise = NOISE_CORRELATION * noise + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
+                recorder.step(target, noise)
+        if recorder.env.done:
+            for _ in range(self.n_frames_past_success):
+                recorder.step(target)
+        return recorder.demonstration()
+
+    def _plan(
+        self,
+        rng: np.random.Generator,
+        try_out: TryOut,
+        pose: Float[np.ndarray, " 3"],
+        agent: Float[np.ndarray, " 2"],
+        temperature: float,
+    ) -> Float[np.ndarray, "T 2"]:
+        """Targets of the next push and the way to it, from the last target, `agent`, to a block in `pose`."""
+        pushes = outcomes(self.push_speed)
+        ways = np.array([self._way_steps(pose, agent, push) for push in PUSHES])
+        after = pose + np.concatenate([rotate(pushes.moved[:, :2], pose[2]), pushes.moved[:, 2:]], axis=1)
+        cost = ways[pushes.push] + pushes.steps + cost_to_go(self.push_speed)(after)
+        corners = rotate(CORNERS, after[:, 2, None]) + after[:, None, :2]
+        cost += NEVER * ~_inside(corners, 12.0) + rng.normal(scale=temperature, size=len(cost))
+        best = cost.argmin()
+        if pose_error(pose) < NEAR:
+            tuned_cost, tuned = self._tuned(rng, try_out, pose, agent)
+            if tuned_cost < cost[best] + UNTUNED:
+                return tuned
+        return self._targets(pose, agent, PUSHES[pushes.push[best]], pushes.length[best])
+
+    def _tuned(
+        self,
+        rng: np.random.Generator,
+        try_out: TryOut,
+        pose: Float[np.ndarray, " 3"],
+        agent: Float[np.ndarray, " 2"],
+    ) -> tuple[float, Float[np.ndarray, "_ 2"]]:
+        """The cost and the targets of the best push found among those beside `PUSHES`."""
+        n = 4 * self.n_samples
+        number, beside = rng.integers(len(PUSHES), size=n), rng.normal(scale=np.array([[6.0], [0.15]]), size=(2, n))
+        pushes = np.stack([number, *beside, rng.uniform(3, 80, n)], axis=1)
+        spread = np.array([0.0, 5.0, 0.12, 6.0])
+        costs, seen, best = np.empty(0), np.empty((0, 4)), (np.inf, np.tile(agent, (1, 1)))
+        for _ in range(self.n_iterations):
+            ways = [
+                self._targets(pose, agent, PUSHES[int(number)].beside(aside, turn), max(2.0, length))
+                for number, aside, turn, length in pushes
+            ]
+            cost, solved = _costs(try_out, pose, ways)
+            if cost.min() < best[0]:
+                way = ways[cost.argmin()]
+                halt = np.tile(way[-1:], (SETTLING * solved[cost.argmin()], 1))
+                best = float(cost.min()), np.concatenate([way, halt])
+            costs, seen = np.concatenate([costs, cost]), np.concatenate([seen, pushes])
+            elites = seen[np.argsort(costs, kind="stable")[:N_ELITES]]
+            pushes = elites[rng.integers(N_ELITES, size=self.n_samples)]
+            pushes = pushes + rng.normal(size=pushes.shape) * spread
+            spread = 0.6 * spread
+        return best
+
+    def _way_steps(self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push) -> float:
+        """Control steps to where a push begins."""
+        way = self._way(pose, agent, push)
+        if not _inside(rotate(way[-2:], pose[2]) + pose[:2], 8.0):
+            return NEVER
+        length = np.hypot(*np.diff(way, axis=0).T).sum()
+        straight = min(length, STANDOFF)
+        return float((length - straight) / self.walk_speed + straight / self.push_speed)
+
+    def _way(
+        self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push
+    ) -> Float[np.ndarray, "P 2"]:
+        """To where a push begins, in the block's frame: round the block, unless the agent is there already."""
+        here = rotate(agent - pose[:2], -pose[2])
+        if np.hypot(*(here - push.contact)) < HELD:
+            return here[None]
+        return np.stack([*walks(self.margin)(here, push.start), push.contact])
+
+    def _targets(
+        self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push, length: float
+    ) -> Float[np.ndarray, "T 2"]:
+        way = self._way(pose, agent, push)
+        world = rotate(np.stack([*way, way[-1] + length * push.direction]), pose[2]) + pose[:2]
+        return targets(world, STANDOFF / 2 + length, self.walk_speed, self.push_speed, self.acceleration)
+
+
+def _costs(
+    try_out: TryOut, pose: Float[np.ndarray, " 3"], ways: list[Float[np.ndarray, "_ 2"]]
+) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+    """Control steps, of the way and of what is left then; and which ways solve the task."""
+    steps = np.array([len(way) for way in ways]) + SETTLING
+    padded = [np.concatenate([way, np.tile(way[-1:], (steps.max() - len(way), 1))]) for way in ways]
+    _, poses = try_out(np.stack(padded))
+    end = poses[np.arange(len(ways)), steps - 1]
+    cost = steps + without_a_push(end)
+    cost[np.abs(end - pose).max(1) < 0.02] = NEVER  # a push that moves nothing could be repeated for ever
+    return cost, pose_error(end) < ENOUGH
+
+
+def _inside(points: Float[np.ndarray, "*N P 2"], border: float) -> Bool[np.ndarray, "*N"]:
+    """Whether all of the points are on the table, `border` pixels from its edge."""
+    return np.asarray((np.abs(points - TABLE / 2) < TABLE / 2 - border).all((-2, -1)))

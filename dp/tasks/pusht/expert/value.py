@@ -1,0 +1,118 @@
+"""What every push does to the block, and how long it takes from there."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from dp.tasks.pusht.expert.pushes import PUSHES, STANDOFF
+from dp.tasks.pusht.expert.simulator import CENTROID, GOAL, Simulator, clearance, pose_error, private_api_agrees, rotate
+
+LENGTHS = np.arange(8.0, 141.0, 4.0)
+"""Of the pushes that are considered, pixels."""
+
+SETTLING = 3
+"""Control steps in which the agent comes to its last target."""
+
+WAY = 58.0
+"""Control steps to where a push begins: twice what they are, which makes pushes few and long, as people's are."""
+
+LAST_PUSH, SLOPE = 30.0, 6.0
+"""Control steps of the last push, with its walk; and of what it leaves undone, for each pixel of pose error."""
+
+ENOUGH = 1.2
+"""Pixels of pose error at which the task is solved: a little less than what coverage 0.95 allows."""
+
+EXTENT, N_PLACES, N_ANGLES = 250.0, 41, 36
+"""Of the table: pixels from the goal along each axis, grid points along each axis, grid points of a turn."""
+
+
+class Outcomes(NamedTuple):
+    """N pushes: number in `PUSHES`, pixels, where the block is then in its old frame, control steps."""
+
+    push: Int[np.ndarray, " N"]
+    length: Float[np.ndarray, " N"]
+    moved: Float[np.ndarray, "N 3"]
+    steps: Float[np.ndarray, " N"]
+
+
+@functools.cache
+def outcomes(speed: float) -> Outcomes:
+    """Every push for every length at which the agent still touches the block, at `speed` pixels a control step."""
+    simulator, rows = Simulator(private_api_agrees(), walls=False), []
+    way = np.arange(speed, STANDOFF + LENGTHS[-1] + 5 * speed, speed)[:, None] - STANDOFF
+    for number, push in enumerate(PUSHES):
+        targets = push.contact + np.where(way < 0, way * push.approach, way * push.direction)
+        positions, poses = simulator.rollout(np.array([*push.start, 0, 0, 0]), np.zeros(5), targets[None])
+        length = np.maximum.accumulate((positions[0] - push.contact) @ push.direction)
+        lost = (clearance(positions[0], poses[0]) > 1.5) & (length > 4)
+        kept = length[lost.argmax()] >= LENGTHS if lost.any() else LENGTHS > 0
+        for reached in LENGTHS[kept]:
+            rows.append([number, reached, *(np.interp(reached, length, column) for column in poses[0].T)])
+    table = np.array(rows)
+    return Outcomes(table[:, 0].astype(int), table[:, 1], table[:, 2:], table[:, 1] / speed + SETTLING)
+
+
+@functools.cache
+def cost_to_go(speed: float) -> "CostToGo":
+    """With pushes of `speed` pixels a control step."""
+    pushes = outcomes(speed)
+    return CostToGo(pushes, pushes.steps + WAY)
+
+
+def without_a_push(pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
+    """Control steps that the pose error is worth where nothing follows, and those of the last push if one has to."""
+    error = pose_error(pose)
+    return np.asarray(SLOPE * error + LAST_PUSH * (error > ENOUGH))
+
+
+class CostToGo:
+    """Control steps until the task is solved, from any pose of the block: value iteration (Bellman 1957) on a grid.
+
+    Args:
+        pushes: what can be done.
+        cost: control steps of each of them, with the way to it.
+    """
+
+    def __init__(self, pushes: Outcomes, cost: Float[np.ndarray, " N"]) -> None:
+        axis = np.linspace(-EXTENT, EXTENT, N_PLACES)
+        grid = np.stack(np.meshgrid(axis, axis, np.arange(N_ANGLES) * 2 * np.pi / N_ANGLES, indexing="ij"), axis=-1)
+        centroid, angle = grid[..., :2], grid[..., 2]
+        turned = angle + GOAL[2]
+        place = _GOAL + rotate(centroid, GOAL[2]) - rotate(CENTROID, turned)
+        pose = np.concatenate([place, turned[..., None]], axis=-1)
+        self._table = torch.as_tensor(without_a_push(pose), dtype=torch.float32)
+        use = pushes.length % 24 == LENGTHS[0]
+        moved = pushes.moved[use]
+        shift = moved[:, :2] + rotate(CENTROID, moved[:, 2]) - CENTROID
+        after = [_normalized(centroid + rotate(d, angle), angle + m) for d, m in zip(shift, moved[:, 2], strict=True)]
+        change = np.inf
+        while change > 1:
+            ways = [self._interpolate(where) + float(steps) for where, steps in zip(after, cost[use], strict=True)]
+            table = torch.stack([self._table, *ways]).amin(0)
+            change, self._table = float((self._table - table).max()), table
+
+    def __call__(self, pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
+        centroid = rotate(pose[..., :2] + rotate(CENTROID, pose[..., 2]) - _GOAL, -GOAL[2])
+        value = self._interpolate(_normalized(centroid, pose[..., 2] - GOAL[2])).numpy()
+        return np.asarray(np.minimum(value, without_a_push(pose)))
+
+    def _interpolate(self, where: torch.Tensor) -> torch.Tensor:
+        """Trilinear; the first angle is the last, too."""
+        table = torch.cat([self._table, self._table[..., :1]], dim=-1)[None, None]
+        flat = torch.nn.functional.grid_sample(
+            table, where.reshape(1, 1, 1, -1, 3), padding_mode="border", align_corners=True
+        )
+        outside = (where[..., 1:].abs() > 1).any(-1)
+        return flat.reshape(where.shape[:-1]) + 1e4 * outside
+
+
+_GOAL = GOAL[:2] + rotate(CENTROID, GOAL[2])
+
+
+def _normalized(centroid: Float[np.ndarray, "*B 2"], angle: Float[np.ndarray, "*B"]) -> torch.Tensor:
+    """As `grid_sample` wants it: the last axis first, everything -1..1. The centroid as seen from the goal's."""
+    y, x = centroid[..., 1] / EXTENT, centroid[..., 0] / EXTENT
+    return torch.as_tensor(np.stack([np.mod(angle, 2 * np.pi) / np.pi - 1, y, x], axis=-1), dtype=torch.float32)

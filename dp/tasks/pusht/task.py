@@ -1,0 +1,47 @@
+"""What PushT says of itself: protocols, published scores, and its metric in words."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from dp.tasks.task import Protocol, Reference, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dp.types import Obs
+
+IMAGE = (
+    Reference("paper, best checkpoint", 0.91, "3 seeds × 50 episodes", "--"),
+    Reference("paper, mean of last 10", 0.84, "3 seeds × 50 episodes", ":"),
+    Reference("LeRobot's model card", 0.955, "1 seed × 500 episodes", "-."),
+)
+STATE = (
+    Reference("paper, best checkpoint", 0.95, "3 seeds × 50 episodes", "--"),
+    Reference("paper, mean of last 10", 0.91, "3 seeds × 50 episodes", ":"),
+)
+"""DP-CNN on PushT: Chi et al. 2023, tables 1 and 2 (state: keypoints); lerobot/diffusion_pusht."""
+
+
+class PushT(Task):
+    """Push a T-shaped block onto its goal pose. Observations: see `dp.tasks.pusht.state.low_dim_obs`, and "image"."""
+
+    score: ClassVar[str] = "mean over episodes of the best reward, reward = min(1, coverage / 0.95)"
+    success: ClassVar[str] = "share of episodes in which coverage exceeds 0.95"
+    reset: ClassVar[str] = "initial state from numpy.random.RandomState(seed), as in the reference environment"
+    near_miss: ClassVar[float | None] = 0.9  # the block covered 85.5 % of the goal
+    packages: ClassVar[tuple[str, ...]] = ("gym-pusht", "pymunk", "pygame", "gymnasium")
+    default_protocols: ClassVar[tuple[Protocol, ...]] = (
+        Protocol("paper-50", 50, 100_000, 300),
+        Protocol("paper-500", 500, 100_000, 300),
+    )
+    demonstration_seeds: ClassVar[range] = range(206, 100_000)  # 0-205 are the official demonstrations'
+
+    @property
+    def references(self) -> Sequence[Reference]:
+        return IMAGE if "image" in self.shape_meta["obs"] else STATE
+
+    def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
+        """The agent stays where it is. Raises ValueError where the policy does not see where that is."""
+        if "agent_pos" not in obs:
+            raise ValueError(f"staying put needs the observation agent_pos, the task has {sorted(obs)}")
+        return obs["agent_pos"][:, -1]

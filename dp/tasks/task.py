@@ -1,0 +1,120 @@
+"""What a task says of itself. Everything outside `dp/tasks/` asks here, and knows no task by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:  # the processes that step environments import this file, and not torch
+    from torch import Tensor
+
+    from dp.types import Env, Obs
+
+DEMONSTRATION_SEEDS = range(1000, 100_000)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a policy is tested: `n_episodes` episodes from env seed `start_seed` on, of at most `max_steps` control
+    steps. Scores of different protocols are never compared."""
+
+    name: str
+    n_episodes: int
+    start_seed: int
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published score, the line it gets in plots, and the protocol without which it means nothing."""
+
+    name: str
+    score: float
+    protocol: str
+    line: str = "--"
+
+
+class Task:
+    """The facts of a task. A YAML file makes one of any environment; a subclass has more to say.
+
+    Args:
+        name: for tables and directories.
+        shape_meta: {"obs": {name: {"type": "rgb" or "low_dim", "shape": [...]}}, "action": {"shape": [Da]}}, see
+            `dp.modalities.Spec`.
+        env: makes an environment (`dp.types.Env`); None for a task without a simulator, which trains, keeps its best
+            checkpoints by validation, and is not rolled out.
+        protocols: name -> {"n_episodes", "start_seed", "max_steps"}; the first is the default. None: the class's.
+
+    Raises:
+        ValueError: for a protocol that lacks one of the three numbers.
+    """
+
+    score: ClassVar[str] = "mean over episodes of the best reward"
+    """What a score is, in words that follow a number."""
+
+    success: ClassVar[str] = "share of episodes that succeed"
+    """What success is, in words that follow a number."""
+
+    reset: ClassVar[str] = "initial states from env.reset(seed)"
+    """How a seed makes an initial state."""
+
+    near_miss: ClassVar[float | None] = None
+    """Best reward from which a failed episode is a near miss; None where there is no such thing."""
+
+    packages: ClassVar[tuple[str, ...]] = ("gymnasium",)
+    """Distributions whose versions are recorded with every result."""
+
+    default_protocols: ClassVar[tuple[Protocol, ...]] = (Protocol("default-50", 50, 100_000, 300),)
+
+    demonstration_seeds: ClassVar[range] = DEMONSTRATION_SEEDS
+    """Seeds that demonstrations may be collected from: no protocol tests on them."""
+
+    def __init__(
+        self,
+        name: str,
+        shape_meta: Mapping[str, Any],
+        env: "Callable[..., Env] | None" = None,
+        protocols: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
+        self.name, self.shape_meta, self.env = name, shape_meta, env
+        self.protocols = (
+            self.default_protocols if not protocols else tuple(_protocol(*item) for item in protocols.items())
+        )
+
+    def protocol(self, name: str | None) -> Protocol:
+        """The protocol of this name; None: the default. Raises ValueError for an unknown one."""
+        found = [protocol for protocol in self.protocols if name in (None, protocol.name)]
+        if not found:
+            known = ", ".join(protocol.name for protocol in self.protocols)
+            raise ValueError(f"protocol={name}, expected one of: {known}")
+        return found[0]
+
+    def name_of(self, n_episodes: int, start_seed: int, max_steps: int) -> str | None:
+        """The name of the protocol with these numbers; None where none has them."""
+        same = [
+            p.name
+            for p in self.protocols
+            if (p.n_episodes, p.start_seed, p.max_steps) == (n_episodes, start_seed, max_steps)
+        ]
+        return same[0] if same else None
+
+    @property
+    def obs_names(self) -> list[str]:
+        """The observations, in the order in which encoders concatenate them."""
+        return list(self.shape_meta["obs"])
+
+    @property
+    def references(self) -> Sequence[Reference]:
+        """Published scores of policies with these observations."""
+        return ()
+
+    def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
+        """Actions (B, Da) that change as little as possible: what the baseline `do_nothing` does."""
+        some = next(iter(obs.values()))
+        return some.new_zeros((len(some), action_dim)).float()
+
+
+def _protocol(name: str, numbers: Mapping[str, int]) -> Protocol:
+    wanted = {"n_episodes", "start_seed", "max_steps"}
+    if set(numbers) != wanted:
+        raise ValueError(f"protocols.{name} has {sorted(numbers)}, expected {sorted(wanted)}")
+    return Protocol(name, **numbers)
