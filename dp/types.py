@@ -19,10 +19,11 @@
 
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from dp.rollouts.env import Env as Env  # there, because the processes that step environments do without torch
 
 Obs = dict[str, Tensor]
 """Name -> (B, To, ...). Images are uint8 (B, To, Y, X, 3) raw and float (B, To, 3, Y, X) in [0, 1] for encoders."""
@@ -38,41 +39,6 @@ Generator = torch.Generator | list[torch.Generator] | None
 class Batch(TypedDict):
     obs: Obs
     action: Float[Tensor, "B H Da"]
-
-
-class Env(Protocol):
-    """One episode at a time, on the CPU. Frames are drawn only when a policy looks, so `step` returns nothing.
-
-    control_hz: control steps per second. reward: of the present state. success: whether the task is solved now.
-    terminated: whether the episode is over, which neither reward nor success decides. The runner cuts an episode off
-    after `max_steps`.
-    """
-
-    control_hz: float
-
-    def reset(self, seed: int) -> None:
-        """Begins the episode of `seed`, always the same one."""
-
-    def observe(self) -> dict[str, np.ndarray]:
-        """Name -> the present observation, raw: images uint8 (Y, X, 3), everything else float32."""
-
-    def step(self, action: Float[np.ndarray, " Da"]) -> None:
-        """Executes `action`, in raw units, for one control step."""
-
-    @property
-    def reward(self) -> float: ...
-
-    @property
-    def success(self) -> bool: ...
-
-    @property
-    def terminated(self) -> bool: ...
-
-    def info(self) -> dict[str, float]:
-        """Named quantities of the present state, for example {"coverage": 0.83}: the same names every time."""
-
-    def render(self) -> UInt8[np.ndarray, "Y X 3"]:
-        """A picture for people. Both sides are even, as video codecs need."""
 
 
 @runtime_checkable

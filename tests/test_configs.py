@@ -14,7 +14,7 @@ EXPERIMENTS = sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml"))
 
 def composed(*overrides: str) -> dict:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return build.settings(compose("config", list(overrides)))
+        return build.resolve(build.settings(compose("config", list(overrides))))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

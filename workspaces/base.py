@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -33,6 +34,9 @@ class Workspace:
     computes: ClassVar[bool] = True
     """Whether the verb runs a policy. One that only reads files starts at once: no threads to time, no wandb."""
 
+    resolves: ClassVar[bool] = True
+    """Whether its settings are its own. Those of a verb that opens a checkpoint follow from what is in there."""
+
     def __init__(self, config: Config) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
         logging.captureWarnings(True)
@@ -48,6 +52,7 @@ class Workspace:
             torch.set_float32_matmul_precision("high")  # TF32: what is not bfloat16 in training, and all of sampling
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
         self.score: float | None = None
+        self.packages: Sequence[str] = ()  # the task's, whose versions are recorded
         self._lock: IO[str] | None = None
         self._recorded = False
         self._log_file: logging.FileHandler | None = None
@@ -89,7 +94,7 @@ class Workspace:
         logging.getLogger().addHandler(self._log_file)
         log.info("run directory: %s", self.run_dir)
         write_bytes(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
-        record.begin(self.run_dir, verb, self.device)
+        record.begin(self.run_dir, verb, self.device, self.packages)
         self._recorded = True
 
     def __enter__(self) -> "Workspace":

@@ -3,7 +3,6 @@
 import inspect
 import os
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,6 +23,9 @@ from workspaces.base import Config, Workspace
 from workspaces.errors import flatten
 from workspaces.logger import Logger, check_mode
 from workspaces.trust import check_component
+
+CUSTOM = "custom"
+"""The name of numbers that no protocol of the task has."""
 
 NUMBERS = (
     "seed",
@@ -49,12 +51,14 @@ NUMBERS = (
 
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
+    verb = cast(type[Workspace], get_class(composed.workspace._target_))
     config = settings(composed)
     if in_sweep():
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
-    check(config)
-    verb = get_class(config["workspace"]["_target_"])
+    if verb.resolves:
+        resolve(config)
+        check(config)
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
     return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
 
@@ -65,10 +69,26 @@ def in_sweep() -> bool:
 
 
 def settings(composed: DictConfig) -> Config:
-    """A composed configuration in plain containers, with `n_action_steps: auto` as a number."""
-    config = cast(Config, OmegaConf.to_container(composed, resolve=True))
+    """A composed configuration in plain containers."""
+    return cast(Config, OmegaConf.to_container(composed, resolve=True))
+
+
+def resolve(config: Config) -> Config:
+    """Puts numbers in place of what follows from other settings: `n_action_steps: auto`, and the task's protocol.
+
+    Returns `config`. Raises ValueError for a protocol that the task does not have.
+    """
     if config["n_action_steps"] == "auto" and isinstance(config["horizon"], int):
         config["n_action_steps"] = auto_action_steps(config)
+    runner = config["env_runner"]
+    facts = task({**config, "task": {**config["task"], "env": None}})
+    try:
+        protocol = facts.protocol(None if runner["protocol"] == CUSTOM else runner["protocol"])
+    except ValueError as error:
+        raise ValueError(f"env_runner.{error}") from None
+    for key in ("n_episodes", "start_seed", "max_steps"):
+        runner[key] = getattr(protocol, key) if runner[key] is None else runner[key]
+    runner["protocol"] = facts.name_of(runner["n_episodes"], runner["start_seed"], runner["max_steps"]) or CUSTOM
     return config
 
 
@@ -144,13 +164,14 @@ def collector(config: Config) -> Any:
     return _make(config["collector"])
 
 
-def env_runner(config: Config) -> EnvRunner:
+def env_runner(config: Config) -> EnvRunner | None:
+    """None for a task without a simulator."""
+    make_env = task(config).make_env
+    if make_env is None:
+        return None
     settings = dict(config["env_runner"])
     if settings["n_workers"] == "auto":
         settings["n_workers"] = N_CORES
-    facts = task(config)
-    assert facts.env is not None
-    make_env = partial(facts.env, obs_names=facts.obs_names)
     return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"])
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: named state dicts, tensors and primitives, nothing that runs."""
 
+import contextlib
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,10 +53,13 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    names = ("torch", "torchvision", "diffusers", "numpy", "gym-pusht", "pymunk", "pygame", "gymnasium")
-    return {name: importlib.metadata.version(name) for name in names}
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """What a run is made with: the libraries of every run, and the task's own `packages`, as far as they are there."""
+    found = {}
+    for name in ("torch", "torchvision", "diffusers", "numpy", *packages):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 __all__ = ["FORMAT", "load", "save", "versions"]

@@ -14,19 +14,17 @@ from tqdm import tqdm
 
 from dp.data.recording import DemonstrationStore
 from dp.processes import N_CORES, in_processes
+from dp.rollouts.demonstrator import rollouts
+from dp.rollouts.recorder import Collector, Demonstration, Finished
 from dp.rollouts.runner import EnvRunner
-from dp.tasks.pusht.demonstration import Collector, Demonstration, Finished
-from dp.tasks.pusht.rollouts import rollouts
 from workspaces import build
 from workspaces.base import Config, Signals, StopNow, Workspace
 from workspaces.errors import Interrupted, flatten
-from workspaces.evaluate import load_policy
+from workspaces.evaluate import Loaded, load_policy
+from workspaces.load import MOVED
 from workspaces.statistics import describe
 
 log = logging.getLogger(__name__)
-
-SEEDS = range(206, 100_000)
-"""Those that no protocol uses: 0-205 are the official demonstrations', from 100000 on policies are tested."""
 
 PATIENCE = 500
 """So many seeds in a row of which nothing passes are too many."""
@@ -51,6 +49,7 @@ class CollectWorkspace(Workspace):
     """
 
     computes: ClassVar[bool] = False
+    resolves: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -64,10 +63,22 @@ class CollectWorkspace(Workspace):
         super().__init__(config)
         if not isinstance(n_episodes, int) or n_episodes < 1:
             raise ValueError(f"workspace.n_episodes={n_episodes}, expected a whole number of at least 1")
-        if start_seed not in SEEDS:
+        collector = build.collector(config)
+        by_policy = getattr(collector, "func", None) is rollouts
+        if by_policy != (config["checkpoint"] is not None):
+            raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
+        loaded = None
+        if config["checkpoint"] is None:
+            build.check(build.resolve(config))
+            self.task = build.task(config)
+        else:
+            loaded = load_policy(config, "auto", self.device)
+            self.task = build.task(loaded.config)
+        self.seeds = self.task.demonstration_seeds
+        if start_seed not in self.seeds:
             raise ValueError(
-                f"workspace.start_seed={start_seed}, expected {SEEDS[0]} to {SEEDS[-1]}: policies are tested on seeds "
-                "from 100000 on, and the official demonstrations have 0-205"
+                f"workspace.start_seed={start_seed}, expected {self.seeds[0]} to {self.seeds[-1]}: the task "
+                f"{self.task.name} keeps other seeds for tests"
             )
         self.n_workers = N_CORES if n_workers == "auto" else n_workers
         if not isinstance(self.n_workers, int) or self.n_workers < 0:
@@ -80,16 +91,14 @@ class CollectWorkspace(Workspace):
         self.settings["workspace.start_seed"] = start_seed
         self.signals = Signals()
         self._runner: EnvRunner | None = None
-        collector = build.collector(config)
-        by_policy = getattr(collector, "func", None) is rollouts
-        if by_policy != (config["checkpoint"] is not None):
-            raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
-        self._make = self._rollouts(collector) if by_policy else partial(_in_order, collector, self.n_workers)
+        self._make: Callable[[Iterable[int]], Made]
+        self._make = partial(_in_order, collector, self.n_workers)
+        if loaded is not None:
+            self._make = self._rollouts(collector, loaded)
         self.source = "checkpoint" if by_policy else type(collector).__name__.lower()
 
-    def _rollouts(self, collector: Callable[..., Made]) -> Callable[[Iterable[int]], Made]:
+    def _rollouts(self, collector: Callable[..., Made], loaded: Loaded) -> Callable[[Iterable[int]], Made]:
         self.use_threads(self.config["n_threads"])
-        loaded = load_policy(self.config, "auto", self.device)
         settings = {**loaded.config["env_runner"], "n_workers": self.n_workers}
         self._runner = build.env_runner({**loaded.config, "env_runner": settings})
         self.settings |= flatten(
@@ -97,13 +106,13 @@ class CollectWorkspace(Workspace):
             | {key: loaded.about[key] for key in ("checkpoint", "step")}
             | {"env_runner.max_steps": settings["max_steps"]}
         )
-        return partial(collector, self._runner, loaded.policy, self.device)
+        return partial(collector, self._runner, loaded.policy, self.device, self.task.recorder())
 
     def run(self) -> None:
         if self.config["run_dir"] is not None:
             self.take_run_dir()
             self.begin_run("collect")
-        with self.signals, DemonstrationStore(self.path, self.settings) as store:
+        with self.signals, DemonstrationStore(self.path, self.settings, *self.task.columns(), aliases=MOVED) as store:
             try:
                 self._fill(store)
             except Finished as end:
@@ -114,7 +123,7 @@ class CollectWorkspace(Workspace):
 
     def _fill(self, store: DemonstrationStore) -> None:
         first = self.start_seed if store.last_seed is None else store.last_seed + 1
-        made = self._make(range(first, SEEDS.stop))
+        made = self._make(range(first, self.seeds.stop))
         tally = Tally()
         bar = tqdm(total=self.n_episodes, initial=store.n_episodes, unit="episode", disable=None)
         try:
@@ -140,7 +149,7 @@ class CollectWorkspace(Workspace):
         item = next(made, None)
         self.signals.interruptible = False
         if item is None:
-            raise ValueError(f"there is no seed after {SEEDS[-1]}: give a smaller workspace.start_seed")
+            raise ValueError(f"there is no seed after {self.seeds[-1]}: give a smaller workspace.start_seed")
         return item
 
     def _stop(self, store: DemonstrationStore) -> None:
@@ -186,7 +195,7 @@ class Filter:
             return "given up by the collector"
         if self.success_only and not demonstration.success:
             return "no success"
-        if self.min_final_coverage is not None and demonstration.final_coverage < self.min_final_coverage:
+        if self.min_final_coverage is not None and demonstration.final().get("coverage", 0.0) < self.min_final_coverage:
             return f"final coverage below {self.min_final_coverage}"
         if self.max_length is not None and len(demonstration) > self.max_length:
             return f"longer than {self.max_length} steps"

@@ -3,28 +3,31 @@
 import itertools
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from dp import engines
 from dp.files import write_json
+from dp.modalities import parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.rollouts.baselines import DoNothing, Replay
 from dp.rollouts.runner import EnvRunner, RolloutResult
+from dp.tasks import Task
 from dp.types import Policy
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.rollouts import metrics_of, named, save_media
-from workspaces.trust import check_targets
+from workspaces.trust import check_targets, packages_of
 
 log = logging.getLogger(__name__)
 
 SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
 """What the denoiser was trained for: another sampler must keep it."""
 
-OWN = ("workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger")
+OWN = ("workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger", "trust")
 """Settings that are an evaluation's own; all others come from the checkpoint."""
 
 MAY_OVERRIDE = (*OWN, "scheduler", "n_action_steps", "launcher", "collector")
@@ -41,6 +44,8 @@ class EvaluateWorkspace(Workspace):
             demonstrations (which needs the data set, and env_runner.start_seed=0).
     """
 
+    resolves: ClassVar[bool] = False
+
     def __init__(
         self,
         config: Config,
@@ -53,14 +58,21 @@ class EvaluateWorkspace(Workspace):
             raise ValueError("give checkpoint=PATH (or workspace.baseline=do_nothing|replay instead)")
         self.logger: Any = None
         self.about: dict[str, Any] = {}
+        self.latency_ms = 0.0
         if baseline is None:
             loaded = load_policy(config, engine, self.device)
             self.policy: Policy = loaded.policy
             self.config, self.about = loaded.config, loaded.about
         else:
-            self.config = {**config, "name": baseline}
-            self.policy = _baseline(baseline, config)
-        self.env_runner = build.env_runner(self.config)
+            self.config = build.resolve({**config, "name": baseline})
+            build.check(self.config)
+            self.policy = _baseline(baseline, self.config)
+        self.task = build.task(self.config)
+        self.packages = self.task.packages
+        runner = build.env_runner(self.config)
+        if runner is None:
+            raise ValueError(f"task {self.task.name} has no simulator (task.env=null): there is nothing to roll out in")
+        self.env_runner: EnvRunner = runner
         if isinstance(self.policy, Replay):
             self.env_runner.max_steps = {seed: len(actions) for seed, actions in self.policy.actions.items()}
         if config["run_dir"] is None:
@@ -72,11 +84,14 @@ class EvaluateWorkspace(Workspace):
         self.take_run_dir()
         self.begin_run("evaluate")
         self.logger = build.logger(self.config, self, "evaluate")
+        self.latency_ms = self.env_runner.latency_ms(self.policy, self.device)
         result = self.env_runner.run(self.policy, self.device)
+        metrics = {**metrics_of(result, None), "rollout/inference_ms": self.latency_ms}
         evaluation = {
-            **{name.removeprefix("rollout/"): value for name, value in metrics_of(result, None).items()},
+            **{name.removeprefix("rollout/"): value for name, value in metrics.items()},
             "n_episodes": len(result.episodes),
-            "protocol": protocol(self.env_runner),
+            "task": self.task.name,
+            "protocol": protocol(self.task, self.env_runner),
             **self.about,
             "settings": {
                 key: self.config[key] for key in ("horizon", "n_obs_steps", "n_action_steps", "scheduler", "seed")
@@ -86,7 +101,7 @@ class EvaluateWorkspace(Workspace):
         }
         videos = save_media(self.run_dir, self.about.get("step", 0), result)
         write_json(self.run_dir / "evaluation.json", evaluation)
-        self.logger.log(self.about.get("step", 0), metrics_of(result, None))
+        self.logger.log(self.about.get("step", 0), metrics)
         self.logger.log_episodes(self.about.get("step", 0), evaluation["episodes"], videos)
         self.logger.summarize({"last": {"step": self.about.get("step", 0), **named("score", result.score)}})
         self._report(result)
@@ -97,7 +112,7 @@ class EvaluateWorkspace(Workspace):
         log.info(
             "score %.3f [%.3f, %.3f]  success %.1f %% [%.1f, %.1f]  %d episodes, seeds %d-%d  %.1f ms an action chunk",
             *result.score, *(100 * x for x in result.success), len(result.episodes),
-            self.env_runner.seeds[0], self.env_runner.seeds[-1], result.inference_ms,
+            self.env_runner.seeds[0], self.env_runner.seeds[-1], self.latency_ms,
         )  # fmt: skip
         log.info("%s", self.run_dir / "evaluation.json")
 
@@ -126,8 +141,8 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     for entry in ("step", "versions"):
         if entry not in state:
             raise ValueError(f"checkpoint={path} lacks {entry}: not loaded")
-    check_targets(state["config"])
-    config = merge(state["config"], config, record.overrides())
+    check_targets(state["config"], packages_of(config))
+    config = build.resolve(merge(state["config"], config, record.overrides()))
     build.check(config)
     policy = build.policy(config)
     load_weights(policy, state["ema"]["model"], path)
@@ -175,26 +190,24 @@ def load_weights(policy: DiffusionPolicy, weights: dict[str, torch.Tensor], path
     policy.load_state_dict(weights)
 
 
-def protocol(runner: EnvRunner) -> dict[str, Any]:
+def protocol(task: Task, runner: EnvRunner) -> dict[str, Any]:
     """What a score must be quoted with."""
-    first, last = runner.seeds[0], runner.seeds[-1]
-    name = "custom"
-    if runner.max_steps == 300 and first == 100_000:
-        name = {100_049: "paper-50", 100_499: "paper-500"}.get(last, name)
     return {
-        "name": name,
-        "seeds": [first, last],
+        "name": runner.protocol,
+        "seeds": [runner.seeds[0], runner.seeds[-1]],
         "max_steps": runner.max_steps if isinstance(runner.max_steps, int) else "as long as the demonstration",
-        "reset": "initial state from numpy.random.RandomState(seed), as in the reference environment",
-        "score": "mean over episodes of the best reward, reward = min(1, coverage / 0.95); 95 % bootstrap interval",
-        "success": "share of episodes in which coverage exceeds 0.95; 95 % Wilson interval",
-        "versions": checkpoint.versions(),
+        "reset": task.reset,
+        "score": f"{task.score}; 95 % bootstrap interval",
+        "success": f"{task.success}; 95 % Wilson interval",
+        "versions": checkpoint.versions(task.packages),
     }
 
 
 def _baseline(name: str, config: Config) -> Policy:
     if name == "do_nothing":
-        return DoNothing(config["n_action_steps"])
+        _, action = parse_shape_meta(config["task"]["shape_meta"])
+        idle = partial(build.task(config).idle, action_dim=action.shape[0])
+        return DoNothing(idle, config["n_action_steps"])
     if name != "replay":
         raise ValueError(f"workspace.baseline={name}, expected do_nothing or replay")
     buffer = build.demonstrations(config).buffer

@@ -11,7 +11,10 @@ Config = dict[str, Any]
 
 MOVED = {
     "dp.envs.PushTEnv": "dp.tasks.pusht.PushTEnv",
-    "dp.rollout.EnvRunner": "dp.rollouts.runner.EnvRunner",
+    "dp.collectors.rollouts.rollouts": "dp.rollouts.demonstrator.rollouts",
+    "dp.collectors.planner.Planner": "dp.tasks.pusht.expert.planner.Planner",
+    "dp.collectors.mouse.Mouse": "dp.tasks.pusht.mouse.Mouse",
+    "dp.rollout.EnvRunner": "dp.rollouts.EnvRunner",
 }
 """Where classes were, and where they are."""
 
@@ -36,7 +39,17 @@ def migrate(config: Config) -> Config:
             "protocols": None,
             "env": task["env"],
         }
+    _name_protocol(config)
     return _moved(config)
+
+
+def _name_protocol(config: Config) -> None:
+    """Version 1 had numbers alone. What had the paper's was the paper's."""
+    runner = config.get("env_runner")
+    if isinstance(runner, dict) and "protocol" not in runner:
+        numbers = (runner.get("n_episodes"), runner.get("start_seed"), runner.get("max_steps"))
+        names: dict[tuple, str] = {(50, 100_000, 300): "paper-50", (500, 100_000, 300): "paper-500"}
+        runner["protocol"] = names.get(numbers, "custom")
 
 
 def _moved(node: Any) -> Any:
@@ -58,7 +71,7 @@ def task_of(config: Config, trusted: Collection[str] = ()) -> Task:
     """
     task = config["task"]
     try:
-        trust.check_targets(config)
+        trust.check_targets(config, trusted)
     except ValueError:
         return Task(str(task.get("name", "task")), task["shape_meta"])
     from workspaces import build

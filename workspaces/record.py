@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ State = Literal["waiting", "running", "interrupted", "failed", "finished"]
 its end. failed: an error ended it. finished: its results are complete."""
 
 
-def begin(run_dir: Path, verb: str, device: torch.device) -> None:
+def begin(run_dir: Path, verb: str, device: torch.device, packages: Iterable[str] = ()) -> None:
     """A process takes the run up."""
     before = read(run_dir) or {}
     _write(
@@ -40,7 +41,7 @@ def begin(run_dir: Path, verb: str, device: torch.device) -> None:
             "resumed": _now() if before else None,
             "ended": None,
             "machine": machine(device),
-            "versions": {"python": platform.python_version(), **versions()},
+            "versions": {"python": platform.python_version(), **versions(packages)},
             "commit": commit(),
         },
     )

@@ -7,15 +7,16 @@ import numpy as np
 from dp.files import write_atomically, write_json
 from dp.intervals import Estimate
 from dp.rollouts.runner import RolloutResult
-from dp.tasks.pusht.env import PushTEnv
 from workspaces.video import write_video
 
 
 def metrics_of(test: RolloutResult, train: RolloutResult | None) -> dict[str, float]:
     """The numbers of a rollout, under their metric keys."""
-    metrics = {"rollout/inference_ms": test.inference_ms}
-    for name in ("score", "success", "final_coverage", "length"):
+    metrics: dict[str, float] = {}
+    for name in ("score", "success", "length"):
         metrics |= named(f"rollout/{name}", getattr(test, name))
+    for name, estimate in test.quantities().items():
+        metrics |= named(f"rollout/final_{name}", estimate)
     if train is not None:
         metrics["rollout/train_score"] = train.score.value
     return metrics
@@ -41,5 +42,5 @@ def save_media(run_dir: Path, step: int, result: RolloutResult) -> dict[int, Pat
     videos = {e.seed: run_dir / "media" / f"{step}-{e.seed}.mp4" for e in result.episodes if e.frames}
     for episode in result.episodes:
         if episode.seed in videos:
-            write_video(videos[episode.seed], episode, fps=PushTEnv.control_hz)
+            write_video(videos[episode.seed], episode)
     return videos

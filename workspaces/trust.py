@@ -9,16 +9,26 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from dp.tasks.pusht import PushTEnv
+from dp.tasks import Task
 
 Config = dict[str, Any]
+
+
+@runtime_checkable
+class Steppable(Protocol):
+    """What tells an environment's class from others."""
+
+    def observe(self) -> Any: ...
+
+    def step(self, action: Any) -> None: ...
+
 
 MAX_DEPTH, MAX_VALUES, MAX_TEXT = 20, 20_000, 100_000
 """Limits of a configuration: nesting, number of values, characters of one text."""
@@ -30,9 +40,16 @@ TRUSTED: dict[str, tuple[str, type]] = {
     "encoder": ("dp.encoders.", nn.Module),
     "denoiser": ("dp.denoisers.", nn.Module),
     "scheduler": ("diffusers.", SchedulerMixin),
-    "task.env": (("dp.tasks.", PushTEnv)),
+    "task": ("dp.tasks.", Task),
+    "task.env": ("dp.tasks.", Steppable),
 }
 """What the configuration of a checkpoint may instantiate: at each place a subclass of that kind from that package."""
+
+PARTIAL, OPTIONAL = ("task.env",), ("task.env",)
+"""Places where a class is made later, and where there may be none."""
+
+OURS = ("dp", "workspaces", "hydra_plugins", "torch", "torchvision", "diffusers", "hydra", "optuna")
+"""Packages whose classes this project's own configurations name. Naming them says nothing about trust."""
 
 Range = tuple[float, float]
 
@@ -139,45 +156,93 @@ def check_weights(weights: object, where: str) -> None:
             raise ValueError(f"{where}: {name} has values that are not finite: not loaded")
 
 
-def check_targets(config: Config) -> None:
+def check_targets(config: Config, trusted: Collection[str] = ()) -> None:
     """Raises ValueError where instantiating the policy of a checkpoint's `config` could run a stranger's code.
 
     `config` is what `plain` returned. Its targets must be the classes we expect, not merely names that begin well
-    ("dp.rollouts.pool.os.system" does).
+    ("dp.rollouts.pool.os.system" does), or come from one of the packages `trusted`.
     """
     for place, (package, kind) in TRUSTED.items():
-        node: Any = config
-        for key in place.split("."):
-            node = node.get(key, {}) if isinstance(node, dict) else {}
-        target = node.get("_target_") if isinstance(node, dict) else None
-        if not _is_class(target, package, kind):
-            raise ValueError(f"the checkpoint names {place}._target_={target}, which is not to be trusted: not loaded")
-        if place == "task":
-            node = {key: value for key, value in node.items() if key != "env"}
-        own = ("_target_", "_partial_") if node.get("_partial_") is (place == "task.env") else ("_target_",)
-        _refuse_targets([{key: value for key, value in node.items() if key not in own}], place)
+        node = _node(config, place)
+        if node is None and place in OPTIONAL:
+            continue
+        if not isinstance(node, dict):
+            raise ValueError(f"the checkpoint has {place}={node!r:.60}, expected a class and its arguments: not loaded")
+        target = node.get("_target_")
+        if not _is_ours(target, package, kind) and not _is_from(target, trusted):
+            raise ValueError(_distrust(f"{place}._target_={target}", target))
+        own = {"_target_", *(["_partial_"] if node.get("_partial_") is (place in PARTIAL) else [])}
+        below = {name.removeprefix(f"{place}.") for name in TRUSTED if name.startswith(f"{place}.")}
+        _check_nested({key: value for key, value in node.items() if key not in own | below}, place, trusted)
     for key in ("horizon", "n_obs_steps", "n_action_steps", "noise_draws"):
-        _refuse_targets([config[key]], key)
+        _check_nested(config.get(key), key, ())
 
 
-def _is_class(target: object, package: str, kind: type) -> bool:
+def packages_of(config: Mapping[str, Any]) -> list[str]:
+    """The packages besides ours that the targets of a configuration come from, and those it trusts."""
+    found = set(config.get("trust") or ())
+
+    def look(node: object) -> None:
+        if isinstance(node, dict):
+            target = node.get("_target_")
+            if isinstance(target, str) and target.partition(".")[0] not in OURS:
+                found.add(target.partition(".")[0])
+            for inner in node.values():
+                look(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                look(inner)
+
+    look(config)
+    return sorted(found)
+
+
+def _node(config: Config, place: str) -> Any:
+    node: Any = config
+    for key in place.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _distrust(what: str, target: object) -> str:
+    root = target.partition(".")[0] if isinstance(target, str) else ""
+    advice = f". If that package is yours, or you trust it, add trust=[{root}]" if root.isidentifier() else ""
+    return f"the checkpoint names {what}, which is not to be trusted: not loaded{advice if root not in OURS else ''}"
+
+
+def _is_ours(target: object, package: str, kind: type) -> bool:
     if not isinstance(target, str) or not target.startswith(package):
         return False
+    found = _imported(target)
+    if not inspect.isclass(found) or not found.__module__.startswith(package.split(".")[0]):
+        return False
+    return found is not SchedulerMixin and (kind is object or issubclass(found, kind))
+
+
+def _is_from(target: object, trusted: Collection[str]) -> bool:
+    """Whether `target` is defined in one of these packages: a name that another module lends them is not."""
+    if not isinstance(target, str) or target.partition(".")[0] not in trusted:
+        return False
+    found = _imported(target)
+    return callable(found) and getattr(found, "__module__", "").partition(".")[0] == target.partition(".")[0]
+
+
+def _imported(target: str) -> Any:
     module_name, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError):
-        return False
-    ours = inspect.isclass(found) and (found is not SchedulerMixin) and issubclass(found, kind)
-    return ours and found.__module__.startswith(package.split(".")[0])
+        return None
 
 
-def _refuse_targets(values: Iterable[object], place: str) -> None:
-    """Raises ValueError for a key that means something to Hydra anywhere in `values`."""
-    for value in values:
-        if isinstance(value, dict):
-            if any(key.startswith("_") for key in value):
-                raise ValueError(f"the checkpoint names {value!r:.80} under {place}, not to be trusted: not loaded")
-            _refuse_targets(value.values(), place)
-        elif isinstance(value, list):
-            _refuse_targets(value, place)
+def _check_nested(value: object, place: str, trusted: Collection[str]) -> None:
+    """Raises ValueError for a key that means something to Hydra, unless it names something that is trusted."""
+    if isinstance(value, dict):
+        special = {key for key in value if key.startswith("_")}
+        if special and not (special <= {"_target_", "_partial_"} and _is_from(value.get("_target_"), trusted)):
+            raise ValueError(_distrust(f"{value!r:.80} under {place}", value.get("_target_")))
+        for inner in value.values():
+            _check_nested(inner, place, trusted)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_nested(inner, place, trusted)

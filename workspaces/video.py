@@ -1,5 +1,6 @@
 """Rollouts as H.264 videos."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,16 @@ MARGIN = 32
 """Height in pixels of the strip above the picture that the text is written in."""
 
 
-def write_video(path: Path, episode: EpisodeResult, fps: int) -> None:
-    """Writes the frames of `episode` as mp4 at `fps`, under a margin with the step, the reward and the best so far."""
+def write_video(path: Path, episode: EpisodeResult) -> None:
+    """Writes the frames of `episode` as mp4 in real time, below a line of text: step, reward, best so far."""
     import av
 
     frames = annotate(episode)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     with av.open(str(temporary), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
+        rate = Fraction(episode.control_hz).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
@@ -36,9 +38,10 @@ def annotate(episode: EpisodeResult) -> list[UInt8[np.ndarray, "Y X 3"]]:
     annotated = []
     for step, frame in enumerate(episode.frames):
         height, width = frame.shape[:2]
-        canvas = Image.new("RGB", (width, height + MARGIN), "white")
+        even = (width + width % 2, height + height % 2 + MARGIN)  # as video codecs need
+        canvas = Image.new("RGB", even, "white")
         canvas.paste(Image.fromarray(frame), (0, MARGIN))
-        best = max(rewards[: step + 1])
+        best = max(rewards[1 : step + 1], default=rewards[0])
         text = f"seed {episode.seed}   step {step}   reward {rewards[step]:.2f}   best {best:.2f}"
         ImageDraw.Draw(canvas).text((8, 7), text, fill="black", font=font)
         annotated.append(np.asarray(canvas))

@@ -1,8 +1,6 @@
-"""A zarr store that grows by whole demonstrations, in the layout of the official one, and survives being killed.
+"""A zarr store that grows by whole demonstrations, in the layout of the official PushT data, and survives being killed.
 
-    data/state (N, 5)   data/action (N, 2)   data/keypoint (N, 9, 2)   data/n_contacts (N, 1)   data/noise (N, 2)
-    meta/episode_ends (E,)   meta/seed (E,)   meta/initial_state (E, 5)   meta/source (E,)   meta/success (E,)
-    meta/final_coverage (E,)
+    data/<array> (N, ...) for every frame   meta/episode_ends (E,)   meta/<fact> (E, ...) for every episode
 
 Chunks are written before the lengths that make them visible, `meta/episode_ends` last: an episode is there from the
 moment that one small file has its new name. zarr's own `append` would make the array longer first and fill it later,
@@ -20,28 +18,14 @@ import zarr
 from numcodecs import Blosc
 
 from dp.files import lock, write_bytes, write_json
-from dp.tasks.pusht.demonstration import Demonstration
+from dp.rollouts.recorder import Demonstration
 
 COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """The official data set's."""
 
-DATA = {
-    "data/state": ("<f4", (5,)),
-    "data/action": ("<f4", (2,)),
-    "data/keypoint": ("<f4", (9, 2)),
-    "data/n_contacts": ("<f4", (1,)),
-    "data/noise": ("<f4", (2,)),
-}
-FACTS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "seed": ("<i8", ()),
-    "initial_state": ("<f8", (5,)),
-    "source": ("<U16", ()),
-    "success": ("|b1", ()),
-    "final_coverage": ("<f8", ()),
-}
-"""Of every episode, under meta/."""
+Columns = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Array -> (dtype, shape of one row)."""
 
-META = {f"meta/{name}": spec for name, spec in FACTS.items()}
 ENDS = "meta/episode_ends"
 
 CHUNK_ROWS = {"data": 4096, "meta": 1024}
@@ -59,20 +43,31 @@ class DemonstrationStore:
     Args:
         path: a directory.
         settings: how its demonstrations are made, in JSON's types.
+        frames, facts: arrays under data/ and meta/ (`Task.columns`).
+        aliases: values in the settings of an earlier version -> today's.
 
     Raises:
         ValueError: where `path` holds something else, or demonstrations made with other settings, or is in use.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        frames: Columns,
+        facts: Columns,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
+        self._specs = {f"data/{name}": spec for name, spec in frames.items()}
+        self._specs |= {f"meta/{name}": spec for name, spec in facts.items()}
         self._lock = lock(path.with_name(f".{path.name}.lock"))
         if self._lock is None:
             raise ValueError(f"{path} is in use by another process: wait for it or give another workspace.path")
         try:
             if not path.exists():
-                _create(path, settings)
-            _check(path, settings)
+                _create(path, settings, self._specs)
+            _check(path, settings, self._specs, aliases or {})
             self._open()
         except BaseException:
             self.close()
@@ -81,9 +76,10 @@ class DemonstrationStore:
     def _open(self) -> None:
         self.n_episodes = _length(self.path / ENDS)
         self.n_frames = int(_read(self.path / ENDS)[-1]) if self.n_episodes else 0
-        data = {name: _Column(self.path, name, *spec, self.n_frames) for name, spec in DATA.items()}
-        meta = {name: _Column(self.path, name, *spec, self.n_episodes) for name, spec in META.items()}
-        self._columns = data | meta
+        lengths = {"data": self.n_frames, "meta": self.n_episodes}
+        self._columns = {
+            name: _Column(self.path, name, *spec, lengths[name.partition("/")[0]]) for name, spec in self._specs.items()
+        }
         self._ends = _Column(self.path, ENDS, "<i8", (), self.n_episodes)
         for column in self._columns.values():
             column.show()
@@ -93,12 +89,12 @@ class DemonstrationStore:
         if not demonstrations:
             return
         ends = self.n_frames + np.cumsum([len(d) for d in demonstrations])
+        frames = [demonstration.frames() for demonstration in demonstrations]
+        facts = [{**demonstration.facts(), "source": source} for demonstration in demonstrations]
         for name, column in self._columns.items():
-            attribute = name.partition("/")[2]
-            if name in DATA:
-                column.write(np.concatenate([getattr(d, attribute) for d in demonstrations]))
-            else:
-                column.write([source if attribute == "source" else getattr(d, attribute) for d in demonstrations])
+            group, _, array = name.partition("/")
+            of_all = [episode[array] for episode in (frames if group == "data" else facts)]
+            column.write(np.concatenate(of_all) if group == "data" else of_all)
         self._ends.write(ends)
         for column in (*self._columns.values(), self._ends):
             column.show()
@@ -155,21 +151,23 @@ def read_settings(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _create(path: Path, settings: Mapping[str, Any]) -> None:
+def _create(path: Path, settings: Mapping[str, Any], specs: Columns) -> None:
     """An empty store, there whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for group in ("", "data", "meta"):
         write_json(temporary / group / ".zgroup", {"zarr_format": 2})
     write_json(temporary / ".zattrs", {SETTINGS: settings})
-    for name, (dtype, row) in {**DATA, **META, ENDS: ("<i8", ())}.items():
+    for name, (dtype, row) in {**specs, ENDS: ("<i8", ())}.items():
         _write_metadata(temporary / name, dtype, row, CHUNK_ROWS[name.partition("/")[0]], 0)
     temporary.rename(path)
 
 
-def _check(path: Path, settings: Mapping[str, Any]) -> None:
+def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Mapping[str, str]) -> None:
     held = read_settings(path)
-    if held is None:
+    if held is not None:
+        held = {key: aliases.get(value, value) if isinstance(value, str) else value for key, value in held.items()}
+    else:
         raise ValueError(f"{path} holds something that was not collected: give another workspace.path")
     differing = [
         f"{key}={json.dumps(held.get(key))} there, {json.dumps(settings.get(key))} here"
@@ -180,7 +178,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path} was collected with other settings ({', '.join(differing)}): give another workspace.path"
         )
-    missing = [name for name in (*DATA, *META, ENDS) if not (path / name / ".zarray").is_file()]
+    missing = [name for name in (*specs, ENDS) if not (path / name / ".zarray").is_file()]
     if missing:
         raise ValueError(
             f"{path} has no {', '.join(missing)} (another version may have collected it): give another workspace.path"

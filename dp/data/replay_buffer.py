@@ -13,10 +13,11 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from dp.data.recording import FACTS, read_settings
+from dp.data.recording import read_settings
 from dp.files import wait_for_lock
 from dp.processes import N_CORES, in_processes
 from dp.tasks.pusht import state as pusht
+from dp.tasks.pusht.demonstration import FACTS
 from dp.tasks.pusht.env import IMAGE_SIZE
 from dp.tasks.pusht.pictures import PACKING, Recorded, pack_episode
 

@@ -1,0 +1,14 @@
+"""Episodes of a policy in any environment (`dp.types.Env`). Env workers import parts of it without torch."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dp.rollouts.runner import EnvRunner as EnvRunner
+
+
+def __getattr__(name: str) -> Any:
+    if name != "EnvRunner":
+        raise AttributeError(name)
+    from dp.rollouts.runner import EnvRunner
+
+    return EnvRunner

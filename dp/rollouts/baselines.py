@@ -1,6 +1,6 @@
 """Policies without a network. They show that the environment, the seeds and the metrics are what they should be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -10,16 +10,21 @@ from dp.types import Batch, Generator, Obs
 
 
 class DoNothing:
-    """Stays where it is: the score of the initial states. Needs the observation "agent_pos"."""
+    """Does as little as possible: the score of the initial states.
 
-    def __init__(self, n_action_steps: int) -> None:
-        self.n_action_steps = n_action_steps
+    Args:
+        idle: observations -> the action (B, Da) that changes nothing (`Task.idle`).
+        n_action_steps: Ta.
+    """
+
+    def __init__(self, idle: Callable[[Obs], Tensor], n_action_steps: int) -> None:
+        self.idle, self.n_action_steps = idle, n_action_steps
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         raise NotImplementedError("a baseline does not learn")
 
     def act(self, obs: Obs, generator: Generator = None) -> Float[Tensor, "B Ta Da"]:
-        return obs["agent_pos"][:, -1:].repeat(1, self.n_action_steps, 1)
+        return self.idle(obs)[:, None].repeat(1, self.n_action_steps, 1)
 
 
 class Replay:
@@ -46,7 +51,7 @@ class Replay:
     def _next(self, seed: int) -> Float[Tensor, "Ta Da"]:
         actions = self.actions.get(seed)
         if actions is None:  # a row that only fills the batch
-            return torch.zeros(self.n_action_steps, 2)
+            return torch.zeros(self.n_action_steps, next(iter(self.actions.values())).shape[1])
         start = self._played.get(seed, 0)
         self._played[seed] = start + self.n_action_steps
         steps = torch.arange(start, start + self.n_action_steps).clamp(max=len(actions) - 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from dp.tasks.pusht.env import PushTEnv
+from dp.rollouts.env import Env
 
 
 @dataclass
@@ -14,14 +14,17 @@ class Chunk:
     """What happened while a chunk of actions ran.
 
     obs: name -> (To, ...), the last observations, raw; empty when the episode has ended.
-    rewards: one for each step taken. coverage: after the last step, 0..1. frames: pictures for people, if wanted.
+    rewards: one for each step taken. info: the environment's named quantities after the last step. success: whether
+    the task was solved after any of the steps. ended: whether the episode is over. control_hz: control steps a second.
+    frames: pictures for people, if wanted.
     """
 
     obs: dict[str, np.ndarray]
     rewards: list[float] = field(default_factory=list)
-    coverage: float = 0.0
+    info: dict[str, float] = field(default_factory=dict)
     success: bool = False
     ended: bool = False
+    control_hz: float = 0.0
     frames: list[np.ndarray] = field(default_factory=list)
 
 
@@ -33,7 +36,7 @@ class Episode:
         n_obs_steps: To.
     """
 
-    def __init__(self, env: PushTEnv, n_obs_steps: int) -> None:
+    def __init__(self, env: Env, n_obs_steps: int) -> None:
         self.env = env
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
 
@@ -46,7 +49,7 @@ class Episode:
         self._steps, self._max_steps, self._record = 0, max_steps, record
         for _ in range(self._history.maxlen or 0):
             self._history.append(self.env.observe())
-        return Chunk(self._stacked(), frames=self._frames())
+        return Chunk(self._stacked(), control_hz=self.env.control_hz, frames=self._frames())
 
     def step(self, actions: Float[np.ndarray, "Ta Da"]) -> Chunk:
         """Executes `actions` until they, or the episode, end."""
@@ -56,13 +59,14 @@ class Episode:
             self.env.step(action)
             self._steps += 1
             chunk.rewards.append(self.env.reward)
+            chunk.success |= self.env.success
             chunk.frames += self._frames()
-            if self.env.done:
+            if self.env.terminated:
                 break
             if number > len(planned) - (self._history.maxlen or 0):
                 self._history.append(self.env.observe())
-        chunk.coverage, chunk.success = self.env.coverage, self.env.done
-        chunk.ended = self.env.done or self._steps == self._max_steps
+        chunk.info = self.env.info()
+        chunk.ended = self.env.terminated or self._steps == self._max_steps
         if not chunk.ended:
             chunk.obs = self._stacked()
         return chunk

@@ -1,5 +1,6 @@
 """Rolls a policy out in many environments at once and says how well it did."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,21 +13,21 @@ from tqdm import tqdm
 from dp.intervals import Estimate, bootstrap_mean, wilson
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
-from dp.tasks.pusht.env import PushTEnv
-from dp.types import BLOCK, Obs, Policy
+from dp.types import BLOCK, Env, Obs, Policy
 
 
 @dataclass
 class EpisodeResult:
-    """One episode: `seed` of its initial state, best reward 0..1, whether coverage ever exceeded 0.95, control steps
-    taken, coverage at the end 0..1, the executed actions, each (Da,), with their rewards, and pictures (384, 384, 3)
-    uint8, if recorded."""
+    """One episode: `seed` of its initial state, best reward, whether the task was ever solved, control steps taken and
+    how many make a second, the environment's named quantities at the end, the executed actions, each (Da,), with their
+    rewards, and pictures (Y, X, 3) uint8, if recorded."""
 
     seed: int
-    max_reward: float = 0.0
+    max_reward: float = -math.inf
     success: bool = False
     length: int = 0
-    final_coverage: float = 0.0
+    info: dict[str, float] = field(default_factory=dict)
+    control_hz: float = 10.0
     frames: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
@@ -38,44 +39,40 @@ class EpisodeResult:
         self.max_reward = max([self.max_reward, *chunk.rewards])
         self.success |= chunk.success
         self.length += len(chunk.rewards)
-        self.final_coverage = chunk.coverage
+        self.info = chunk.info
         self.frames += chunk.frames
 
     def row(self) -> dict[str, int | float | bool]:
         """What is written about the episode."""
-        names = ("seed", "max_reward", "success", "length", "final_coverage")
-        return {name: getattr(self, name) for name in names}
+        row = {name: getattr(self, name) for name in ("seed", "max_reward", "success", "length")}
+        return row | {f"final_{name}": value for name, value in self.info.items()}
 
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """Episodes in the order of their seeds, and the latency of the policy.
-
-    inference_ms: median time of one `act` for a single observation, milliseconds.
-    """
+    """Episodes in the order of their seeds."""
 
     episodes: list[EpisodeResult]
-    inference_ms: float
 
     @property
     def score(self) -> Estimate:
-        """The paper's metric: mean over episodes of the best reward, with a bootstrap interval."""
+        """Mean over episodes of the best reward, with a bootstrap interval."""
         return bootstrap_mean([e.max_reward for e in self.episodes])
 
     @property
     def success(self) -> Estimate:
-        """Share of episodes in which coverage exceeded 0.95, with a Wilson interval."""
+        """Share of episodes in which the task was solved, with a Wilson interval."""
         return wilson(sum(e.success for e in self.episodes), len(self.episodes))
-
-    @property
-    def final_coverage(self) -> Estimate:
-        """Mean coverage at the end of the episodes, 0..1, with a bootstrap interval."""
-        return bootstrap_mean([e.final_coverage for e in self.episodes])
 
     @property
     def length(self) -> Estimate:
         """Mean number of control steps, with a bootstrap interval."""
         return bootstrap_mean([e.length for e in self.episodes])
+
+    def quantities(self) -> dict[str, Estimate]:
+        """Mean over episodes of each named quantity at their end, with a bootstrap interval."""
+        names = dict.fromkeys(name for e in self.episodes for name in e.info)
+        return {name: bootstrap_mean([e.info.get(name, math.nan) for e in self.episodes]) for name in names}
 
 
 class EnvRunner:
@@ -92,6 +89,7 @@ class EnvRunner:
         start_seed: of the test episodes (the paper's: 100000).
         n_train_episodes: episodes from the initial states of training demonstrations.
         max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
+        protocol: the name of this way to test, for whoever quotes a score.
         n_envs: environments at once.
         n_workers: processes that step them, started at the first rollout and kept; 0 steps them in this one.
         n_videos: test episodes to record, from the first on.
@@ -102,7 +100,7 @@ class EnvRunner:
 
     def __init__(
         self,
-        make_env: Callable[[], PushTEnv],
+        make_env: Callable[[], Env],
         n_obs_steps: int,
         n_episodes: int,
         start_seed: int,
@@ -111,6 +109,7 @@ class EnvRunner:
         n_envs: int,
         n_workers: int,
         n_videos: int,
+        protocol: str = "custom",
     ) -> None:
         for name, value, least in (
             ("n_episodes", n_episodes, 1),
@@ -123,7 +122,7 @@ class EnvRunner:
         ):
             if value < least:
                 raise ValueError(f"env_runner.{name}={value}, expected at least {least}")
-        self.max_steps = max_steps
+        self.max_steps, self.protocol = max_steps, protocol
         self.seeds = list(range(start_seed, start_seed + n_episodes))
         self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
         self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps), min(n_workers, n_envs))
@@ -136,6 +135,16 @@ class EnvRunner:
         """Episodes from the initial states of the first training demonstrations, whose seeds are given."""
         first = list(seeds[: self.n_train_episodes])
         return self._run(policy, device, first, 0, "train seeds") if first else None
+
+    def latency_ms(self, policy: Policy, device: torch.device, repeats: int = 5) -> float:
+        """Median time from one observation to its actions, milliseconds, after two calls to warm up."""
+        chunk = self._pool.reset({0: (self.seeds[0], self._max_steps(self.seeds[0]), False)})[0]
+        obs, times = _stack([chunk], device), []
+        for _ in range(2 + repeats):
+            start = time.perf_counter()
+            policy.act(obs, torch.Generator(device)).cpu()
+            times.append(time.perf_counter() - start)
+        return 1000 * float(np.median(times[2:]))
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -155,7 +164,7 @@ class EnvRunner:
             if starting:
                 chunks |= self._pool.reset({e: (s, self._max_steps(s), rec) for e, (s, rec) in starting.items()})
             for env, (seed, _) in starting.items():
-                running[env] = EpisodeResult(seed, frames=chunks[env].frames)
+                running[env] = EpisodeResult(seed, control_hz=chunks[env].control_hz, frames=chunks[env].frames)
                 generators[env] = torch.Generator(device).manual_seed(seed)
             if not running:
                 return
@@ -168,18 +177,16 @@ class EnvRunner:
                     yield running.pop(env)
 
     def _run(self, policy: Policy, device: torch.device, seeds: list[int], n_videos: int, desc: str) -> RolloutResult:
-        first = self._pool.reset({0: (seeds[0], self._max_steps(seeds[0]), False)})
-        latency_ms = _latency_ms(policy, first[0], device)
         stream = self.stream(policy, device, seeds, n_videos)
         bar = tqdm(stream, total=len(seeds), desc=desc, leave=False, disable=None)
         ended = {episode.seed: episode for episode in bar}
-        return RolloutResult([ended[seed] for seed in seeds], latency_ms)
+        return RolloutResult([ended[seed] for seed in seeds])
 
     def _max_steps(self, seed: int) -> int:
         return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]
 
 
-def _make_episode(make_env: Callable[[], PushTEnv], n_obs_steps: int) -> Episode:
+def _make_episode(make_env: Callable[[], Env], n_obs_steps: int) -> Episode:
     return Episode(make_env(), n_obs_steps)
 
 
@@ -198,13 +205,3 @@ def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator],
 def _stack(chunks: list[Chunk], device: torch.device) -> Obs:
     names = chunks[0].obs
     return {name: torch.from_numpy(np.stack([c.obs[name] for c in chunks])).to(device) for name in names}
-
-
-def _latency_ms(policy: Policy, chunk: Chunk, device: torch.device, repeats: int = 3) -> float:
-    """Median time from one observation to its actions, after two calls to warm up."""
-    obs, times = _stack([chunk], device), []
-    for _ in range(2 + repeats):
-        start = time.perf_counter()
-        policy.act(obs, torch.Generator(device)).cpu()
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times[2:]))

@@ -1,13 +1,18 @@
 """What a task says of itself. Everything outside `dp/tasks/` asks here, and knows no task by name."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:  # the processes that step environments import this file, and not torch
     from torch import Tensor
 
+    from dp.rollouts.recorder import Recording
     from dp.types import Env, Obs
+
+Columns = Mapping[str, tuple[str, tuple[int, ...]]]
 
 DEMONSTRATION_SEEDS = range(1000, 100_000)
 
@@ -107,10 +112,37 @@ class Task:
         """Published scores of policies with these observations."""
         return ()
 
+    @property
+    def make_env(self) -> "Callable[[], Env] | None":
+        """Makes an environment that observes what the task says; None without a simulator."""
+        if self.env is None:
+            return None
+        taken = "obs_names" in inspect.signature(self.env).parameters
+        return partial(self.env, obs_names=self.obs_names) if taken else self.env
+
+    def recorder(self) -> "Callable[[int], Recording]":
+        """Begins a recording from a seed, in an environment of its own. Raises ValueError without a simulator."""
+        from dp.rollouts.recorder import Recorder
+
+        if self.make_env is None:
+            raise ValueError(f"task {self.name} has no simulator (task.env=null): nothing can be recorded")
+        return partial(Recorder, self.make_env())
+
+    def columns(self) -> tuple[Columns, Columns]:
+        """What a store of recordings holds, of every frame and of every episode: array -> (dtype, shape of a row)."""
+        entries = {**self.shape_meta["obs"], "action": self.shape_meta["action"]}
+        frames = {name: _column(entry) for name, entry in entries.items()}
+        return frames, {"seed": ("<i8", ()), "source": ("<U16", ()), "success": ("|b1", ())}
+
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
         """Actions (B, Da) that change as little as possible: what the baseline `do_nothing` does."""
         some = next(iter(obs.values()))
         return some.new_zeros((len(some), action_dim)).float()
+
+
+def _column(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    shape = tuple(entry["shape"])
+    return ("|u1", (*shape[1:], shape[0])) if entry.get("type") == "rgb" else ("<f4", shape)
 
 
 def _protocol(name: str, numbers: Mapping[str, int]) -> Protocol:

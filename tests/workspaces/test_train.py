@@ -15,6 +15,7 @@ import torch
 
 from dp.data.recording import DemonstrationStore
 from dp.intervals import Estimate
+from dp.tasks.pusht.demonstration import FACTS, FRAMES
 from dp.tasks.pusht.sources import BUNDLED_PATH
 from tests.workspaces.conftest import assert_same_run, metrics
 from tests.workspaces.wander import Wander
@@ -60,7 +61,7 @@ def test_a_run_leaves_everything_that_the_interface_promises(uninterrupted):
 
 
 def test_rollouts_from_training_demonstrations_leave_out_those_that_do_not_start_from_their_seed(run, tmp_path):
-    with DemonstrationStore(tmp_path / "wander.zarr", {}) as store:
+    with DemonstrationStore(tmp_path / "wander.zarr", {}, FRAMES, FACTS) as store:
         store.append([d for d in map(Wander(30), range(1001, 1010)) if d is not None], "wander")
     quick = ["dataset.val_ratio=0.15", "workspace.num_steps=2", "env_runner.n_episodes=1"]
     result = run("dataset.path=wander.zarr", f"run_dir={tmp_path}/run", *quick, "env_runner.n_train_episodes=9")

@@ -79,5 +79,5 @@ def _film(take: Take) -> bool:
         episode.frames.append(env.render())
     if max(episode.rewards) != take.max_reward:
         return False
-    write_video(take.file, episode, PushTEnv.control_hz)
+    write_video(take.file, episode)
     return True

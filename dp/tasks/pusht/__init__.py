@@ -1,6 +1,16 @@
 """PushT: push a T-shaped block onto its goal pose (Florence et al. 2022; Chi et al. 2023, section V.B)."""
 
-from dp.tasks.pusht.env import PushTEnv
+from typing import Any
+
 from dp.tasks.pusht.task import PushT
 
 __all__ = ["PushT", "PushTEnv"]
+
+
+def __getattr__(name: str) -> Any:
+    """`PushTEnv` is imported when it is asked for: the simulator takes half a second, and a report needs none."""
+    if name != "PushTEnv":
+        raise AttributeError(name)
+    from dp.tasks.pusht.env import PushTEnv
+
+    return PushTEnv

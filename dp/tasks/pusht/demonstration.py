@@ -1,13 +1,31 @@
 """What a collector makes: one episode of the environment that policies are tested in, frame by frame."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from dp.tasks.pusht import state as pusht
 from dp.tasks.pusht.env import PushTEnv
+
+FRAMES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "state": ("<f4", (5,)),
+    "action": ("<f4", (2,)),
+    "keypoint": ("<f4", (9, 2)),
+    "n_contacts": ("<f4", (1,)),
+    "noise": ("<f4", (2,)),
+}
+"""What a store holds of every frame: array -> (dtype, shape of one row)."""
+
+FACTS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "seed": ("<i8", ()),
+    "initial_state": ("<f8", (5,)),
+    "source": ("<U16", ()),
+    "success": ("|b1", ()),
+    "final_coverage": ("<f8", ()),
+}
+"""What a store says of every episode."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +50,18 @@ class Demonstration:
     def __len__(self) -> int:
         return len(self.action)
 
+    def frames(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in FRAMES}
+
+    def facts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FACTS if name != "source"}
+
+    def final(self) -> dict[str, float]:
+        return {"coverage": self.final_coverage}
+
     @property
     def keypoint(self) -> Float[np.ndarray, "T 9 2"]:
         return pusht.low_dim_obs(self.state, ["keypoint"])["keypoint"]
-
-
-class Collector(Protocol):
-    """Makes demonstrations: the same one for the same seed, in whichever process."""
-
-    def __call__(self, seed: int) -> Demonstration | None:
-        """From the initial state of `seed`; None where nothing worth keeping came about.
-
-        May raise `Finished`. With an attribute `in_this_process` that is true it is never sent to worker processes.
-        """
-        ...
-
-
-class Finished(Exception):
-    """The demonstrator will make no more."""
 
 
 class Recorder:
@@ -82,8 +94,8 @@ class Recorder:
         self._actions.append(action32)
         self._noises.append(noise32)
         self.env.step(action32 + noise32)
-        self._success |= self.env.done
-        return self.env.done
+        self._success |= self.env.success
+        return self.env.success
 
     def demonstration(self) -> Demonstration:
         """Everything so far. Raises ValueError before the first step."""

@@ -78,14 +78,15 @@ class PushTEnv:
     Args:
         obs_names: what `observe` returns, names as in `dp.tasks.pusht` and "image".
 
-    `coverage` (share of the goal covered by the block, 0..1), `reward` (coverage / 0.95, at most 1) and `done`
+    `coverage` (share of the goal covered by the block, 0..1), `reward` (coverage / 0.95, at most 1) and `success`
     (coverage > 0.95) describe the present state, and are computed when somebody asks.
     """
 
-    control_hz = 10
+    control_hz = 10.0
 
     def __init__(self, obs_names: Sequence[str]) -> None:
         self.obs_names = list(obs_names)
+        self._coverage: float | None = 0.0
         self._env = _Simulation(
             obs_type="state",
             render_mode="rgb_array",
@@ -107,7 +108,7 @@ class PushTEnv:
         """The reference environment's option `reset_to_state`, see `pusht.initial_state_for`."""
         self._env.reset(options={"reset_to_state": initial_state})
         self._env._last_action = None  # `render` would mark the last episode's target
-        self._coverage: float | None = 0.0  # the reference environment gives no reward for the initial state
+        self._coverage = 0.0  # the reference environment gives no reward for the initial state
 
     def step(self, action: Float[np.ndarray, " 2"]) -> None:
         """Moves towards `action`, a position in pixels, for a tenth of a second."""
@@ -128,8 +129,16 @@ class PushTEnv:
         return round(min(1.0, self._exact_coverage() / self._env.success_threshold), DIGITS)
 
     @property
-    def done(self) -> bool:
+    def success(self) -> bool:
         return self._exact_coverage() > self._env.success_threshold
+
+    @property
+    def terminated(self) -> bool:
+        """A solved episode ends."""
+        return self.success
+
+    def info(self) -> dict[str, float]:
+        return {"coverage": self.coverage}
 
     @property
     def state(self) -> Float[np.ndarray, " 5"]:

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
-from dp.tasks.pusht.demonstration import Demonstration, Finished, Recorder
+from dp.rollouts.recorder import Finished
+from dp.tasks.pusht.demonstration import Demonstration, Recorder
 from dp.tasks.pusht.env import PushTEnv
 
 WORKSPACE = 512

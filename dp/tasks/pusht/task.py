@@ -1,13 +1,15 @@
 """What PushT says of itself: protocols, published scores, and its metric in words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from dp.tasks.task import Protocol, Reference, Task
+from dp.tasks.task import Columns, Protocol, Reference, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dp.tasks.pusht.demonstration import Recorder
     from dp.types import Obs
 
 IMAGE = (
@@ -39,6 +41,19 @@ class PushT(Task):
     @property
     def references(self) -> Sequence[Reference]:
         return IMAGE if "image" in self.shape_meta["obs"] else STATE
+
+    def recorder(self) -> "Callable[[int], Recorder]":
+        """Records states; images are rendered from them when somebody asks."""
+        from dp.tasks.pusht.demonstration import Recorder
+        from dp.tasks.pusht.env import PushTEnv
+
+        return partial(Recorder, env=PushTEnv([]))
+
+    def columns(self) -> tuple[Columns, Columns]:
+        """The official data set's, and what it takes to run an episode again."""
+        from dp.tasks.pusht.demonstration import FACTS, FRAMES
+
+        return FRAMES, FACTS
 
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
         """The agent stays where it is. Raises ValueError where the policy does not see where that is."""

@@ -7,7 +7,7 @@ import torch
 from dp.data import Demonstrations
 from dp.data.recording import DemonstrationStore
 from dp.tasks.pusht import state as pusht
-from dp.tasks.pusht.demonstration import Demonstration, Recorder
+from dp.tasks.pusht.demonstration import FACTS, FRAMES, Demonstration, Recorder
 
 
 def test_observations_and_actions_fill_minus_one_to_one(small_zarr: Path) -> None:
@@ -57,7 +57,7 @@ def test_path_without_data_is_named(tmp_path: Path) -> None:
 def test_several_stores_are_one_data_set(small_zarr: Path, tmp_path: Path) -> None:
     """The second one has no images: they are rendered, and follow those of the first."""
     second = tmp_path / "collected.zarr"
-    with DemonstrationStore(second, {}) as store:
+    with DemonstrationStore(second, {}, FRAMES, FACTS) as store:
         store.append([_demonstration(seed) for seed in (300, 301)], "test")
     shapes = {"image": [3, 96, 96], "agent_pos": [2]}
     alone = [Demonstrations(shapes, path=str(path)).buffer for path in (small_zarr, second)]

@@ -17,7 +17,7 @@ from dp.data import ReplayBuffer
 from dp.data import recording as store_module
 from dp.data.recording import DemonstrationStore
 from dp.data.replay_buffer import read_facts
-from dp.tasks.pusht.demonstration import Demonstration, replay
+from dp.tasks.pusht.demonstration import FACTS, FRAMES, Demonstration, replay
 from tests.workspaces.wander import Wander
 
 NAMES = ["state", "action", "keypoint", "n_contacts", "noise"]
@@ -31,7 +31,7 @@ def demonstrations() -> list[Demonstration]:
 
 
 def fill(path: Path, demonstrations: list[Demonstration], at_once: int = 1) -> None:
-    with DemonstrationStore(path, SETTINGS) as store:
+    with DemonstrationStore(path, SETTINGS, FRAMES, FACTS) as store:
         for start in range(0, len(demonstrations), at_once):
             store.append(demonstrations[start : start + at_once], "wander")
 
@@ -103,7 +103,7 @@ def test_a_death_between_any_two_files_loses_nothing_and_leaves_nothing_half(
         written += 1
         write(file, content)
 
-    store = DemonstrationStore(path, SETTINGS)
+    store = DemonstrationStore(path, SETTINGS, FRAMES, FACTS)
     monkeypatch.setattr(files, "write_atomically", write_until_dead)
     n_files = 2 * len(NAMES) + 2 * 6  # a chunk and a length each
     if after < n_files:
@@ -114,7 +114,9 @@ def test_a_death_between_any_two_files_loses_nothing_and_leaves_nothing_half(
     store.close()
     monkeypatch.undo()
     assert_holds(path, demonstrations[: 3 if after < n_files else 4])
-    DemonstrationStore(path, SETTINGS).close()  # cuts off what was left: other tools find arrays of one length
+    DemonstrationStore(
+        path, SETTINGS, FRAMES, FACTS
+    ).close()  # cuts off what was left
     root = zarr.open_group(str(path), mode="r")
     assert {root[f"data/{name}"].shape[0] for name in NAMES} == {int(root["meta/episode_ends"][-1])}
     fill(path, demonstrations[3 if after < n_files else 4 :])
@@ -126,7 +128,7 @@ import sys
 from pathlib import Path
 from dp.data.recording import DemonstrationStore
 from tests.workspaces.wander import Wander
-with DemonstrationStore(Path(sys.argv[1]), {}) as store:
+with DemonstrationStore(Path(sys.argv[1]), {}, FRAMES, FACTS) as store:
     seed = (store.last_seed or 1000) + 1
     while True:
         demonstration = Wander()(seed)
@@ -171,21 +173,21 @@ def test_other_settings_other_data_and_other_processes_are_refused(
 ) -> None:
     fill(tmp_path / "a.zarr", demonstrations)
     with pytest.raises(ValueError, match=r"collector.n_steps=12 there, 13 here.*workspace.path"):
-        DemonstrationStore(tmp_path / "a.zarr", {"collector.n_steps": 13})
+        DemonstrationStore(tmp_path / "a.zarr", {"collector.n_steps": 13}, FRAMES, FACTS)
     with pytest.raises(ValueError, match="not collected"):
-        DemonstrationStore(small_zarr, SETTINGS)
+        DemonstrationStore(small_zarr, SETTINGS, FRAMES, FACTS)
     with (
-        DemonstrationStore(tmp_path / "a.zarr", SETTINGS),
+        DemonstrationStore(tmp_path / "a.zarr", SETTINGS, FRAMES, FACTS),
         pytest.raises(ValueError, match="in use by another process"),
     ):
-        DemonstrationStore(tmp_path / "a.zarr", SETTINGS)
+        DemonstrationStore(tmp_path / "a.zarr", SETTINGS, FRAMES, FACTS)
 
 
 def test_what_another_version_collected_is_refused(tmp_path: Path, demonstrations: list[Demonstration]) -> None:
     fill(tmp_path / "a.zarr", demonstrations)
     shutil.rmtree(tmp_path / "a.zarr/meta/initial_state")
     with pytest.raises(ValueError, match=r"has no meta/initial_state \(another version.*workspace.path"):
-        DemonstrationStore(tmp_path / "a.zarr", SETTINGS)
+        DemonstrationStore(tmp_path / "a.zarr", SETTINGS, FRAMES, FACTS)
 
 
 def test_trailing_rows_are_tolerated_only_in_what_was_collected(

@@ -10,9 +10,11 @@ import torch
 from dp.data.replay_buffer import ReplayBuffer
 from dp.rollouts.baselines import DoNothing, Replay
 from dp.rollouts.runner import EnvRunner, RolloutResult
+from dp.tasks.pusht import PushT
 from dp.tasks.pusht.env import PushTEnv
 
 CPU = torch.device("cpu")
+stay = partial(PushT("pusht", {"obs": {}}).idle, action_dim=2)
 EPISODES = [*range(10), 51]  # 51 is one of the seven demonstrations that succeed
 
 
@@ -36,7 +38,7 @@ def replay(buffer: ReplayBuffer, n_action_steps: int, max_steps: int | dict[int,
 
 def test_doing_nothing_scores_the_initial_coverage() -> None:
     runner = EnvRunner(partial(PushTEnv, ["agent_pos"]), 2, 50, 100000, 0, 8, n_envs=16, n_workers=0, n_videos=0)
-    result = runner.run(DoNothing(8), CPU)
+    result = runner.run(DoNothing(stay, 8), CPU)
     env, initial = PushTEnv([]), []
     for seed in range(100000, 100050):
         env.reset(seed)
@@ -50,7 +52,7 @@ def test_doing_nothing_scores_the_initial_coverage() -> None:
 
 def test_doing_nothing_stays_at_the_latest_position() -> None:
     obs = {"agent_pos": torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])}
-    action = DoNothing(3).act(obs)
+    action = DoNothing(stay, 3).act(obs)
     assert torch.equal(action, torch.tensor([[[3.0, 4.0]] * 3, [[7.0, 8.0]] * 3]))
 
 
@@ -92,6 +94,6 @@ def test_replay_goes_on_where_it_stopped_for_each_seed() -> None:
 
 def test_baselines_do_not_learn() -> None:
     batch = {"obs": {}, "action": torch.zeros(1, 16, 2)}
-    for policy in (DoNothing(8), Replay({}, 8)):
+    for policy in (DoNothing(stay, 8), Replay({}, 8)):
         with pytest.raises(NotImplementedError):
             policy.loss(batch)

@@ -64,7 +64,7 @@ def test_an_episode_ends_at_once_when_the_task_is_solved() -> None:
     episode.env.reset_to_observed(SOLVED)
     chunk = episode.step(np.tile(SOLVED[:2], (8, 1)))
     assert (chunk.ended, chunk.success, chunk.rewards, chunk.obs) == (True, True, [1.0], {})
-    assert chunk.coverage > 0.95
+    assert chunk.info["coverage"] > 0.95
     assert len(chunk.frames) == 1
 
 
@@ -79,7 +79,7 @@ def test_rewards_and_coverage_are_the_environments() -> None:
     chunks = run(episode, steps, 8)
     assert [r for c in chunks for r in c.rewards] == expected
     assert max(expected) > 0
-    assert chunks[-1].coverage == env.coverage
+    assert chunks[-1].info == {"coverage": env.coverage}
 
 
 def test_pictures_are_taken_only_where_asked_for() -> None:

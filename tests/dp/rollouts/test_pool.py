@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from dp.rollouts import pool
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
-from dp.tasks.pusht.env import PushTEnv, pool
+from dp.tasks.pusht.env import PushTEnv
 
 DEADLY_SEED = 2
 
@@ -67,7 +68,7 @@ def as_plain(answers: list[dict[int, Chunk]]) -> list[dict[int, tuple]]:
     def plain(chunk: Chunk) -> tuple:
         obs = {name: (x.shape, x.dtype, x.tobytes()) for name, x in chunk.obs.items()}
         frames = [picture.tobytes() for picture in chunk.frames]
-        return obs, chunk.rewards, chunk.coverage, chunk.success, chunk.ended, frames
+        return obs, chunk.rewards, chunk.info["coverage"], chunk.success, chunk.ended, frames
 
     return [{env: plain(chunk) for env, chunk in sorted(answer.items())} for answer in answers]
 

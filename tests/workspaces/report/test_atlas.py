@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from dp.tasks.pusht import initial_state
 from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.state import initial_state
 from tests.workspaces.conftest import RUN
 from tests.workspaces.report.conftest import made_up
 from workspaces.report import atlas, figures, films, tables

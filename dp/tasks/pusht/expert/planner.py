@@ -105,14 +105,14 @@ class Planner:
         rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed)
         simulator = Simulator(private_api_agrees())
         target, noise = recorder.env.state[:2], np.zeros(2)
-        while len(recorder) < self.max_steps and not recorder.env.done:
+        while len(recorder) < self.max_steps and not recorder.env.success:
             try_out = partial(simulator.rollout, recorder.env.state, recorder.env.velocity)
             plan = self._plan(rng, try_out, recorder.env.state[2:], target, 8.0 * attempt)
             for target in plan[: self.max_steps - len(recorder)]:
                 fresh = rng.normal(scale=self.noise, size=2)
                 noise = NOISE_CORRELATION * noise + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
                 recorder.step(target, noise)
-        if recorder.env.done:
+        if recorder.env.success:
             for _ in range(self.n_frames_past_success):
                 recorder.step(target)
         return recorder.demonstration()

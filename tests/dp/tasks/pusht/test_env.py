@@ -48,7 +48,7 @@ def test_pixels_states_and_rewards_are_the_stock_environments() -> None:
             observed, reward, done, _, info = stock.step(action)
             env.step(action)
             assert (env.reward, env.coverage) == pytest.approx((reward, info["coverage"]), abs=1e-11)
-            assert env.done == done
+            assert env.success == done
         assert np.abs(env.state - start)[2:4].max() > 5, "there was no contact"
 
 
@@ -90,7 +90,7 @@ def test_reset_forgets_the_last_episode() -> None:
         used.step(used.state[2:4])
     for env in (used, fresh):
         env.reset(2)
-    assert (used.coverage, used.reward, used.done) == (0, 0, False)
+    assert (used.coverage, used.reward, used.success) == (0, 0, False)
     np.testing.assert_array_equal(used.state, fresh.state)
     np.testing.assert_array_equal(used.render(), fresh.render())
     for env in (used, fresh):
@@ -104,9 +104,9 @@ def test_done_is_coverage_above_95_percent_and_reward_is_capped() -> None:
     for shift in (0, 1, 2, 3, 5, 10):
         env.reset_to_observed(np.array([60.0, 60.0, 256.0 + shift, 256.0, np.pi / 4]))
         env.step(np.array([60.0, 60.0]))
-        assert env.done == (env.coverage > 0.95)
+        assert env.success == (env.coverage > 0.95)
         assert env.reward == pytest.approx(min(1, env.coverage / 0.95))
-        outcomes.add(env.done)
+        outcomes.add(env.success)
     assert outcomes == {True, False}
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from dp.data import ReplayBuffer
 from dp.data.recording import DemonstrationStore
-from dp.tasks.pusht.demonstration import Demonstration
-from dp.tasks.pusht.env import PushTEnv, pictures
+from dp.tasks.pusht import pictures
+from dp.tasks.pusht.demonstration import FACTS, FRAMES, Demonstration
+from dp.tasks.pusht.env import PushTEnv
 from tests.workspaces.wander import Wander
 
 
@@ -46,7 +47,7 @@ def test_from_states_alone_too_where_the_episode_goes_another_way(demonstrations
 def test_a_store_without_images_has_them_once_and_for_all(
     demonstrations: list[Demonstration], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with DemonstrationStore(tmp_path / "a.zarr", {}) as store:
+    with DemonstrationStore(tmp_path / "a.zarr", {}, FRAMES, FACTS) as store:
         store.append(demonstrations, "wander")
     expected = np.concatenate([shown(d) for d in demonstrations])
     for _ in range(2):
@@ -54,7 +55,7 @@ def test_a_store_without_images_has_them_once_and_for_all(
         assert images.dtype == np.uint8
         np.testing.assert_array_equal(images, expected)
         monkeypatch.setattr("dp.data.replay_buffer.in_processes", None)  # the second time it is not asked
-    with DemonstrationStore(tmp_path / "a.zarr", {}) as store:
+    with DemonstrationStore(tmp_path / "a.zarr", {}, FRAMES, FACTS) as store:
         store.append(demonstrations[:1], "wander")
     monkeypatch.undo()
     images = ReplayBuffer.load(tmp_path / "a.zarr", ["img"], tmp_path / "cache").arrays["img"]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dp.tasks.pusht import state as pusht
-from dp.tasks.pusht.demonstration import Demonstration, replay, simulator, value
+from dp.tasks.pusht.demonstration import Demonstration, replay
 from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.expert import simulator, value
 from dp.tasks.pusht.expert.planner import Planner
 from dp.tasks.pusht.expert.pushes import PUSHES, STANDOFF, walks
 from dp.tasks.pusht.expert.simulator import AREA, GOAL, PERIMETER, Simulator, clearance, pose_error, rotate
@@ -54,7 +55,7 @@ def test_it_solves_the_task_and_records_what_follows(solved: Demonstration) -> N
     done = []
     for action in solved.action + solved.noise:
         env.step(action)
-        done.append(env.done)
+        done.append(env.success)
     assert all(done[-4:]), "n_frames_past_success are 3"
 
 

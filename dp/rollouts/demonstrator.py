@@ -1,31 +1,30 @@
 """A trained policy as a demonstrator."""
 
 import itertools
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 import torch
 
+from dp.rollouts.recorder import Demonstration, Recording
 from dp.rollouts.runner import EnvRunner
-from dp.tasks.pusht.demonstration import Demonstration, Recorder
-from dp.tasks.pusht.env import PushTEnv
 from dp.types import Policy
 
 
 def rollouts(
-    runner: EnvRunner, policy: Policy, device: torch.device, seeds: Iterable[int]
+    runner: EnvRunner, policy: Policy, device: torch.device, record: Callable[[int], Recording], seeds: Iterable[int]
 ) -> Generator[tuple[int, Demonstration], None, None]:
     """Yields (seed, what the policy did from there) in the order of `seeds`, which may have no end.
 
-    The runner denoises many episodes in one batch; what they executed is then recorded once more, state by state.
+    The runner denoises many episodes in one batch. What they executed runs once more under `record`, which begins a
+    recording from a seed.
     """
-    env = PushTEnv([])
     started, ordered = itertools.tee(seeds)
     due, ended = next(ordered, None), {}
     for episode in runner.stream(policy, device, started):
         ended[episode.seed] = episode
         while due in ended:
-            recorder = Recorder(due, env)
+            recording = record(due)
             for action in ended.pop(due).actions:
-                recorder.step(action)
-            yield due, recorder.demonstration()
+                recording.step(action)
+            yield due, recording.demonstration()
             due = next(ordered, None)
