@@ -24,12 +24,13 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from tabulate import tabulate
 
 from dp.files import write_json
 from workspaces import record
 from workspaces.errors import explain
+from workspaces.trust import packages_of
 
 FILE = "sweep.json"
 
@@ -93,6 +94,8 @@ class Sweep:
         self.dir = self._directory(config)
         with read_write(config), open_dict(config):
             config.hydra.sweep.dir = str(self.dir)  # for launchers that keep something there
+        composed = {key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"}
+        self.trusted = packages_of(composed)  # the user composed them: their checkpoints are his
         self._launch, self._status_s = launch, status_s
         self.jobs: list[Job] = []
         self._deaths: Counter[Job] = Counter()
@@ -121,7 +124,8 @@ class Sweep:
         taken = ("env_runner", "device", "n_threads", "logger", "+launcher")
         fixed = [override for key, override in self.fixed.items() if key.partition(".")[0] in taken]
         checkpoint = self.dir / trained.name / "checkpoints" / "last.pt"
-        overrides = ["workspace=evaluate", f"checkpoint={quoted(str(checkpoint))}", *fixed, *self._group()]
+        trusted = [f"trust=[{','.join(self.trusted)}]"] if self.trusted else []
+        overrides = ["workspace=evaluate", f"checkpoint={quoted(str(checkpoint))}", *trusted, *fixed, *self._group()]
         swept = [f"{key}={value}" for key, value in values.items()]
         name = _name(values, trained.name.removeprefix("train").removeprefix("+"))
         return Job(name, "evaluate", (*overrides, *swept), needs=trained.name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from dp.rollouts.env import Env
 
 
+@runtime_checkable
 class Demonstration(Protocol):
     """One recorded episode: frame t is what was seen before action t was executed."""
 
@@ -31,6 +32,7 @@ class Demonstration(Protocol):
         """Named quantities of the environment after the last action."""
 
 
+@runtime_checkable
 class Recording(Protocol):
     """An episode that is being recorded."""
 
@@ -43,6 +45,7 @@ class Recording(Protocol):
         ...
 
 
+@runtime_checkable
 class Collector(Protocol):
     """Makes demonstrations: the same one for the same seed, in whichever process."""
 

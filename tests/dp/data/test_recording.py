@@ -114,9 +114,7 @@ def test_a_death_between_any_two_files_loses_nothing_and_leaves_nothing_half(
     store.close()
     monkeypatch.undo()
     assert_holds(path, demonstrations[: 3 if after < n_files else 4])
-    DemonstrationStore(
-        path, SETTINGS, FRAMES, FACTS
-    ).close()  # cuts off what was left
+    DemonstrationStore(path, SETTINGS, FRAMES, FACTS).close()  # cuts off what was left
     root = zarr.open_group(str(path), mode="r")
     assert {root[f"data/{name}"].shape[0] for name in NAMES} == {int(root["meta/episode_ends"][-1])}
     fill(path, demonstrations[3 if after < n_files else 4 :])
@@ -127,6 +125,7 @@ FILLER = """
 import sys
 from pathlib import Path
 from dp.data.recording import DemonstrationStore
+from dp.tasks.pusht.demonstration import FACTS, FRAMES
 from tests.workspaces.wander import Wander
 with DemonstrationStore(Path(sys.argv[1]), {}, FRAMES, FACTS) as store:
     seed = (store.last_seed or 1000) + 1

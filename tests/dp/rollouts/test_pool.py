@@ -68,7 +68,7 @@ def as_plain(answers: list[dict[int, Chunk]]) -> list[dict[int, tuple]]:
     def plain(chunk: Chunk) -> tuple:
         obs = {name: (x.shape, x.dtype, x.tobytes()) for name, x in chunk.obs.items()}
         frames = [picture.tobytes() for picture in chunk.frames]
-        return obs, chunk.rewards, chunk.info["coverage"], chunk.success, chunk.ended, frames
+        return obs, chunk.rewards, chunk.info, chunk.success, chunk.ended, frames
 
     return [{env: plain(chunk) for env, chunk in sorted(answer.items())} for answer in answers]
 

@@ -1,0 +1,185 @@
+"""A package of the user's own, outside this repository: a task, an encoder, an objective and a scheduler.
+
+It trains, rolls out, resumes, evaluates, sweeps, collects, is inspected and reported, and nothing here was edited for
+it. `tests/toylab` is the package; every test runs a copy of it in another place, in another process.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+import zarr
+
+from tests.workspaces.conftest import RUN, assert_same_run
+
+PUSHT = ("PushT", "pusht", "0.95", "coverage", "paper", "RandomState", "block", " T ")
+"""What nothing about another task may say."""
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package, its configurations, and a store of demonstrations."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(Path(__file__).parent / "toylab", folder / "toylab", ignore=shutil.ignore_patterns("__pycache__"))
+    sys.path.insert(0, str(folder))
+    try:
+        from toylab.reach import ReachEnv
+    finally:
+        sys.path.remove(str(folder))
+    rows, ends = [], []
+    env = ReachEnv()
+    for seed in range(6):
+        env.reset(seed)
+        for _ in range(10 + seed):
+            action = 0.4 * (env.goal - env.joints)
+            rows.append({**env.observe(), "action": action})
+            env.step(action)
+        ends.append(len(rows))
+    store = zarr.open_group(str(folder / "demos.zarr"), mode="w")  # zarr's default format, and its default chunks
+    for name in rows[0]:
+        array = np.stack([row[name] for row in rows])
+        store.create_array(f"data/{'hand' if name == 'wrist' else name}", data=array)
+    store.create_array("meta/ends", data=np.array(ends))
+    return folder
+
+
+def run(place: Path, *overrides: str, configs: bool = True, code: int = 0) -> subprocess.CompletedProcess[str]:
+    flags = [o for o in overrides if o.startswith("-")]
+    typed = [sys.executable, str(RUN), *flags, *(["--config-dir", str(place / "toylab/configs")] if configs else [])]
+    result = subprocess.run(
+        [*typed, *(o for o in overrides if o not in flags)],
+        cwd=place, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(place)},
+    )  # fmt: skip
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+TRAIN = ("+experiment=reach", "dataset.path=demos.zarr", "device=cpu", "n_threads=1")
+EVALUATE = (
+    "workspace=evaluate",
+    "device=cpu",
+    "logger.mode=disabled",
+    "env_runner.n_workers=0",
+    "env_runner.n_videos=1",
+)
+
+
+@pytest.fixture(scope="session")
+def trained(place: Path) -> Path:
+    run(place, *TRAIN, "run_dir=trained")
+    return place / "trained"
+
+
+def says_nothing_of_pusht(text: str) -> None:
+    assert [word for word in PUSHT if word in text] == []
+
+
+def test_it_trains_and_rolls_out(trained):
+    rows = json.loads((trained / "rollouts/12.json").read_text())
+    assert [set(row) for row in rows] == [
+        {"seed", "max_reward", "success", "length", "final_distance", "final_reach"}
+    ] * 4
+    assert [row["seed"] for row in rows] == [500, 501, 502, 503]
+    assert all(row["length"] == 12 for row in rows)  # success does not end an episode
+    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert "rollout/final_distance" in metrics[-1]
+    assert all(row["max_reward"] < 0 for row in rows)
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["env_runner"]["protocol"] == "touch-4"
+    says_nothing_of_pusht((trained / "config.yaml").read_text() + (trained / "run.json").read_text())
+
+
+def test_it_resumes_to_the_bit(trained, place):
+    command = [sys.executable, str(RUN), "--config-dir", str(place / "toylab/configs"), *TRAIN, "run_dir=resumed"]
+    process = subprocess.Popen(
+        command, cwd=place, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(place)}
+    )
+    while not (place / "resumed/checkpoints/last.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    run(place, *TRAIN, "run_dir=resumed")
+    assert_same_run(place / "resumed", trained)
+
+
+def test_it_evaluates_when_the_package_is_trusted_and_not_before(trained, place):
+    refused = run(place, *EVALUATE, "checkpoint=trained", configs=False, code=1)
+    assert "trust=[toylab]" in refused.stderr
+    assert len(refused.stderr.splitlines()) <= 2
+    run(place, *EVALUATE, "checkpoint=trained", "trust=[toylab]", "run_dir=evaluated", configs=False)
+    evaluation = json.loads((place / "evaluated/evaluation.json").read_text())
+    assert evaluation["episodes"] == json.loads((trained / "rollouts/12.json").read_text())
+    assert evaluation["protocol"]["name"] == "touch-4"
+    assert evaluation["protocol"]["score"].startswith("mean over episodes of the best closeness")
+    assert "final_distance" in evaluation
+    assert next((place / "evaluated/media").glob("*.mp4")).stat().st_size > 0
+    says_nothing_of_pusht((place / "evaluated/evaluation.json").read_text())
+
+
+def test_protocols_come_from_the_task(trained, place):
+    run(place, *EVALUATE, "checkpoint=trained", "trust=[toylab]", "run_dir=more", "env_runner.protocol=touch-6",
+        configs=False)  # fmt: skip
+    evaluation = json.loads((place / "more/evaluation.json").read_text())
+    assert (evaluation["n_episodes"], evaluation["protocol"]["name"]) == (6, "touch-6")
+    unknown = run(place, *EVALUATE, "checkpoint=trained", "trust=[toylab]", "env_runner.protocol=paper-50", code=1)
+    assert "touch-4, touch-6" in unknown.stderr
+
+
+def test_it_sweeps_over_training_and_sampling(place):
+    run(place, "-m", *TRAIN, "horizon=8,10", "scheduler.num_inference_steps=2,3", "workspace.num_steps=6",
+        "hydra.sweep.dir=sweep")  # fmt: skip
+    evaluations = sorted(place.glob("sweep/*/evaluation.json"))
+    assert len(evaluations) == 4
+    report = run(place, "workspace=report", "runs=sweep", "trust=[toylab]", configs=False)
+    says_nothing_of_pusht(report.stderr)
+
+
+def test_its_report_speaks_of_its_own_task(trained, place):
+    run(place, "workspace=report", "runs=trained", "trust=[toylab]", "run_dir=report", configs=False)
+    html = (place / "report/report.html").read_text()
+    assert "closeness" in html
+    assert "touches the goal" in html
+    text = html.partition("<body>")[2]
+    says_nothing_of_pusht("".join(part for part in text.split('"') if not part.startswith("data:")))
+    run(place, "workspace=report", "runs=trained", "run_dir=report-of-a-stranger", configs=False)
+    assert (place / "report-of-a-stranger/report.html").is_file()
+
+
+def test_a_policy_of_it_demonstrates(trained, place):
+    run(place, "workspace=collect", "collector=checkpoint", "checkpoint=trained", "trust=[toylab]", "device=cpu",
+        "workspace.n_episodes=3", "workspace.start_seed=10", "workspace.filter.success_only=false",
+        "workspace.path=collected.zarr", "env_runner.n_workers=0", configs=False)  # fmt: skip
+    store = zarr.open_group(str(place / "collected.zarr"), mode="r")
+    assert store["data/wrist"].shape[1:] == (40, 32, 3)
+    assert store["meta/seed"][:].tolist() == [10, 11, 12]
+    run(place, *TRAIN[:1], "dataset.path=collected.zarr", "task.shape_meta.obs.wrist.key=wrist", "run_dir=again",
+        "workspace.num_steps=2", "device=cpu")  # fmt: skip
+
+
+def test_it_is_inspected(place):
+    said = run(place, "workspace=inspect", *TRAIN).stdout
+    assert "6 episodes" in said
+    says_nothing_of_pusht(said.partition("data")[2])
+
+
+@pytest.mark.parametrize("objective", ["diffusion"])
+def test_its_scheduler_trains_with_the_noise_that_it_samples_with(place, objective):
+    run(place, *TRAIN, "scheduler=gentle", f"objective={objective}", "run_dir=gentle", "workspace.num_steps=3")
+    state = torch.load(place / "gentle/checkpoints/last.pt", weights_only=True)
+    assert state["config"]["scheduler"]["_target_"] == "toylab.networks.Gentle"
+
+
+def test_nothing_here_was_edited_for_it(place):
+    for folder in ("dp", "workspaces", "configs"):
+        for file in (RUN.parent / folder).rglob("*.[py][ya]*"):
+            assert "toylab" not in file.read_text(errors="ignore"), file
