@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.core.config_loader import ConfigLoader
@@ -94,7 +94,8 @@ class Sweep:
         self.dir = self._directory(config)
         with read_write(config), open_dict(config):
             config.hydra.sweep.dir = str(self.dir)  # for launchers that keep something there
-        composed = {key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"}
+        composed = cast(dict[str, Any], OmegaConf.to_container(config))
+        composed.pop("hydra")
         self.trusted = packages_of(composed)  # the user composed them: their checkpoints are his
         self._launch, self._status_s = launch, status_s
         self.jobs: list[Job] = []
