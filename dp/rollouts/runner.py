@@ -10,10 +10,11 @@ import torch
 from tqdm import tqdm
 
 from dp.intervals import Estimate, bootstrap_mean, wilson
+from dp.kernels.switch import BLOCK
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
 from dp.tasks.pusht.env import PushTEnv
-from dp.types import BLOCK, Obs, Policy
+from dp.types import Obs, Policy
 
 
 @dataclass

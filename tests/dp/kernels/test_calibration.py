@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from dp import calibration
+from dp.kernels import calibration
 
 
 def test_medians_are_of_each_in_turns_and_ignore_the_first_call() -> None:
