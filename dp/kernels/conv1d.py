@@ -100,12 +100,13 @@ class ConvTranspose1d(GemmOrder, nn.ConvTranspose1d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        self.pad = padding
 
     def forward(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "Lout B Cout"]:  # type: ignore[override]
-        if switch.enabled() and (self.kernel_size, self.stride, self.padding) == ((4,), (2,), (1,)):
+        if switch.enabled() and (self.kernel_size, self.stride, self.pad) == ((4,), (2,), 1):
             return self._double(x)
         weight = self.weight.permute(self.to_torch)
-        return F.conv_transpose1d(x.permute(1, 2, 0), weight, self.bias, self.stride, self.padding).permute(2, 0, 1)
+        return F.conv_transpose1d(x.permute(1, 2, 0), weight, self.bias, self.stride, self.pad).permute(2, 0, 1)
 
     def _double(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "L2 B Cout"]:
         # Output 2j sums taps 3 and 1 of inputs j-1 and j; output 2j+1 taps 2 and 0 of inputs j and j+1.

@@ -1,5 +1,7 @@
 """2-d convolution that needs fewer multiplications for small maps in training on a CPU."""
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,10 +14,9 @@ class Conv2d(nn.Conv2d):
     @classmethod
     def like(cls, layer: nn.Conv2d) -> "Conv2d":
         """The same convolution as `layer`, sharing its parameters. Draws no random numbers."""
-        same = cls(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            layer.groups, layer.bias is not None, layer.padding_mode, device="meta",
-        )  # fmt: skip
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        settings: dict[str, Any] = {name: getattr(layer, name) for name in names}
+        same = cls(layer.in_channels, layer.out_channels, bias=layer.bias is not None, device="meta", **settings)
         same.weight, same.bias = layer.weight, layer.bias
         return same
 
