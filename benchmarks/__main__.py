@@ -22,11 +22,11 @@ import torch
 from benchmarks.machine import Ceilings, describe
 from benchmarks.networks import NETWORKS
 from benchmarks.turns import REPOSITORY, Timing, race
+from workspaces.startup import LAUNCH
 
 LEROBOT = REPOSITORY / ".venv-lerobot/bin/python"
 ON_GPU = torch.cuda.is_available()
 MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
-LAUNCH = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**63), "GOMP_SPINCOUNT": "1000"}  # as run.py does
 
 
 def ours(task: str, **settings: object) -> list[str]:

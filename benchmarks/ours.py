@@ -20,7 +20,7 @@ from dp.denoisers import UNet1d
 from dp.ema import EMA
 from dp.encoders import CNNEncoder, ResNetEncoder, StateEncoder
 from dp.kernels.calibration import bf16_pays
-from dp.modalities import Normalizer
+from dp.modalities import Normalizer, Spec
 from dp.policy import DiffusionPolicy
 from dp.rollouts.runner import EnvRunner
 from dp.tasks.pusht.env import PushTEnv
@@ -44,7 +44,8 @@ def make_policy(
 ) -> DiffusionPolicy:
     torch.manual_seed(0)
     shapes = SHAPES[network["encoder"]]
-    encoder = {"state": StateEncoder, "cnn": CNNEncoder, "resnet18": ResNetEncoder}[network["encoder"]](shapes)
+    specs = {name: Spec("rgb" if len(shape) == 3 else "low_dim", shape, name) for name, shape in shapes.items()}
+    encoder = {"state": StateEncoder, "cnn": CNNEncoder, "resnet18": ResNetEncoder}[network["encoder"]](specs)
     denoiser = UNet1d(2, 2 * encoder.out_dim, network["channels"], network["kernel"], norm=network["norm"])
     low_dim = {name: shape for name, shape in shapes.items() if name != "image"}
     return DiffusionPolicy(

@@ -10,11 +10,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class EMA(Generic[Model]):
-    """Keeps `model`, a copy of the trained module whose weights trail it.
+    """Keeps `model`, a copy of the trained module whose weights trail it. Buffers (BatchNorm's statistics) are copied.
 
-    After n updates the decay is `clip(1 - (1 + (n - 1) / inv_gamma) ** -power, min_decay, max_decay)`: 0 at first, so
-    that the average forgets the initial weights, and close to 1 later. The schedule of Chi et al.'s
-    `EMAModel` (after @crowsonkb); unlike there, the counter is saved, so a resumed run goes on averaging.
+    After n updates the decay is `clip(1 - (1 + (n - 1) / inv_gamma) ** -power, min_decay, max_decay)`. The first two
+    decays are 0 whatever min_decay is, so that the average forgets the initial weights. This is the schedule of Chi et
+    al.'s `EMAModel` (after @crowsonkb). Unlike there, the counter is saved, so a resumed run continues the schedule.
     """
 
     def __init__(
@@ -32,7 +32,9 @@ class EMA(Generic[Model]):
 
     def decay(self) -> float:
         """The decay of the next update."""
-        step = max(self.num_updates - 1, 0)
+        step = self.num_updates - 1
+        if step <= 0:
+            return 0.0
         decay = 1 - (1 + step / self.inv_gamma) ** -self.power
         return min(max(decay, self.min_decay), self.max_decay)
 
@@ -40,6 +42,8 @@ class EMA(Generic[Model]):
     def update(self, model: nn.Module) -> None:
         """Moves the average towards `model`: one fused launch per device and dtype, no host sync."""
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay())
+        if buffers := list(self.model.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))
         self.num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:

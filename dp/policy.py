@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dp.kernels.memo import one_loop
+from dp.kernels import sampling_loop
 from dp.modalities import Normalizer, image_to_float
 from dp.types import Batch, Denoiser, Generator, Obs, ObsEncoder, Scheduler
 
@@ -89,7 +89,7 @@ class DiffusionPolicy(nn.Module):
     ) -> Float[Tensor, "B H Da"]:
         """All steps from noise `x` to actions. No host sync in the loop."""
         self.scheduler.set_timesteps(self.num_inference_steps)  # on the CPU: Python ints below, not device tensors
-        with one_loop():
+        with sampling_loop():
             for k in self.scheduler.timesteps.tolist():
                 prediction = self.denoiser(x, torch.full((len(x),), k, device=cond.device), cond)
                 x = self.scheduler.step(prediction, k, x, generator=generator).prev_sample

@@ -28,10 +28,6 @@ from dp.rollouts.env import Env as Env  # there, because the processes that step
 Obs = dict[str, Tensor]
 """Name -> (B, To, ...). Images are uint8 (B, To, Y, X, 3) raw and float (B, To, 3, Y, X) in [0, 1] for encoders."""
 
-BLOCK = 8
-"""Rollouts pad their batches to a multiple of this. A network may compute a smaller batch in another way, which rounds
-otherwise; in larger ones no row depends on how many there are, to the bit on a CPU (a GPU promises less)."""
-
 Generator = torch.Generator | list[torch.Generator] | None
 """A source of noise: one for the whole batch, or one for each of its rows."""
 

@@ -17,10 +17,12 @@ import torch
 from omegaconf import OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from dp import kernels
 from dp.files import lock, write_bytes
 from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from workspaces import record
 from workspaces.errors import Interrupted, explain
+from workspaces.startup import short_turns
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Workspace:
         self._lock: IO[str] | None = None
         self._recorded = False
         self._log_file: logging.FileHandler | None = None
+        self._kernels = kernels.use(config["kernels"])
         self._redirect = logging_redirect_tqdm()
 
     def run(self) -> float | None:
@@ -98,6 +101,7 @@ class Workspace:
         self._recorded = True
 
     def __enter__(self) -> "Workspace":
+        self._kernels.__enter__()
         self._redirect.__enter__()
         return self
 
@@ -107,6 +111,7 @@ class Workspace:
         failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
         self.close(failed)
         self._redirect.__exit__(None, None, None)
+        self._kernels.__exit__(None, None, None)
         if self._recorded:
             state: record.State = "finished" if error is None else "failed" if failed else "interrupted"
             record.end(self.run_dir, state, self.score, explain(error) if failed else None)
@@ -153,7 +158,7 @@ class StopNow(BaseException):
 
 def _start_wandb() -> None:
     """What takes wandb a second. Where it fails, the logger will, too, and will say so."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), short_turns():
         import wandb
 
         wandb.setup()

@@ -140,7 +140,7 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
     """The policy, its weights fresh. Without a normalizer: one to load a checkpoint's statistics into."""
     obs, action = parse_shape_meta(config["task"]["shape_meta"])
     (action_dim,) = action.shape
-    encoder = _make(config["encoder"], shapes={name: spec.shape for name, spec in obs.items()})
+    encoder = _make({**config["encoder"], "_partial_": True})(specs=obs)  # as they are: Hydra would take them apart
     denoiser = _make(config["denoiser"], action_dim=action_dim, cond_dim=config["n_obs_steps"] * encoder.out_dim)
     scheduler = dict(config["scheduler"])
     num_inference_steps = scheduler.pop("num_inference_steps")

@@ -9,7 +9,7 @@ from typing import IO, Any
 import torch
 
 from dp.files import write_atomically
-from workspaces.load import migrate
+from workspaces.load import migrate, migrate_weights
 from workspaces.trust import check_fields, check_weights, plain
 
 FORMAT = 1
@@ -50,6 +50,9 @@ def load(path: Path) -> dict[str, Any]:
         state["config"] = migrate(plain(state["config"], where))
     if "ema" in state:
         check_weights(state["ema"].get("model"), where)
+    for holder, name in ((state, "policy"), (state.get("ema", {}), "model")):
+        if name in holder and "config" in state:
+            holder[name] = migrate_weights(holder[name], state["config"])
     return state
 
 

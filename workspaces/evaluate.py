@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
 """What the denoiser was trained for: another sampler must keep it."""
 
-OWN = ("workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger", "trust")
+OWN = ("workspace", "checkpoint", "device", "run_dir", "n_threads", "kernels", "env_runner", "logger", "trust")
 """Settings that are an evaluation's own; all others come from the checkpoint."""
 
 MAY_OVERRIDE = (*OWN, "scheduler", "n_action_steps", "launcher", "collector")

@@ -18,13 +18,19 @@ MOVED = {
 }
 """Where classes were, and where they are."""
 
+IMAGE_ENCODERS = ("dp.encoders.CNNEncoder", "dp.encoders.ResNetEncoder")
+
 
 def migrate(config: Config) -> Config:
     """`config` of a checkpoint or run directory, whichever version wrote it, as today's version writes it.
 
-    Version 1 (to November 2026): `task.shape_meta` maps a name to its shape, and every task is PushT.
+    Version 1 (to November 2026): `task.shape_meta` maps a name to its shape, and every task is PushT. It had no
+    `kernels`, and its image encoders had fewer options.
     """
-    config = copy.deepcopy(config)
+    config = {"kernels": "auto", **copy.deepcopy(config)}
+    encoder = config.get("encoder")
+    if isinstance(encoder, dict) and encoder.get("_target_") in IMAGE_ENCODERS:
+        config["encoder"] = _with_defaults(encoder)
     task = config.get("task")
     if isinstance(task, dict) and "_target_" not in task:
         shapes = task["shape_meta"]["obs"]
@@ -50,6 +56,28 @@ def _name_protocol(config: Config) -> None:
         numbers = (runner.get("n_episodes"), runner.get("start_seed"), runner.get("max_steps"))
         names: dict[tuple, str] = {(50, 100_000, 300): "paper-50", (500, 100_000, 300): "paper-500"}
         runner["protocol"] = names.get(numbers, "custom")
+
+
+def migrate_weights(weights: Any, config: Config) -> Any:
+    """A policy's state dict in the form of today's.
+
+    Version 1 had one camera, `image`, and called its network `backbone`. An encoder of the user's own keeps its names.
+    """
+    encoder = config.get("encoder")
+    if not isinstance(weights, dict) or not isinstance(encoder, dict) or encoder.get("_target_") not in IMAGE_ENCODERS:
+        return weights
+    return {_renamed(name): tensor for name, tensor in weights.items()}
+
+
+def _renamed(name: Any) -> Any:
+    old, new = "encoder.backbone.", "encoder.backbones.image."
+    return new + name[len(old) :] if isinstance(name, str) and name.startswith(old) else name
+
+
+def _with_defaults(encoder: dict[str, Any]) -> dict[str, Any]:
+    """`encoder` with the arguments that image encoders have learned since, in the values that change nothing."""
+    more = {"norm": "group", "final_relu": False} if encoder["_target_"].endswith("ResNetEncoder") else {}
+    return {**more, "mean": 0.5, "std": 0.5, **encoder}
 
 
 def _moved(node: Any) -> Any:

@@ -122,7 +122,7 @@ class Sweep:
         return Job(_name(values, prefix), self.verb, (*self.fixed.values(), *swept, *self._group()))
 
     def _evaluation(self, trained: Job, values: Mapping[str, str]) -> Job:
-        taken = ("env_runner", "device", "n_threads", "logger", "+launcher")
+        taken = ("env_runner", "device", "n_threads", "kernels", "logger", "+launcher")
         fixed = [override for key, override in self.fixed.items() if key.partition(".")[0] in taken]
         checkpoint = self.dir / trained.name / "checkpoints" / "last.pt"
         trusted = [f"trust=[{','.join(self.trusted)}]"] if self.trusted else []

@@ -21,7 +21,7 @@ from workspaces.rollouts import metrics_of, named, save_rollouts
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("run_dir", "device", "n_threads", "checkpoint", "logger.", "dataset.path", "dataset.source",
+MAY_DIFFER = ("run_dir", "device", "n_threads", "kernels", "checkpoint", "logger.", "dataset.path", "dataset.source",
               "env_runner.n_workers", "env_runner.n_envs", "workspace.num_steps", "workspace.loader",
               "workspace.n_loader_workers", "workspace.engine", "workspace.precision")  # fmt: skip
 """Settings with which a run may be resumed although it was begun with others."""

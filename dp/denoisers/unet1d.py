@@ -11,10 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dp.kernels.conv1d import Conv1d, Upsample1d
-from dp.kernels.memo import once
-from dp.kernels.mish import Mish
-from dp.kernels.norm import GroupNorm1d
+from dp.kernels import ConcatLinear, Conv1d, ConvTranspose1d, GroupNorm, Mish, memoize
 
 Norm = Literal["group", "layer"]
 Film = Literal["scale_bias", "residual"]
@@ -88,9 +85,9 @@ class UNet1d(nn.Module):
         self.up_modules = nn.ModuleList()
         for outputs, inputs in reversed(list(itertools.pairwise(channels))):
             merged = inputs if skip == "add" else 2 * inputs
-            self.up_modules.append(
-                nn.ModuleList([block(merged, outputs), block(outputs, outputs), _named_conv(Upsample1d(outputs))])
-            )
+            blocks = [block(merged, outputs), block(outputs, outputs)]
+            up = _named_conv(ConvTranspose1d(outputs, outputs, 4, stride=2, padding=1))
+            self.up_modules.append(nn.ModuleList([*blocks, up]))
         self.final_conv = nn.Sequential(
             ConvBlock(channels[0], channels[0], kernel_size, n_groups, norm), Conv1d(channels[0], action_dim, 1)
         )
@@ -101,8 +98,8 @@ class UNet1d(nn.Module):
         horizon = x.shape[1]
         step = self.diffusion_step_encoder(k)
         if self.cond_merge == "add":
-            step, cond = step + once(self.cond_projection, cond), once(_nothing_of, cond)
-        film = self.mish(step), once(self.mish, cond)
+            step, cond = step + memoize(self.cond_projection, cond), memoize(_nothing_of, cond)
+        film = self.mish(step), memoize(self.mish, cond)
 
         h = F.pad(x, (0, 0, 0, -horizon % self.stride)).transpose(0, 1)  # (L, B, C) from here on
         skips = []
@@ -135,7 +132,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, n_groups: int, norm: Norm) -> None:
         super().__init__()
-        normalise = GroupNorm1d(n_groups, outputs) if norm == "group" else nn.LayerNorm(outputs)
+        normalise = GroupNorm(n_groups, outputs) if norm == "group" else nn.LayerNorm(outputs)
         self.block = nn.Sequential(Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), normalise, Mish())
 
     def forward(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "L B Cout"]:
@@ -165,7 +162,7 @@ class FilmResidualBlock(nn.Module):
         )
         # The Mish before this layer is the same for every block: `UNet1d.forward` applies it once. The name's index
         # is the reference implementation's.
-        self.cond_encoder = nn.ModuleDict({"1": FilmLinear(*film_dims, 2 * outputs)})
+        self.cond_encoder = nn.ModuleDict({"1": ConcatLinear(*film_dims, 2 * outputs)})
         self.residual_conv = Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(
@@ -175,24 +172,6 @@ class FilmResidualBlock(nn.Module):
         if self.film == "residual":
             scale = 1 + scale
         return self.blocks[1](self.blocks[0](x) * scale + bias) + self.residual_conv(x)
-
-
-class FilmLinear(nn.Linear):
-    """A linear layer over a diffusion step and a condition; a denoising loop computes the condition's part once."""
-
-    def __init__(self, step_dim: int, cond_dim: int, outputs: int) -> None:
-        super().__init__(step_dim + cond_dim, outputs)
-        self.step_dim = step_dim
-
-    def forward(  # type: ignore[override]
-        self, step: Float[Tensor, "B S"], cond: Float[Tensor, "B C"]
-    ) -> Float[Tensor, "B out"]:
-        if torch.is_grad_enabled():  # one product has one gradient
-            return super().forward(torch.cat([step, cond], dim=-1))
-        return F.linear(step, self.weight[:, : self.step_dim]) + once(self._of_condition, cond)
-
-    def _of_condition(self, cond: Float[Tensor, "B C"]) -> Float[Tensor, "B out"]:
-        return F.linear(cond, self.weight[:, self.step_dim :], self.bias)
 
 
 class SinusoidalEmbedding(nn.Module):

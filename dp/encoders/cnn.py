@@ -5,39 +5,50 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from dp.encoders.image import ImageEncoder
+from dp.encoders.image import Crop, ImageEncoder, PerChannel, Size
+from dp.modalities import Spec
 
 
 class CNNEncoder(ImageEncoder):
     """Strided convolutions, a flatten and a linear layer: no pooling, so every feature knows where it was seen.
 
     Args:
-        shapes: observation name -> shape of one step; needs "image" (3, Y, X).
-        crop: side of the square crop, pixels.
-        channels, kernel_sizes, strides: one entry a convolution.
-        feature_dim: width of the image's features.
+        specs: observation name -> what it is. Every camera gets a network of its own.
+        crop: pixels of a square, [height, width], a fraction of the image's sides, or None for no crop.
+        channels, kernel_sizes, strides: one entry per convolution.
+        feature_dim: number of features per camera.
+        mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
 
     Raises:
-        ValueError: for a crop that the convolutions shrink to nothing, or that does not fit the image.
+        ValueError: where there is no camera, or for a crop that does not fit or that the convolutions shrink to
+            nothing.
     """
 
     def __init__(
         self,
-        shapes: Mapping[str, Sequence[int]],
-        crop: int = 88,
+        specs: Mapping[str, Spec],
+        crop: Crop = 88,
         channels: Sequence[int] = (32, 64, 96, 128),
         kernel_sizes: Sequence[int] = (5, 3, 3, 3),
         strides: Sequence[int] = (2, 2, 2, 2),
         feature_dim: int = 128,
+        mean: PerChannel = 0.5,
+        std: PerChannel = 0.5,
     ) -> None:
-        layers: list[nn.Module] = []
-        side = crop
-        for inputs, outputs, kernel, stride in zip((3, *channels), channels, kernel_sizes, strides, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, kernel, stride), nn.ReLU(inplace=True)]
-            side = (side - kernel) // stride + 1
-        if side < 1:
-            raise ValueError(f"encoder.crop={crop} is too small for {len(channels)} strided convolutions")
-        convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-        flat = channels[-1] * side**2
-        head = nn.Sequential(nn.Flatten(), nn.Linear(flat, feature_dim), nn.LayerNorm(feature_dim))
-        super().__init__(shapes, crop, nn.Sequential(convolutions, head), feature_dim)
+        def network(size: Size) -> nn.Module:
+            layers: list[nn.Module] = []
+            height, width = size
+            for inputs, outputs, kernel, stride in zip((3, *channels), channels, kernel_sizes, strides, strict=False):
+                layers += [nn.Conv2d(inputs, outputs, kernel, stride), nn.ReLU(inplace=True)]
+                height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+            if height < 1 or width < 1:
+                raise ValueError(
+                    f"encoder.crop={crop} is too small for {len(channels)} strided convolutions: "
+                    f"{size[0]} x {size[1]} pixels shrink to nothing"
+                )
+            convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+            flat = channels[-1] * height * width
+            head = nn.Sequential(nn.Flatten(), nn.Linear(flat, feature_dim), nn.LayerNorm(feature_dim))
+            return nn.Sequential(convolutions, head)
+
+        super().__init__(specs, crop, mean, std, network, feature_dim)

@@ -1,62 +1,150 @@
-"""What the image encoders share: cropping, and low-dimensional observations beside the image's features."""
+"""What the image encoders share: crops, pixel values, one backbone per camera, and the low-dimensional observations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp.encoders.state import StateEncoder
+from dp.modalities import Spec
 from dp.types import Obs
+
+Size = tuple[int, int]
+"""(height, width), pixels."""
+
+Crop = int | float | Sequence[int] | None
+"""The size of a crop: the side of a square in pixels (int), [height, width] in pixels, a fraction of both sides (float
+in (0, 1]), or None for the whole image."""
+
+PerChannel = float | Sequence[float]
+"""One number for all channels, or three."""
 
 
 class RandomCrop(nn.Module):
-    """A random crop in training, another one for every image; the centre crop otherwise.
+    """A random crop in training, a new one for every image; otherwise the centre crop.
 
     Random numbers come from torch's default generator of the images' device. No host sync.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
         self.size = size
 
-    def forward(self, images: Float[Tensor, "N 3 Y X"]) -> Float[Tensor, "N 3 size size"]:
+    def forward(self, images: Float[Tensor, "N 3 Y X"]) -> Float[Tensor, "N 3 Yc Xc"]:
         n, _, height, width = images.shape
+        rows, columns = self.size
         if not self.training:
-            top, left = (height - self.size) // 2, (width - self.size) // 2
-            return images[:, :, top : top + self.size, left : left + self.size]
+            top, left = (height - rows) // 2, (width - columns) // 2
+            return images[:, :, top : top + rows, left : left + columns]
         device = images.device
-        span = torch.arange(self.size, device=device)
-        rows = torch.randint(height - self.size + 1, (n, 1), device=device) + span  # (N, size)
-        columns = torch.randint(width - self.size + 1, (n, 1), device=device) + span
         batch = torch.arange(n, device=device)
+        row = torch.randint(height - rows + 1, (n, 1), device=device) + torch.arange(rows, device=device)  # (N, Yc)
+        column = torch.randint(width - columns + 1, (n, 1), device=device) + torch.arange(columns, device=device)
         # Channels last in, channels last out: one gather of whole pixels.
-        pixels = images.permute(0, 2, 3, 1)[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+        pixels = images.permute(0, 2, 3, 1)[batch[:, None, None], row[:, :, None], column[:, None, :]]
         return pixels.permute(0, 3, 1, 2)
 
 
+class Standardize(nn.Module):
+    """(x - mean) / std of pixel values in [0, 1], with one number or one per channel."""
+
+    def __init__(self, mean: PerChannel, std: PerChannel) -> None:
+        super().__init__()
+        means, stds = _numbers("mean", mean), _numbers("std", std)
+        if not min(stds) > 0:
+            raise ValueError(f"encoder.std={std}, expected positive numbers")
+        self.register_buffer("mean", _per_channel(means), persistent=False)
+        self.register_buffer("scale", _per_channel([1 / number for number in stds]), persistent=False)
+
+    def forward(self, images: Float[Tensor, "N 3 Y X"]) -> Float[Tensor, "N 3 Y X"]:
+        return (images - self.get_buffer("mean")) * self.get_buffer("scale")
+
+
 class ImageEncoder(nn.Module):
-    """Features of the cropped image, with the low-dimensional observations appended.
+    """Features of every cropped camera image, each from a backbone of its own, then the low-dimensional observations.
 
-    `backbone` maps (N, 3, crop, crop) in [-1, 1] to (N, F); Do = F + the low-dimensional size.
+    Do = number of cameras * feature_dim + size of the low-dimensional observations.
 
-    Raises ValueError where `shapes` has no square RGB image, or one smaller than the crop.
+    Args:
+        specs: observation name -> what it is; cameras are those of type "rgb".
+        crop: `Crop`, the same for all cameras.
+        mean, std: pixel values in [0, 1] are shifted and scaled by these; the defaults of the encoders map to [-1, 1].
+        backbone: size of a crop -> network that maps (N, 3, *size) to (N, feature_dim).
+        feature_dim: number of features per camera.
+
+    Raises:
+        ValueError: where `specs` has no camera, one that is smaller than the crop, or for unusable numbers.
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]], crop: int, backbone: nn.Module, feature_dim: int) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, Spec],
+        crop: Crop,
+        mean: PerChannel,
+        std: PerChannel,
+        backbone: Callable[[Size], nn.Module],
+        feature_dim: int,
+    ) -> None:
         super().__init__()
-        if "image" not in shapes:
-            raise ValueError(f"an image encoder needs an 'image', the task has {sorted(shapes)}: use encoder=state")
-        channels, height, width = shapes["image"]
-        if channels != 3 or not 0 < crop <= min(height, width):
-            raise ValueError(f"encoder.crop={crop} does not fit RGB images of shape {list(shapes['image'])}")
-        self.crop = RandomCrop(crop)
-        self.backbone = backbone
-        self.low_dim = StateEncoder({name: shape for name, shape in shapes.items() if name != "image"})
-        self.out_dim = feature_dim + self.low_dim.out_dim
+        cameras = {name: spec for name, spec in specs.items() if spec.type == "rgb"}
+        if not cameras:
+            raise ValueError(
+                f"an image encoder needs an observation of type rgb, the task has {sorted(specs)}: use encoder=state"
+            )
+        sizes = {name: crop_size(crop, name, spec) for name, spec in cameras.items()}
+        self.cameras = {name: name.replace(".", "_") for name in cameras}  # torch allows no dots in a module's name
+        self.standardize = Standardize(mean, std)
+        self.crops = nn.ModuleDict(
+            {self.cameras[name]: nn.Identity() if crop is None else RandomCrop(size) for name, size in sizes.items()}
+        )
+        self.backbones = nn.ModuleDict({self.cameras[name]: backbone(size) for name, size in sizes.items()})
+        self.low_dim = StateEncoder({name: spec for name, spec in specs.items() if spec.type == "low_dim"})
+        self.out_dim = len(cameras) * feature_dim + self.low_dim.out_dim
 
     def forward(self, obs: Obs) -> Float[Tensor, "B To Do"]:
-        batch, steps = obs["image"].shape[:2]
-        features = self.backbone(self.crop(obs["image"].flatten(0, 1)) * 2 - 1)  # (B*To, F)
-        features = features.unflatten(0, (batch, steps))
-        return torch.cat([features, self.low_dim(obs)], dim=-1) if self.low_dim.names else features
+        features = [self._see(obs[name], module) for name, module in self.cameras.items()]
+        return torch.cat([*features, self.low_dim(obs)] if self.low_dim.names else features, dim=-1)
+
+    def _see(self, images: Float[Tensor, "B To 3 Y X"], module: str) -> Float[Tensor, "B To F"]:
+        cropped = self.crops[module](images.flatten(0, 1))  # (B*To, 3, Yc, Xc)
+        return self.backbones[module](self.standardize(cropped)).unflatten(0, images.shape[:2])
+
+
+def crop_size(crop: Crop, name: str, spec: Spec) -> Size:
+    """The size of a crop from the camera `name`. Raises ValueError where the crop is unusable or does not fit."""
+    height, width = spec.shape[1:]
+    match crop:
+        case None:
+            return height, width
+        case bool():
+            size = None
+        case int():
+            size = (crop, crop)
+        case float():
+            size = (round(crop * height), round(crop * width)) if 0 < crop <= 1 else None
+        case _:
+            sides = list(crop)
+            size = (sides[0], sides[1]) if len(sides) == 2 and all(type(side) is int for side in sides) else None
+    if size is None:
+        raise ValueError(
+            f"encoder.crop={crop}, expected pixels (a whole number), [height, width], a fraction (0.0 to 1.0) or null"
+        )
+    if not (1 <= size[0] <= height and 1 <= size[1] <= width):
+        raise ValueError(
+            f"encoder.crop={crop} does not fit {name}, whose images have {height} x {width} pixels: "
+            "give a smaller crop, or encoder.crop=null for none"
+        )
+    return size
+
+
+def _numbers(name: str, value: PerChannel) -> list[float]:
+    numbers = [value] if isinstance(value, int | float) else list(value)
+    if len(numbers) not in (1, 3) or not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"encoder.{name}={value}, expected a number or three of them")
+    return [float(number) for number in numbers]
+
+
+def _per_channel(numbers: list[float]) -> Tensor:
+    """One number as a scalar, which is as fast as a constant; three as (3, 1, 1)."""
+    return torch.tensor(numbers[0]) if len(numbers) == 1 else torch.tensor(numbers)[:, None, None]

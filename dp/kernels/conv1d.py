@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from dp.kernels import winograd
-from dp.kernels.memo import once
-from dp.types import BLOCK
+from dp.kernels import switch, winograd
+from dp.kernels.memo import memoize
 
 PANEL = 64
-"""Output channels that are multiplied together in sampling, where a batch has fewer than `BLOCK` sequences."""
+"""Number of output channels that are multiplied together when sampling fewer than `switch.BLOCK` sequences."""
 
 
 class GemmOrder(_ConvNd):
@@ -62,6 +61,9 @@ class Conv1d(GemmOrder, nn.Conv1d):
         self.pad = padding
 
     def forward(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "Lout B Cout"]:
+        if not switch.enabled():
+            y = F.conv1d(x.permute(1, 2, 0), self.weight.permute(self.to_torch), self.bias, self.stride, self.padding)
+            return y.permute(2, 0, 1)
         (kernel,), (stride,) = self.kernel_size, self.stride
         bias = self.get_parameter("bias")
         if stride == 1 and winograd.pays(x, kernel):
@@ -70,11 +72,15 @@ class Conv1d(GemmOrder, nn.Conv1d):
             x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
             last = x.shape[0] - kernel + 1
             x = torch.cat([x[tap : tap + last : stride] for tap in range(kernel)], dim=-1)
-        if x.device.type == "cpu" and x.shape[1] < BLOCK and not torch.is_grad_enabled():
-            panels = once(_panels, self.weight)
+        if self._reads_panels(x):
+            panels = memoize(_panels, self.weight)
             y = torch.bmm(x.flatten(0, 1).expand(len(panels), -1, -1), panels)  # (panels, Lout * B, PANEL)
             return (y.transpose(0, 1).flatten(1) + bias).unflatten(0, x.shape[:2])
         return torch.addmm(bias, x.flatten(0, 1), self.weight.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    @staticmethod
+    def _reads_panels(x: Tensor) -> bool:
+        return switch.active(x) and x.shape[1] < switch.BLOCK and not torch.is_grad_enabled()
 
 
 def _panels(weight: Float[Tensor, "K Cin Cout"]) -> Float[Tensor, "panels KCin PANEL"]:
@@ -87,18 +93,25 @@ def _panels(weight: Float[Tensor, "K Cin Cout"]) -> Float[Tensor, "panels KCin P
     return torch.cat([tap.unflatten(1, (-1, width)).transpose(0, 1) for tap in weight], dim=1)
 
 
-class Upsample1d(GemmOrder, nn.ConvTranspose1d):
-    """`nn.ConvTranspose1d(channels, channels, 4, 2, 1)` for (L, B, C): doubles the length."""
+class ConvTranspose1d(GemmOrder, nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` for (L, B, C). Kernel 4, stride 2 and padding 1, which double the length, are fast."""
 
     to_gemm, to_torch = (2, 0, 1), (1, 2, 0)
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        self.pad = padding
 
-    def forward(self, x: Float[Tensor, "L B C"]) -> Float[Tensor, "L2 B C"]:  # type: ignore[override]
+    def forward(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "Lout B Cout"]:  # type: ignore[override]
+        if switch.enabled() and (self.kernel_size, self.stride, self.pad) == ((4,), (2,), 1):
+            return self._double(x)
+        weight = self.weight.permute(self.to_torch)
+        return F.conv_transpose1d(x.permute(1, 2, 0), weight, self.bias, self.stride, self.pad).permute(2, 0, 1)
+
+    def _double(self, x: Float[Tensor, "L B Cin"]) -> Float[Tensor, "L2 B Cout"]:
         # Output 2j sums taps 3 and 1 of inputs j-1 and j; output 2j+1 taps 2 and 0 of inputs j and j+1.
         padded, flat = F.pad(x, (0, 0, 0, 0, 1, 1)), x.flatten(0, 1)
         before, after = padded[:-2].flatten(0, 1), padded[2:].flatten(0, 1)
         y = torch.bmm(torch.stack([after, flat]), self.weight[:2])
         odd, even = torch.baddbmm(y, torch.stack([flat, before]), self.weight[2:]).unflatten(1, x.shape[:2])
-        return torch.stack([even, odd], dim=1).flatten(0, 1) + self.get_parameter("bias")  # (2L, B, C)
+        return torch.stack([even, odd], dim=1).flatten(0, 1) + self.get_parameter("bias")  # (2L, B, Cout)

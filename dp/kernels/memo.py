@@ -1,4 +1,4 @@
-"""What stays the same through a denoising loop is computed in its first step only."""
+"""Results that stay the same through a sampling loop are computed in its first step only."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -7,25 +7,30 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-_known: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("known", default=None)
+from dp.kernels import switch
+
+_results: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("results", default=None)
 
 
 @contextmanager
-def one_loop() -> Iterator[None]:
-    """Inside, weights and conditions must not be changed in place."""
-    token = _known.set({})
+def sampling_loop() -> Iterator[None]:
+    """A context in which `memoize` keeps its results. Weights and conditions must not be changed in place in it."""
+    token = _results.set({})
     try:
         yield
     finally:
-        _known.reset(token)
+        _results.reset(token)
 
 
-def once(compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
-    """`compute(*given)`; in `one_loop` what `compute` made of the same tensors before, told apart by identity."""
-    known = None if torch.compiler.is_compiling() else _known.get()
-    if known is None:
-        return compute(*given)
-    key = (compute, *given)
-    if key not in known:
-        known[key] = compute(*given)
-    return known[key]
+def memoize(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`compute(*tensors)`. In a `sampling_loop`, a repeated call with the same tensor objects returns the first result.
+
+    Everywhere else, in compiled code and with `kernels=reference` it simply computes.
+    """
+    results = None if torch.compiler.is_compiling() or not switch.enabled() else _results.get()
+    if results is None:
+        return compute(*tensors)
+    key = (compute, *tensors)
+    if key not in results:
+        results[key] = compute(*tensors)
+    return results[key]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dp.kernels.memo import once
-from dp.types import BLOCK
+from dp.kernels import switch
+from dp.kernels.memo import memoize
 
 POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
 """At which polynomials are evaluated, beside infinity; near 1, so that their powers do not differ much."""
@@ -42,7 +42,7 @@ Matrices = tuple[Float[Tensor, "PT L"], Float[Tensor, "Lout PT"], Float[Tensor, 
 def pays(x: Float[Tensor, "L B C"], kernel: int) -> bool:
     """Whether `conv1d` is worth it: in float32 on a CPU, where multiplications are what takes the time, and not for a
     few sequences, where transforming the weights costs more than it saves."""
-    return _possible(x, kernel) and x.shape[1] >= BLOCK
+    return _possible(x, kernel) and x.shape[1] >= switch.BLOCK
 
 
 def pays_2d(x: Float[Tensor, "N C Y X"], kernel: int) -> bool:
@@ -52,8 +52,8 @@ def pays_2d(x: Float[Tensor, "N C Y X"], kernel: int) -> bool:
 
 
 def _possible(x: Tensor, kernel: int) -> bool:
-    on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and 1 < kernel <= len(POINTS)
+    float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return switch.active(x) and float32 and 1 < kernel <= len(POINTS)
 
 
 def conv1d(
@@ -81,7 +81,7 @@ def _filtered(
 ) -> Float[Tensor, "Lout B Cout"]:
     evaluate, interpolate, transform = matrices
     values = (evaluate @ x.flatten(1)).view(len(transform), -1, x.shape[2])  # (P, tiles * B, Cin)
-    products = torch.bmm(values, once(_transform, taps, transform)).view(interpolate.shape[1], -1)
+    products = torch.bmm(values, memoize(_transform, taps, transform)).view(interpolate.shape[1], -1)
     return (interpolate @ products).view(-1, x.shape[1], taps.shape[2])
 
 

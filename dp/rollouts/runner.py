@@ -11,9 +11,10 @@ import torch
 from tqdm import tqdm
 
 from dp.intervals import Estimate, bootstrap_mean, wilson
+from dp.kernels.switch import BLOCK
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
-from dp.types import BLOCK, Env, Obs, Policy
+from dp.types import Env, Obs, Policy
 
 
 @dataclass

@@ -24,7 +24,7 @@ def test_decay_follows_the_power_schedule(options: dict[str, float]) -> None:
     power, inv_gamma = options.get("power", 0.75), options.get("inv_gamma", 1.0)
     low, high = options.get("min_decay", 0.0), options.get("max_decay", 0.9999)
     for n in range(50):
-        expected = min(max(1 - (1 + max(0, n - 1) / inv_gamma) ** -power, low), high)
+        expected = min(max(1 - (1 + (n - 1) / inv_gamma) ** -power, low), high) if n > 1 else 0
         assert ema.decay() == pytest.approx(expected, abs=1e-12)
         ema.update(nn.Linear(1, 1))
 
@@ -56,6 +56,20 @@ def test_average_is_a_frozen_copy() -> None:
     assert all(p.requires_grad for p in model.parameters())
     assert not ema.model.training
     assert model.training
+
+
+def test_running_statistics_are_those_of_the_trained_model() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    ema = EMA(model)
+    for _ in range(5):
+        model(2 * torch.randn(16, 3) + 1)
+        ema.update(model)
+    for ours, theirs in zip(ema.model.buffers(), model.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours is not theirs
+    assert ema.model[1].num_batches_tracked == 5
+    assert not torch.equal(ema.model[1].running_mean, torch.zeros(4))
 
 
 def test_loaded_average_continues_identically(tmp_path) -> None:

@@ -21,7 +21,7 @@ from workspaces.train import duration
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 OF_THE_PLACE = ("run_dir", "checkpoint", "logger.", "dataset.path", "dataset.sha256", "training", "runs", "report",
-                "device", "n_threads", "env_runner.n_workers", "env_runner.n_envs")  # fmt: skip
+                "device", "n_threads", "kernels", "env_runner.n_workers", "env_runner.n_envs")  # fmt: skip
 """Keys that say where a run was made, which the facts say, too."""
 
 

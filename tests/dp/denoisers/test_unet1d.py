@@ -12,6 +12,7 @@ from benchmarks.rivals.plain_unet import PlainUNet1d
 from dp.denoisers import UNet1d
 from dp.denoisers.unet1d import SinusoidalEmbedding
 from dp.encoders import ResNetEncoder
+from tests.dp.encoders.specs import specs
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "denoiser"
 VARIANTS = ["unet1d", "unet1d_small", "unet1d_additive"]
@@ -59,7 +60,7 @@ def test_equals_a_reference_network_with_its_weights(variant: str, batch: int) -
 
 def test_the_papers_networks_have_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
-        encoder = ResNetEncoder({"image": (3, 96, 96), "agent_pos": (2,)})
+        encoder = ResNetEncoder(specs(image=(3, 96, 96), agent_pos=(2,)))
         denoiser = UNet1d(action_dim=2, cond_dim=2 * encoder.out_dim)
     count = sum(p.numel() for module in (encoder, denoiser) for p in module.parameters())
     assert count == 262_709_026  # as LeRobot prints for its diffusion policy on PushT

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dp.kernels.conv1d import Conv1d, Upsample1d
+from dp.kernels import Conv1d, ConvTranspose1d
 
 
 def assert_same(ours: nn.Module, torchs: nn.Module, x: torch.Tensor) -> None:
@@ -37,17 +37,25 @@ def test_conv_equals_torchs(kernel_size: int, stride: int, length: int, batch: i
     assert_same(Conv1d(6, 10, **sizes), nn.Conv1d(6, 10, **sizes), torch.randn(length, batch, 6))
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 6), (6, 4)])
+@pytest.mark.parametrize("sizes", [(3, 1, 0), (4, 2, 1), (4, 2, 0), (5, 3, 2)])
+def test_any_transposed_convolution_equals_torchs(sizes: tuple[int, int, int], inputs: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    torchs = nn.ConvTranspose1d(inputs, outputs, *sizes)
+    assert_same(ConvTranspose1d(inputs, outputs, *sizes), torchs, torch.randn(7, 3, inputs))
+
+
 @pytest.mark.parametrize("length", [1, 2, 8])
 def test_upsample_equals_torchs_transposed_convolution(length: int) -> None:
     torch.manual_seed(0)
-    assert_same(Upsample1d(6), nn.ConvTranspose1d(6, 6, 4, 2, 1), torch.randn(length, 3, 6))
+    assert_same(ConvTranspose1d(6, 6, 4, 2, 1), nn.ConvTranspose1d(6, 6, 4, 2, 1), torch.randn(length, 3, 6))
 
 
 @pytest.mark.parametrize(
     ("layer", "theirs"),
     [
         (Conv1d(6, 10, 3, padding=1), nn.Conv1d(6, 10, 3, padding=1)),
-        (Upsample1d(6), nn.ConvTranspose1d(6, 6, 4, 2, 1)),
+        (ConvTranspose1d(6, 6, 4, 2, 1), nn.ConvTranspose1d(6, 6, 4, 2, 1)),
     ],
 )
 def test_state_dicts_are_torchs(layer: nn.Module, theirs: nn.Module) -> None:
@@ -66,7 +74,10 @@ def test_state_dicts_are_torchs(layer: nn.Module, theirs: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("layer", "theirs"),
-    [(Conv1d(32, 512, 5), nn.Conv1d(32, 512, 5)), (Upsample1d(128), nn.ConvTranspose1d(128, 128, 4, 2, 1))],
+    [
+        (Conv1d(32, 512, 5), nn.Conv1d(32, 512, 5)),
+        (ConvTranspose1d(128, 128, 4, 2, 1), nn.ConvTranspose1d(128, 128, 4, 2, 1)),
+    ],
 )
 def test_weights_are_drawn_as_torch_draws_them(layer: nn.Module, theirs: nn.Module) -> None:
     """Uniformly, between the same bounds, and again when they are reset."""
@@ -79,7 +90,7 @@ def test_weights_are_drawn_as_torch_draws_them(layer: nn.Module, theirs: nn.Modu
         torch.testing.assert_close(drawn.std(), expected.std(), atol=0, rtol=0.15)
 
 
-@pytest.mark.parametrize("layer", [Conv1d(6, 10, 3, padding=1), Upsample1d(6)])
+@pytest.mark.parametrize("layer", [Conv1d(6, 10, 3, padding=1), ConvTranspose1d(6, 6, 4, 2, 1)])
 def test_adamw_copies_no_gradient(layer: nn.Module) -> None:
     """On a CPU its fused kernel makes gradients contiguous, to no end: a sixth of a large network's training step."""
     optimizer = torch.optim.AdamW(layer.parameters(), fused=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dp.denoisers import UNet1d
-from dp.kernels.conv1d import Conv1d
-from dp.kernels.memo import _known, once, one_loop
+from dp.kernels import Conv1d, memoize, sampling_loop
+from dp.kernels.memo import _results
 
 
 class Counting:
@@ -23,20 +23,20 @@ class Counting:
 
 def test_a_loop_computes_once_for_each_function_and_its_tensors() -> None:
     double, a = Counting(lambda x: 2 * x), torch.ones(3)
-    with one_loop():
-        assert once(double, a) is once(double, a)
-        assert once(double, a.clone()) is not once(double, a)  # equal, but another tensor
-        assert torch.equal(once(Counting(lambda x: 3 * x), a), 3 * a)
+    with sampling_loop():
+        assert memoize(double, a) is memoize(double, a)
+        assert memoize(double, a.clone()) is not memoize(double, a)  # equal, but another tensor
+        assert torch.equal(memoize(Counting(lambda x: 3 * x), a), 3 * a)
     assert double.calls == 2
 
 
 def test_nothing_outlives_its_loop() -> None:
     double, a = Counting(lambda x: 2 * x), torch.ones(3)
-    with one_loop():
-        once(double, a)
-    once(double, a)
-    with one_loop():
-        once(double, a)
+    with sampling_loop():
+        memoize(double, a)
+    memoize(double, a)
+    with sampling_loop():
+        memoize(double, a)
     assert double.calls == 3
 
 
@@ -52,13 +52,13 @@ def test_a_loop_keeps_what_was_made_of_weights_and_outside_they_may_change(layer
         network, given = UNet1d(2, 12, [16, 32]), [torch.randn(8, 16, 2), torch.arange(8), torch.randn(8, 12)]
         weight = network.get_parameter("mid_modules.0.cond_encoder.1.bias")
     with torch.no_grad():
-        with one_loop():
+        with sampling_loop():
             first = network(*given)
             weight.add_(1)  # what must not be done: here it shows that the result was kept
             assert torch.equal(network(*given), first)
         changed = network(*given)
         assert not torch.equal(changed, first)
-        with one_loop():
+        with sampling_loop():
             assert torch.equal(network(*given), changed)
 
 
@@ -70,7 +70,7 @@ def test_another_condition_in_the_same_loop_is_another_result(cond_merge: Litera
     a, b = torch.randn(3, 12), torch.randn(3, 12)
     with torch.no_grad():
         expected = [unet(x, k, cond) for cond in (a, b)]
-        with one_loop():
+        with sampling_loop():
             for _ in range(2):
                 assert [torch.equal(unet(x, k, c), y) for c, y in zip((a, b), expected, strict=True)] == [True, True]
 
@@ -80,9 +80,9 @@ def test_later_steps_keep_nothing_more(cond_merge: Literal["concat", "add"]) -> 
     unet = UNet1d(2, 12, [16, 32], cond_merge=cond_merge)
     x, cond = torch.randn(3, 16, 2), torch.randn(3, 12)
     kept = []
-    with torch.no_grad(), one_loop():
+    with torch.no_grad(), sampling_loop():
         for k in range(3):
             unet(x, torch.full((3,), k), cond)
-            kept.append(len(_known.get() or {}))
+            kept.append(len(_results.get() or {}))
     assert kept[0] > 0
     assert kept == kept[:1] * 3

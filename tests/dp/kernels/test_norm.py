@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dp.kernels.norm import GroupNorm1d
-from dp.types import BLOCK
+from dp.kernels import BLOCK, GroupNorm
 
 
 @pytest.mark.parametrize("length", [1, 7])
@@ -13,7 +12,7 @@ from dp.types import BLOCK
 @pytest.mark.parametrize(("mean", "bound"), [(1, 2e-6), (300, 1e-4)])  # squares of 300 would leave no variance
 def test_values_and_gradients_are_torchs(length: int, batch: int, mean: float, bound: float) -> None:
     torch.manual_seed(0)
-    torchs, ours = nn.GroupNorm(4, 24).double(), GroupNorm1d(4, 24)
+    torchs, ours = nn.GroupNorm(4, 24).double(), GroupNorm(4, 24)
     nn.init.normal_(torchs.weight)
     nn.init.normal_(torchs.bias)
     ours.load_state_dict(torchs.state_dict())
@@ -34,7 +33,7 @@ def test_values_and_gradients_are_torchs(length: int, batch: int, mean: float, b
 @torch.no_grad()
 def test_a_sequence_does_not_depend_on_those_beside_it() -> None:
     """In multiples of a rollout's padding, to the bit: otherwise scores would depend on `n_envs`."""
-    norm, x = GroupNorm1d(8, 256), torch.randn(16, 7 * BLOCK, 256)
+    norm, x = GroupNorm(8, 256), torch.randn(16, 7 * BLOCK, 256)
     together = norm(x)
     for n in range(BLOCK, 7 * BLOCK, BLOCK):
         assert torch.equal(norm(x[:, :n].contiguous()), together[:, :n])
@@ -42,7 +41,7 @@ def test_a_sequence_does_not_depend_on_those_beside_it() -> None:
 
 def test_what_follows_lies_in_order() -> None:
     x = torch.randn(4, 64, 24, requires_grad=True)
-    y = GroupNorm1d(4, 24)(x)
+    y = GroupNorm(4, 24)(x)
     assert y.is_contiguous()
     y.sum().backward()
     assert x.grad.is_contiguous()

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp.kernels import winograd
-from dp.types import BLOCK
+from dp.kernels import BLOCK, winograd
 
 
 def assert_close_with_gradients(ours: Tensor, theirs: Tensor, x: Tensor, weight: Tensor) -> None:

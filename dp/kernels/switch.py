@@ -1,0 +1,46 @@
+"""The one switch and the one predicate of everything in `dp/kernels/`."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor
+
+CHOICES = ("auto", "reference")
+
+BLOCK = 8
+"""Batch size from which the CPU kernels pay off. Smaller batches are computed in another way, which rounds differently;
+in multiples of it no row depends on how many there are, to the bit on a CPU (a GPU promises less). Rollouts therefore
+pad their batches to a multiple of it."""
+
+_enabled = True
+
+
+def use(kernels: str) -> AbstractContextManager[None]:
+    """A context in which layers compute with our kernels ("auto") or with torch's own operators ("reference").
+
+    Outside of any such context it is "auto". Raises ValueError for another name.
+    """
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels={kernels}, expected {' or '.join(CHOICES)}")
+    return _switched(kernels == "auto")
+
+
+@contextmanager
+def _switched(enabled: bool) -> Iterator[None]:
+    global _enabled
+    before, _enabled = _enabled, enabled
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def enabled() -> bool:
+    """Whether the switch is on. This alone decides about rewritings that pay on every device."""
+    return _enabled
+
+
+def active(x: Tensor) -> bool:
+    """Whether CPU kernels may compute with `x`: the switch is on, `x` is on a CPU, and nothing is being compiled."""
+    return _enabled and x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,0 +1,65 @@
+"""Process tuning: what `run.py` sets before and while it starts. Imports nothing but the standard library."""
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Iterator
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "1000",  # threads wait asleep: spinning ones starve those they wait for
+    "PYGAME_HIDE_SUPPORT_PROMPT": "1",
+}
+"""Variables that libraries read when they are imported. What the user has set stays."""
+
+LAUNCH = ENVIRONMENT | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**63)}
+"""The environment in which a process starts as `tune` makes it, for programs that do not begin with `run.py`."""
+
+SWITCH_INTERVAL_S = 1e-4
+
+
+def tune() -> None:
+    """Tunes this process for its whole life: the allocator, and how threads wait. To call before torch is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """New tensors take the place of freed ones. glibc would return that memory to the system, and pay for each page."""
+    with contextlib.suppress(AttributeError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def import_parts() -> None:
+    """Imports what a job needs, with the garbage collector off: it would take a seventh of the time and find nothing.
+
+    Imported modules stay, so the collector never looks at them again. It is on afterwards, and the process's later jobs
+    leave it alone: what an earlier job left must be found.
+    """
+    if "workspaces.build" in sys.modules:
+        return
+    gc.disable()
+    try:
+        import workspaces.build  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)  # some extensions complain about what is left at the end
+
+
+@contextlib.contextmanager
+def short_turns() -> Iterator[None]:
+    """Switches threads every 0.1 ms instead of 5 ms, so that an import in one thread does not stall the main thread."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
