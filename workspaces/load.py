@@ -10,6 +10,7 @@ from workspaces import trust
 Config = dict[str, Any]
 
 MOVED = {
+    "dp.data.Demonstrations": "dp.tasks.pusht.demonstrations.PushTDemonstrations",
     "dp.envs.PushTEnv": "dp.tasks.pusht.PushTEnv",
     "dp.rollout.EnvRunner": "dp.rollouts.runner.EnvRunner",
 }

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dp.data.replay_buffer import ReplayBuffer
 from dp.rollouts.baselines import DoNothing, Replay
 from dp.rollouts.runner import EnvRunner, RolloutResult
 from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.store import ReplayBuffer
 
 CPU = torch.device("cpu")
 EPISODES = [*range(10), 51]  # 51 is one of the seven demonstrations that succeed

@@ -4,54 +4,54 @@ import numpy as np
 import pytest
 import torch
 
-from dp.data import Demonstrations
 from dp.data.recording import DemonstrationStore
 from dp.tasks.pusht import state as pusht
 from dp.tasks.pusht.demonstration import Demonstration, Recorder
+from tests.specs import pusht_demonstrations
 
 
 def test_observations_and_actions_fill_minus_one_to_one(small_zarr: Path) -> None:
     shapes = {"agent_pos": (2,), "block_pose": (4,), "keypoint": (9, 2)}
-    demonstrations = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2)
-    windows = demonstrations.windows(np.arange(6), 16, 2, 8)
+    data = pusht_demonstrations(shapes, path=str(small_zarr), val_ratio=0.2)
+    windows = data.windows(np.arange(6), 16, 2, 8)
     for name, x in {**windows.obs, "action": windows.action}.items():
         torch.testing.assert_close(x.amin(0), -torch.ones(x.shape[1:]), msg=name)
         torch.testing.assert_close(x.amax(0), torch.ones(x.shape[1:]), msg=name)
-    state = demonstrations.buffer.arrays["state"]
+    state = data.buffer.arrays["state"]
     for name, raw in pusht.low_dim_obs(state, shapes).items():
-        np.testing.assert_allclose(demonstrations.normalizer.unnormalize(name, windows.obs[name]), raw, atol=1e-3)
+        np.testing.assert_allclose(data.normalizer.unnormalize(name, windows.obs[name]), raw, atol=1e-3)
 
 
 def test_images_are_read_only_where_they_are_observed(small_zarr: Path) -> None:
-    assert sorted(Demonstrations({"agent_pos": (2,)}, path=str(small_zarr)).buffer.arrays) == ["action", "state"]
-    seeing = Demonstrations({"image": (3, 96, 96)}, path=str(small_zarr))
+    assert sorted(pusht_demonstrations({"agent_pos": (2,)}, path=str(small_zarr)).buffer.arrays) == ["action", "state"]
+    seeing = pusht_demonstrations({"image": (3, 96, 96)}, path=str(small_zarr))
     assert seeing.windows(seeing.split.train, 16, 2, 8).obs["image"].dtype == torch.uint8
 
 
 def test_training_and_validation_windows_share_no_frame(small_zarr: Path) -> None:
-    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), val_ratio=0.3, max_train_episodes=3)
-    split = demonstrations.split
+    data = pusht_demonstrations({"agent_pos": (2,)}, path=str(small_zarr), val_ratio=0.3, max_train_episodes=3)
+    split = data.split
     assert (len(split.val), len(split.train)) == (2, 3)
-    train, val = (set(demonstrations.windows(e, 16, 2, 8).table.unique().tolist()) for e in (split.train, split.val))
+    train, val = (set(data.windows(e, 16, 2, 8).table.unique().tolist()) for e in (split.train, split.val))
     assert train
     assert val
     assert not train & val
 
 
 def test_no_validation_episodes_make_no_windows(small_zarr: Path) -> None:
-    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), val_ratio=0.0)
-    assert len(demonstrations.windows(demonstrations.split.val, 16, 2, 8)) == 0
+    data = pusht_demonstrations({"agent_pos": (2,)}, path=str(small_zarr), val_ratio=0.0)
+    assert len(data.windows(data.split.val, 16, 2, 8)) == 0
 
 
 def test_horizon_beyond_every_episode_is_named(small_zarr: Path) -> None:
-    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr))
+    data = pusht_demonstrations({"agent_pos": (2,)}, path=str(small_zarr))
     with pytest.raises(ValueError, match=r"no episode is long enough for horizon=64: choose a smaller one"):
-        demonstrations.windows(demonstrations.split.train, 64, 2, 8)
+        data.windows(data.split.train, 64, 2, 8)
 
 
 def test_path_without_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"dataset\.path={tmp_path}/none: there is no data set there"):
-        Demonstrations({"agent_pos": (2,)}, path=str(tmp_path / "none"))
+        pusht_demonstrations({"agent_pos": (2,)}, path=str(tmp_path / "none"))
 
 
 def test_several_stores_are_one_data_set(small_zarr: Path, tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_several_stores_are_one_data_set(small_zarr: Path, tmp_path: Path) -> No
     with DemonstrationStore(second, {}) as store:
         store.append([_demonstration(seed) for seed in (300, 301)], "test")
     shapes = {"image": [3, 96, 96], "agent_pos": [2]}
-    alone = [Demonstrations(shapes, path=str(path)).buffer for path in (small_zarr, second)]
-    joined = Demonstrations(shapes, path=[str(small_zarr), str(second)])
+    alone = [pusht_demonstrations(shapes, path=str(path)).buffer for path in (small_zarr, second)]
+    joined = pusht_demonstrations(shapes, path=[str(small_zarr), str(second)])
     assert joined.buffer.n_episodes == 8
     assert joined.buffer.seeds.tolist() == [0, 1, 2, 3, 4, 5, 300, 301]
     for number in range(8):
@@ -74,16 +74,16 @@ def test_several_stores_are_one_data_set(small_zarr: Path, tmp_path: Path) -> No
 
 def test_stores_that_make_no_sense_are_named(small_zarr: Path) -> None:
     with pytest.raises(ValueError, match=rf"dataset\.path=\[{small_zarr},{small_zarr}\], expected a store, or several"):
-        Demonstrations({"agent_pos": (2,)}, path=[str(small_zarr), str(small_zarr)])
+        pusht_demonstrations({"agent_pos": (2,)}, path=[str(small_zarr), str(small_zarr)])
     with pytest.raises(ValueError, match=r"dataset\.path=\[\], expected a store"):
-        Demonstrations({"agent_pos": (2,)}, path=[])
+        pusht_demonstrations({"agent_pos": (2,)}, path=[])
 
 
 def test_other_demonstrations_than_expected_are_refused(small_zarr: Path) -> None:
-    expected = Demonstrations({"image": (3, 96, 96)}, path=str(small_zarr)).sha256
-    Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), sha256=expected)  # images do not matter
+    expected = pusht_demonstrations({"image": (3, 96, 96)}, path=str(small_zarr)).sha256
+    pusht_demonstrations({"agent_pos": (2,)}, path=str(small_zarr), sha256=expected)  # images do not matter
     with pytest.raises(ValueError, match=f"dataset.sha256=abc, but {small_zarr} has {expected}"):
-        Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), sha256="abc")
+        pusht_demonstrations({"agent_pos": (2,)}, path=str(small_zarr), sha256="abc")
 
 
 def _demonstration(seed: int) -> Demonstration:
@@ -95,8 +95,8 @@ def _demonstration(seed: int) -> Demonstration:
 
 def test_mirrored_demonstrations_double_the_training_windows_only(small_zarr):
     shapes = {"image": [3, 96, 96], "agent_pos": [2]}
-    plain = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2)
-    mirrored = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2, mirror=True)
+    plain = pusht_demonstrations(shapes, path=str(small_zarr), val_ratio=0.2)
+    mirrored = pusht_demonstrations(shapes, path=str(small_zarr), val_ratio=0.2, mirror=True)
     assert len(mirrored.windows(mirrored.train_episodes, 16, 2, 8)) == 2 * len(
         plain.windows(plain.train_episodes, 16, 2, 8)
     )

@@ -1,15 +1,11 @@
-import logging
-import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from dp.data import ReplayBuffer, replay_buffer
+from dp.tasks.pusht.store import ReplayBuffer
 
 NAMES = ["img", "state", "action"]
 
@@ -118,111 +114,3 @@ def test_store_without_episodes_is_refused(store: Path, tmp_path: Path) -> None:
     cut(store, "meta/episode_ends", 0)
     with pytest.raises(ValueError, match=r"meta/episode_ends has shape \(0,\), expected .*Delete"):
         ReplayBuffer.load(store, NAMES, tmp_path / "cache")
-
-
-def test_second_load_takes_images_from_the_cache(small_zarr: Path, tmp_path: Path) -> None:
-    first = ReplayBuffer.load(small_zarr, NAMES, tmp_path)
-    (cached,) = tmp_path.glob("[!.]*")
-    again = ReplayBuffer.load(small_zarr, NAMES, tmp_path)
-    np.testing.assert_array_equal(first.arrays["img"], again.arrays["img"])
-    marked = first.arrays["img"].copy()
-    marked[0] += 1
-    np.save(cached, marked)
-    np.testing.assert_array_equal(ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"], marked)
-
-
-def test_cache_goes_to_the_folder_of_the_environment_variable(
-    small_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DP_CACHE", str(tmp_path / "mine"))
-    ReplayBuffer.load(small_zarr, ["img"])
-    assert len(list((tmp_path / "mine").glob("*.npy"))) == 1
-
-
-def test_changed_chunk_invalidates_the_cache(store: Path, tmp_path: Path) -> None:
-    ReplayBuffer.load(store, NAMES, tmp_path / "cache")
-    rewrite(store, "data/img", (40, 5, 5), 123)
-    assert (ReplayBuffer.load(store, NAMES, tmp_path / "cache").arrays["img"][40, 5, 5] == 123).all()
-
-
-@pytest.mark.parametrize("keep", [0, 30, 1000])  # nothing; half of numpy's magic and header; header and some pixels
-def test_damaged_cache_is_ignored_and_replaced(
-    small_zarr: Path, tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    images = ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"].copy()
-    (cached,) = tmp_path.glob("[!.]*")
-    cached.write_bytes(cached.read_bytes()[:keep])
-    np.testing.assert_array_equal(ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"], images)
-    assert f"ignoring the unreadable cache {cached}" in caplog.text
-    np.testing.assert_array_equal(np.load(cached), images)
-
-
-def test_damaged_header_of_the_cache_is_ignored(small_zarr: Path, tmp_path: Path) -> None:
-    images = ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"].copy()
-    (cached,) = tmp_path.glob("[!.]*")
-    cached.write_bytes(cached.read_bytes().replace(b"}", b" ", 1))  # numpy's header parser raises a TokenError here
-    np.testing.assert_array_equal(ReplayBuffer.load(small_zarr, NAMES, tmp_path).arrays["img"], images)
-
-
-def test_unwritable_cache_only_warns(small_zarr: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    with caplog.at_level(logging.WARNING):
-        buffer = ReplayBuffer.load(small_zarr, NAMES, file / "cache")
-    assert len(buffer.arrays["img"]) == 189
-    assert "images are not cached" in caplog.text
-
-
-def test_a_disk_without_room_only_warns(small_zarr: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = ReplayBuffer.load(small_zarr, NAMES, tmp_path / "room").arrays["img"]
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (images.nbytes // 2, limits[1]))
-    try:
-        again = ReplayBuffer.load(small_zarr, NAMES, tmp_path / "full").arrays["img"]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    np.testing.assert_array_equal(again, images)
-    assert "images are not cached" in caplog.text
-    assert not list((tmp_path / "full").glob("[!.]*"))
-
-
-def test_what_cannot_be_decoded_leaves_nothing_behind(store: Path, tmp_path: Path) -> None:
-    rewrite(store, "data/img", (40, 5, 5), 0.5)
-    with pytest.raises(ValueError, match="expected integers"):
-        ReplayBuffer.load(store, NAMES, tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("[!.]*"))
-
-
-FILLER = """
-import sys, time
-from pathlib import Path
-from dp.data import replay_buffer
-def fill(images):
-    print("filling", flush=True)
-    images[:] = 7
-    time.sleep(float(sys.argv[2]))
-replay_buffer._cached(Path(sys.argv[1]), (10,), fill)
-print("done", flush=True)
-"""
-
-
-def filler(file: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", FILLER, str(file), str(seconds)]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True)
-
-
-def test_one_process_fills_the_cache_and_those_that_come_meanwhile_wait_for_it(tmp_path: Path) -> None:
-    processes = [filler(tmp_path / "images.npy", 5) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0].split() for process in processes]
-    assert sorted(said) == [["done"], ["filling", "done"]]
-
-
-def test_what_a_killed_process_left_of_the_cache_is_used_up_by_the_next(tmp_path: Path) -> None:
-    file = tmp_path / "images.npy"
-    with filler(file, 600) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "filling\n"
-        process.kill()
-    assert not file.exists()
-    assert (replay_buffer._cached(file, (10,), lambda images: images.fill(8)) == 8).all()
-    assert list(tmp_path.glob("[!.]*")) == [file]
