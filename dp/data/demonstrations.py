@@ -83,7 +83,7 @@ class Demonstrations:
 def open_zarr(
     obs: Mapping[str, Spec],
     action: Spec,
-    path: str | Sequence[str],
+    path: str | Sequence[str] | None,
     sha256: str | None = None,
     val_ratio: float = 0.02,
     max_train_episodes: int | None = None,

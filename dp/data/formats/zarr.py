@@ -74,6 +74,8 @@ class ZarrStore:
         self.check_chunks(name)
         try:
             return np.asarray(array[:])  # zarr reads in a thread of its own: one call waits for it once
+        except MemoryError:
+            raise
         except Exception as error:
             raise self._damage(name, slice(0, array.shape[0]), error) from error
 
@@ -87,6 +89,8 @@ class ZarrStore:
             rows = slice(start, min(start + size, array.shape[0]))
             try:
                 values = np.asarray(array[rows])
+            except MemoryError:
+                raise
             except Exception as error:
                 raise self._damage(name, rows, error) from error
             yield rows, values

@@ -1,8 +1,10 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from dp.data.recording import DemonstrationStore
 from dp.tasks.pusht import state as pusht
@@ -106,3 +108,27 @@ def test_mirrored_demonstrations_double_the_training_windows_only(small_zarr):
     recorded, reflected = (windows.gather(torch.tensor([i]))["obs"]["image"][0, 0] for i in (0, len(windows) // 2))
     assert torch.equal(reflected, recorded.transpose(0, 1).flip(0, 1))
     assert len(mirrored.buffer) == len(plain.buffer)
+
+
+def test_training_seeds_and_recorded_actions_are_those_of_episodes_that_start_from_their_seed(small_zarr, tmp_path):
+    own = shutil.copytree(small_zarr, tmp_path / "own.zarr")
+    zarr.open(str(own / "data/state"), mode="r+")[51, 0] = 17  # episode 2 does not start where seed 2 does
+    data = pusht_demonstrations({"agent_pos": (2,)}, path=str(own), val_ratio=0.2)
+    assert data.train_seeds == [n for n in data.split.train.tolist() if n != 2]
+    actions = data.recorded_actions()
+    assert sorted(actions) == [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(actions[3], data.buffer.episode(3)["action"])
+
+
+def test_positions_that_are_no_pixels_are_refused(small_zarr, tmp_path):
+    own = shutil.copytree(small_zarr, tmp_path / "own.zarr")
+    action = zarr.open(str(own / "data/action"), mode="r+")
+    action[:] = action[:] / 512
+    with pytest.raises(ValueError, match=f"{own}: actions range from 0.* to 0.*, but PushT's are pixels, 0-512"):
+        pusht_demonstrations({"agent_pos": (2,)}, path=str(own))
+
+
+@pytest.mark.parametrize("shapes", [{"agent_pos": (3,)}, {"agent_pos": (3, 96, 96)}])
+def test_declared_shapes_that_are_not_pushts_are_refused(small_zarr, shapes):
+    with pytest.raises(ValueError, match=r"shape_meta: agent_pos is .*, PushT's is low_dim \[2\]"):
+        pusht_demonstrations(shapes, path=str(small_zarr))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dp.data.recording import DemonstrationStore
+from dp.tasks.pusht import pictures
 from dp.tasks.pusht.demonstration import Demonstration
-from dp.tasks.pusht.env import PushTEnv, pictures
+from dp.tasks.pusht.env import PushTEnv
 from dp.tasks.pusht.store import ReplayBuffer
 from tests.workspaces.wander import Wander
 
