@@ -186,6 +186,7 @@ def test_act_scales_images_and_passes_their_features_on() -> None:
 
     policy = make_policy()
     policy.encoder = MeanColour()
+    policy.normalizer.specs |= specs({"image": (3, 96, 96)})
     image = torch.zeros(1, N_OBS, 96, 96, 3, dtype=torch.uint8)
     image[..., 1] = 51  # green: a fifth
     first = policy.act({"image": image}, torch.Generator().manual_seed(0))[0, 0]

@@ -98,7 +98,8 @@ private = int(next(l for l in open("/proc/self/status") if l.startswith("VmData"
 # A shared or read-only mapping is free, so the limit forbids copies and lets mapped files be larger. RLIMIT_AS counts
 # both and would forbid every data set that is larger than the allowance, mapped or not.
 resource.setrlimit(resource.RLIMIT_DATA, (private + int(sys.argv[1]),) * 2)
-obs, action = parse_shape_meta({"obs": {"front": {"type": "rgb", "shape": [3, 160, 160], "key": "img"}}, "action": {"shape": [2]}})
+front = {"type": "rgb", "shape": [3, 160, 160], "key": "img"}
+obs, action = parse_shape_meta({"obs": {"front": front}, "action": {"shape": [2]}})
 data = open_zarr(obs, action, sys.argv[2:])
 windows = data.windows(data.train_episodes, 8, 2, 4)
 loader = ResidentLoader(windows, BatchOrder(len(windows), 8, seed=0), torch.device("cpu"))
