@@ -79,9 +79,10 @@ class InspectWorkspace(Workspace):
     def _foreign(self, error: ValueError) -> Iterator[str]:
         """What the stores hold that this task cannot read, and how to train on them.
 
-        Raises `error` unless the task is merely the default one: then nobody said that it fits.
+        Raises `error` where it is about something else, and where the user chose the task, and so said that it fits.
         """
-        if self.config["dataset"].get("path") is None:
+        undeclared = self.config["task"]["shape_meta"] == "???"
+        if self.config["dataset"].get("path") is None or not (isinstance(error, Mismatch) or undeclared):
             raise error
         for path in check_paths(self.config["dataset"]["path"]):
             store = ZarrStore(path)
@@ -90,6 +91,6 @@ class InspectWorkspace(Workspace):
         chosen = [
             text for text in record.overrides() if text.lstrip("+~").startswith(("task", "dataset=", "experiment"))
         ]
-        if chosen or not isinstance(error, Mismatch):
+        if chosen:
             raise error
         yield f"task={self.config['task']['name']} does not read them: {error}"
