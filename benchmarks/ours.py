@@ -14,7 +14,6 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from benchmarks.turns import serve
 from dp import engines
-from dp.data import Demonstrations
 from dp.data.batches import BatchOrder, ResidentLoader
 from dp.denoisers import UNet1d
 from dp.ema import EMA
@@ -23,6 +22,7 @@ from dp.kernels.calibration import bf16_pays
 from dp.modalities import Normalizer, Spec
 from dp.policy import DiffusionPolicy
 from dp.rollouts.runner import EnvRunner
+from dp.tasks.pusht.demonstrations import PushTDemonstrations
 from dp.tasks.pusht.env import PushTEnv
 from dp.types import Obs
 
@@ -32,7 +32,12 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "cnn": {"image": (3, 96, 96), "agent_pos": (2,)},
     "resnet18": {"image": (3, 96, 96), "agent_pos": (2,)},
 }
+ACTION = Spec("low_dim", (2,), "action")
 Work = Callable[[], object]
+
+
+def specs(shapes: dict[str, tuple[int, ...]]) -> dict[str, Spec]:
+    return {name: Spec("rgb" if len(shape) == 3 else "low_dim", shape, name) for name, shape in shapes.items()}
 
 
 def make_policy(
@@ -47,14 +52,13 @@ def make_policy(
     specs = {name: Spec("rgb" if len(shape) == 3 else "low_dim", shape, name) for name, shape in shapes.items()}
     encoder = {"state": StateEncoder, "cnn": CNNEncoder, "resnet18": ResNetEncoder}[network["encoder"]](specs)
     denoiser = UNet1d(2, 2 * encoder.out_dim, network["channels"], network["kernel"], norm=network["norm"])
-    low_dim = {name: shape for name, shape in shapes.items() if name != "image"}
     return DiffusionPolicy(
         encoder,
         denoiser,
         {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[scheduler](
             beta_schedule="squaredcos_cap_v2", num_train_timesteps=100
         ),
-        Normalizer({**low_dim, "action": (2,)}),
+        Normalizer({**specs(shapes), "action": ACTION}),
         horizon=16,
         n_obs_steps=2,
         n_action_steps=8,
@@ -65,7 +69,7 @@ def make_policy(
 
 
 def make_loader(network: dict[str, Any]) -> ResidentLoader:
-    data = Demonstrations(SHAPES[network["encoder"]])
+    data = PushTDemonstrations(specs(SHAPES[network["encoder"]]), ACTION)
     windows = data.windows(data.train_episodes, 16, 2, 8)
     return ResidentLoader(windows, BatchOrder(len(windows), network["batch"], seed=0), DEVICE)
 

@@ -44,13 +44,20 @@ class Spec:
             raise ValueError(f"shape_meta: {name}.shape={shape}, expected a list of whole numbers")
         if kind == "rgb" and (len(sizes) != 3 or sizes[0] != 3):
             raise ValueError(f"shape_meta: {name}.shape={shape}, expected [3, height, width] of an rgb image")
-        return cls(kind, tuple(sizes), str(entry.get("key") or name), entry.get("normalize") or "min_max")
+        spec = cls(kind, tuple(sizes), str(entry.get("key") or name), entry.get("normalize") or "min_max")
+        if kind == "low_dim":
+            check_normalization(name, spec)
+        return spec
 
 
 def parse_shape_meta(shape_meta: Mapping[str, Any]) -> tuple[dict[str, Spec], Spec]:
     """(observations by name, action) of {"obs": {name: entry}, "action": entry}. Raises ValueError, naming an entry."""
     if not isinstance(shape_meta, Mapping) or not isinstance(shape_meta.get("obs"), Mapping) or not shape_meta["obs"]:
         raise ValueError(f"shape_meta={shape_meta}, expected {{obs: {{name: ...}}, action: {{shape: [...]}}}}")
+    if "action" in shape_meta["obs"]:
+        raise ValueError(
+            "shape_meta: obs.action has the name of the action, expected another one (key: says which array)"
+        )
     action = Spec.parse("action", shape_meta.get("action"))
     if action.type != "low_dim" or len(action.shape) != 1:
         raise ValueError(
@@ -69,37 +76,93 @@ CONSTANT_RANGE = 1e-4
 
 
 class Normalizer(nn.Module):
-    """Maps each named array linearly, channel by channel, so that the data it was fitted on fills [-1, 1].
+    """Maps raw observations and actions to what networks read, and actions back.
 
-    A constant channel becomes 0 and comes back as the constant. Matches `LinearNormalizer(mode="limits")` of the
-    reference implementation.
+    A low_dim entry is mapped linearly, channel by channel, as its `Spec.normalize` says. An rgb entry becomes floats
+    in [0, 1], channels first. With min_max and mean_std a constant channel becomes 0 and comes back as the constant;
+    min_max matches `LinearNormalizer(mode="limits")` of the reference implementation.
+
+    Args:
+        specs: observations by name, and "action".
+
+    Raises:
+        ValueError: for an unknown normalisation, or limits that are no limits.
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, specs: Mapping[str, Spec]) -> None:
         super().__init__()
-        for name, shape in shapes.items():
-            self.register_buffer(f"{name}_scale", torch.ones(tuple(shape)))
-            self.register_buffer(f"{name}_offset", torch.zeros(tuple(shape)))
+        self.specs = dict(specs)
+        for name, spec in self._low_dim.items():
+            check_normalization(name, spec)
+            self.register_buffer(f"{name}_scale", torch.ones(spec.shape))
+            self.register_buffer(f"{name}_offset", torch.zeros(spec.shape))
+
+    @property
+    def _low_dim(self) -> dict[str, Spec]:
+        return {name: spec for name, spec in self.specs.items() if spec.type == "low_dim"}
 
     @classmethod
-    def fit(cls, arrays: Mapping[str, Tensor]) -> "Normalizer":
-        """Statistics of `arrays`: name -> (N, *shape), any units. Raises ValueError where a value is not finite."""
-        normalizer = cls({name: array.shape[1:] for name, array in arrays.items()})
-        for name, array in arrays.items():
-            low, high = array.amin(0), array.amax(0)
+    def fit(cls, specs: Mapping[str, Spec], arrays: Mapping[str, Tensor]) -> "Normalizer":
+        """Statistics of `arrays`: name -> (N, *shape), any units. Those of rgb entries are not needed.
+
+        Raises ValueError where a value is not finite.
+        """
+        normalizer = cls(specs)
+        for name, spec in normalizer._low_dim.items():
+            low, high = arrays[name].amin(0), arrays[name].amax(0)
             if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
                 raise ValueError(f"cannot normalise {name!r}: it has values that are not finite")
-            constant = high - low < CONSTANT_RANGE
-            scale = 2 / torch.where(constant, 2.0, high - low)
-            offset = torch.where(constant, -low, -1 - scale * low)
+            scale, offset = _linear_map(spec.normalize, arrays[name], low, high)
             normalizer.get_buffer(f"{name}_scale").copy_(scale)
             normalizer.get_buffer(f"{name}_offset").copy_(offset)
         return normalizer
 
+    def clamps(self, name: str) -> bool:
+        """Whether normalised values of `name` are bounded by [-1, 1], so that samples may be clamped to it."""
+        return self.specs[name].normalize not in ("mean_std", "none")
+
     def normalize(self, name: str, x: Tensor) -> Tensor:
-        """Raw units -> [-1, 1]. `x` is (..., *shape)."""
+        """Raw -> normalised. `x` is (..., *shape), or uint8 (..., Y, X, 3) of an rgb entry."""
+        if self.specs[name].type == "rgb":
+            return image_to_float(x)
         return x * self.get_buffer(f"{name}_scale") + self.get_buffer(f"{name}_offset")
 
     def unnormalize(self, name: str, x: Tensor) -> Tensor:
-        """[-1, 1] -> raw units. `x` is (..., *shape)."""
+        """Normalised -> raw units, of a low_dim entry. `x` is (..., *shape)."""
         return (x - self.get_buffer(f"{name}_offset")) / self.get_buffer(f"{name}_scale")
+
+
+def check_normalization(name: str, spec: Spec) -> None:
+    """Raises ValueError unless `spec.normalize` is one of the options of `Spec`, with limits that fit its shape."""
+    option = spec.normalize
+    if isinstance(option, str):
+        if option not in ("min_max", "mean_std", "none"):
+            raise ValueError(
+                f"shape_meta: {name}.normalize={option}, expected min_max, mean_std, none or {{low: ..., high: ...}}"
+            )
+        return
+    try:
+        low, high = (torch.broadcast_to(torch.tensor(option[end]).float(), spec.shape) for end in ("low", "high"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"shape_meta: {name}.normalize={option}, expected {{low: ..., high: ...}}, numbers or lists of shape "
+            f"{list(spec.shape)} ({error})"
+        ) from error
+    if not (low < high).all():
+        raise ValueError(f"shape_meta: {name}.normalize={option}, expected low < high")
+
+
+def _linear_map(option: str | Mapping[str, Any], array: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, offset) of the map x * scale + offset. `low` and `high` are the extremes of `array` (N, *shape)."""
+    if option == "none":
+        return torch.ones_like(low), torch.zeros_like(low)
+    constant = high - low < CONSTANT_RANGE
+    if option == "mean_std":
+        mean, std = array.double().mean(0), array.double().std(0, correction=0)
+        scale = 1 / torch.where(constant, 1.0, std)
+        return scale.float(), torch.where(constant, -low.double(), -mean * scale).float()
+    if isinstance(option, Mapping):
+        low, high = (torch.as_tensor(option[end]).float().expand_as(low) for end in ("low", "high"))
+        constant = torch.zeros_like(constant)
+    scale = 2 / torch.where(constant, 2.0, high - low)
+    return scale, torch.where(constant, -low, -1 - scale * low)

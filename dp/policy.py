@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp.kernels import sampling_loop
-from dp.modalities import Normalizer, image_to_float
+from dp.modalities import Normalizer
 from dp.types import Batch, Denoiser, Generator, Obs, ObsEncoder, Scheduler
 
 
@@ -82,7 +82,8 @@ class DiffusionPolicy(nn.Module):
     def sample(self, cond: Float[Tensor, "B C"], generator: Generator = None) -> Float[Tensor, "B H Da"]:
         """Denoises Gaussian noise into normalised actions (eq. 1-4)."""
         x = randn_tensor((len(cond), self.horizon, self.action_dim), generator=generator, device=cond.device)
-        return self.denoise(x, cond, generator).clamp(-1, 1)
+        x = self.denoise(x, cond, generator)
+        return x.clamp(-1, 1) if self.normalizer.clamps("action") else x
 
     def denoise(
         self, x: Float[Tensor, "B H Da"], cond: Float[Tensor, "B C"], generator: Generator = None
@@ -101,10 +102,7 @@ class DiffusionPolicy(nn.Module):
 
         Of the H predicted actions, index To-1 belongs to the latest observation; Ta are executed from there.
         """
-        normalized = {
-            name: image_to_float(x) if name == "image" else self.normalizer.normalize(name, x)
-            for name, x in obs.items()
-        }
+        normalized = {name: self.normalizer.normalize(name, x) for name, x in obs.items()}
         action = self.normalizer.unnormalize("action", self.sample(self.condition(normalized), generator))
         start = self.n_obs_steps - 1
         return action[:, start : start + self.n_action_steps]

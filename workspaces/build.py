@@ -132,8 +132,8 @@ def task(config: Config) -> Task:
 
 
 def demonstrations(config: Config) -> Demonstrations:
-    obs, _ = parse_shape_meta(config["task"]["shape_meta"])
-    return _make(config["dataset"], obs_shapes={name: spec.shape for name, spec in obs.items()})
+    obs, action = parse_shape_meta(config["task"]["shape_meta"])
+    return _make({**config["dataset"], "_partial_": True})(obs=obs, action=action)
 
 
 def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPolicy:
@@ -144,12 +144,11 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
     denoiser = _make(config["denoiser"], action_dim=action_dim, cond_dim=config["n_obs_steps"] * encoder.out_dim)
     scheduler = dict(config["scheduler"])
     num_inference_steps = scheduler.pop("num_inference_steps")
-    low_dim = {name: spec.shape for name, spec in obs.items() if spec.type == "low_dim"}
     return DiffusionPolicy(
         encoder=encoder,
         denoiser=denoiser,
         scheduler=_make(scheduler),
-        normalizer=normalizer or Normalizer({**low_dim, "action": action.shape}),
+        normalizer=normalizer or Normalizer({**obs, "action": action}),
         horizon=config["horizon"],
         n_obs_steps=config["n_obs_steps"],
         n_action_steps=config["n_action_steps"],

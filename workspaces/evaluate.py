@@ -210,10 +210,7 @@ def _baseline(name: str, config: Config) -> Policy:
         return DoNothing(idle, config["n_action_steps"])
     if name != "replay":
         raise ValueError(f"workspace.baseline={name}, expected do_nothing or replay")
-    buffer = build.demonstrations(config).buffer
-    actions = torch.from_numpy(buffer.arrays["action"])
-    spans = zip(buffer.seeds.tolist(), buffer.episode_starts, buffer.episode_ends, buffer.from_seed, strict=True)
-    held = {seed: actions[low:high] for seed, low, high, from_seed in spans if from_seed}
+    held = {seed: torch.from_numpy(a) for seed, a in build.demonstrations(config).recorded_actions().items()}
     if not held:
         raise ValueError("workspace.baseline=replay: no demonstration starts from its seed's initial state")
     first = config["env_runner"]["start_seed"]

@@ -5,20 +5,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from tabulate import tabulate
 
-from dp.data import ReplayBuffer
-from dp.data.replay_buffer import read_facts
-from dp.tasks.pusht.env import PushTEnv
-from dp.tasks.pusht.sources import OFFICIAL_SHA256
-from workspaces import build, checkpoint
-from workspaces.album import save_pictures
+from dp.data import summary
+from dp.data.demonstrations import Demonstrations, check_paths
+from dp.data.formats.zarr import ZarrStore
+from dp.data.reading import Mismatch
+from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace
-from workspaces.statistics import OFFICIAL, describe
-
-TOLERANCE_PX = 1e-3
 
 
 class InspectWorkspace(Workspace):
@@ -53,8 +47,6 @@ class InspectWorkspace(Workspace):
             yield f"{name} {version}"
         cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
         yield f"device={self.config['device']} -> {self.device}; CUDA: {cuda}; torch threads: {torch.get_num_threads()}"
-        if importlib.metadata.version("pygame") != "2.5.2":
-            raise ValueError("pygame draws other pixels than the data set has: pip install pygame==2.5.2")
 
     def _timing(self) -> Iterator[str]:
         h, to, ta = (self.config[key] for key in ("horizon", "n_obs_steps", "n_action_steps"))
@@ -62,57 +54,43 @@ class InspectWorkspace(Workspace):
         yield "index     " + " ".join(f"{i:2d}" for i in range(h))
         yield "observed  " + " ".join(" o" if i < to else " ." for i in range(h))
         yield "executed  " + " ".join(" x" if to - 1 <= i < to - 1 + ta else " ." for i in range(h))
-        yield f"{h - (to - 1 + ta)} predicted steps are never executed; a new look every {ta / 10:g} s"
+        make_env = build.task(self.config).env
+        control_hz = getattr(getattr(make_env, "func", make_env), "control_hz", None)
+        after = f"{ta / control_hz:g} s" if control_hz else f"{ta} steps"
+        yield f"{h - (to - 1 + ta)} predicted steps are never executed; a new look every {after}"
 
     def _data(self) -> Iterator[str]:
-        data = build.demonstrations(self.config)
-        names = list(data.buffer.arrays)
-        stores = {path: ReplayBuffer.load(path, [*names, "noise"]) for path in data.paths}
-        for path, store in stores.items():
-            yield from _contents(path, store, official=store.sha256(*names) in OFFICIAL_SHA256)
+        try:
+            data = build.demonstrations(self.config)
+        except ValueError as error:
+            yield from self._foreign(error)
+            return
+        yield from self._windows(data)
+        yield from data.describe()
+        if self.media is not None:
+            yield from data.save_pictures(Path(self.media))
+
+    def _windows(self, data: Demonstrations) -> Iterator[str]:
         steps = (self.config["horizon"], self.config["n_obs_steps"], self.config["n_action_steps"])
         for name, episodes in (("train", data.split.train), ("validation", data.split.val)):
             yield f"{name}: {len(episodes)} episodes, {len(data.windows(episodes, *steps))} windows"
         yield f"validation episodes: {data.split.val.tolist()}"
-        for name, array in data.buffer.arrays.items():
-            yield f"{name}: {array.shape} {array.dtype}, {array.min():.1f} to {array.max():.1f}"
-        for path, store in stores.items():
-            yield from _starts(path, store)
-        if self.media is not None:
-            recorded = [ReplayBuffer.load(path, ["state", "action", "noise"]) for path in data.paths]
-            yield f"pictures: {save_pictures(ReplayBuffer.join(recorded), Path(self.media))}"
 
+    def _foreign(self, error: ValueError) -> Iterator[str]:
+        """What the stores hold that this task cannot read, and how to train on them.
 
-def _contents(path: Path, store: ReplayBuffer, official: bool) -> Iterator[str]:
-    """What is in a store, beside the official one."""
-    yield f"{path}: {store.n_episodes} episodes, {len(store)} frames"
-    yield "the official demonstrations, bit for bit" if official else "not the official demonstrations"
-    rows = [(name, value, OFFICIAL[name]) for name, value in describe(path).items()]
-    yield from tabulate(rows, ["", "here", "official"], disable_numparse=True).splitlines()
-
-
-def _starts(path: Path, store: ReplayBuffer) -> Iterator[str]:
-    """Compares the first states of the demonstrations with the environment's, and replays one of them."""
-    env, starts = PushTEnv(["agent_pos"]), store.episode_starts
-    state, action, noise = (store.arrays[name] for name in ("state", "action", "noise"))
-    agreeing = 0
-    facts = read_facts(path)
-    said = "their number as a seed"
-    if "seed" in facts:
-        said = f"the {'initial state' if 'initial_state' in facts else 'seed'} that is stored with them"
-    for initial_state, start in zip(store.initial_states, starts, strict=True):
-        env.reset_to(initial_state)
-        agreeing += bool(np.abs(env.state - state[start]).max() < TOLERANCE_PX)
-    yield f"{agreeing} of {len(starts)} demonstrations start from {said}"
-    if agreeing < len(starts):
-        yield "  rollout/train_score compares other initial states: env_runner.n_train_episodes=0 leaves it out"
-    elif not store.from_seed.all():
-        yield f"  {store.from_seed.sum()} of these are what their seeds give; rollout/train_score leaves the others out"
-    env.reset_to_observed(state[0])
-    drift = 0.0
-    for t in range(int(store.episode_ends[0]) - 1):
-        env.step(action[t] + noise[t])
-        drift = max(drift, float(np.abs(env.state - state[t + 1]).max()))
-    yield f"demonstration 0 replayed: the state drifts by at most {drift:.1e} px"
-    if drift > 1:
-        raise ValueError("the environment does not follow the data: pip install gym-pusht==0.1.8 'pymunk<7'")
+        Raises `error` where it is about something else, and where the user chose the task, and so said that it fits.
+        """
+        undeclared = self.config["task"]["shape_meta"] == "???"
+        if self.config["dataset"].get("path") is None or not (isinstance(error, Mismatch) or undeclared):
+            raise error
+        for path in check_paths(self.config["dataset"]["path"]):
+            store = ZarrStore(path)
+            yield from summary.describe(store)
+            yield f"To train on these data: python run.py {summary.guess(store)}"
+        chosen = [
+            text for text in record.overrides() if text.lstrip("+~").startswith(("task", "dataset=", "experiment"))
+        ]
+        if chosen:
+            raise error
+        yield f"task={self.config['task']['name']} does not read them: {error}"

@@ -10,6 +10,7 @@ from workspaces import trust
 Config = dict[str, Any]
 
 MOVED = {
+    "dp.data.Demonstrations": "dp.tasks.pusht.demonstrations.PushTDemonstrations",
     "dp.envs.PushTEnv": "dp.tasks.pusht.PushTEnv",
     "dp.collectors.rollouts.rollouts": "dp.rollouts.demonstrator.rollouts",
     "dp.collectors.planner.Planner": "dp.tasks.pusht.expert.planner.Planner",

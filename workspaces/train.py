@@ -245,9 +245,7 @@ class TrainWorkspace(Workspace):
         """Rollouts of the EMA policy, and a checkpoint of it if it is among the best."""
         start = time.perf_counter()
         test = self.env_runner.run(self.ema.model, self.device)
-        buffer, episodes = self.data.buffer, self.data.split.train
-        train_seeds = buffer.seeds[episodes][buffer.from_seed[episodes]].tolist()
-        train = self.env_runner.run_train(self.ema.model, self.device, train_seeds)
+        train = self.env_runner.run_train(self.ema.model, self.device, self.data.train_seeds)
         metrics = metrics_of(test, train) | {"time/rollout_s": time.perf_counter() - start}
         videos = save_rollouts(self.run_dir, self.step, test, train)
         self._keep_if_best(test.score)

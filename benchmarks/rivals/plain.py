@@ -17,17 +17,17 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.ours import DEVICE, SHAPES, Work, make_policy, synchronize
+from benchmarks.ours import ACTION, DEVICE, SHAPES, Work, make_policy, specs, synchronize
 from benchmarks.rivals.plain_unet import PlainUNet1d
 from benchmarks.turns import serve
-from dp.data import Demonstrations
+from dp.tasks.pusht.demonstrations import PushTDemonstrations
 
 
 class FloatWindows(Dataset):
     """Every array in float32, every window cut and copied on demand."""
 
     def __init__(self, network: dict[str, Any]) -> None:
-        data = Demonstrations(SHAPES[network["encoder"]])
+        data = PushTDemonstrations(specs(SHAPES[network["encoder"]]), ACTION)
         windows = data.windows(data.train_episodes, 16, 2, 8)
         self.table = windows.table.numpy()
         self.obs = {name: x.numpy().astype(np.float32) for name, x in windows.obs.items()}

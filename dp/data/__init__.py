@@ -1,7 +1,7 @@
-"""Demonstrations: where they come from, how they are stored, cut into windows and batched."""
+"""Demonstrations: how they are stored, read, cut into windows and batched. Nothing here knows a task."""
 
-from dp.data.demonstrations import Demonstrations
-from dp.data.replay_buffer import ReplayBuffer
+from dp.data.demonstrations import Demonstrations, open_zarr
+from dp.data.episodes import Episodes
 from dp.data.windows import WindowDataset
 
-__all__ = ["Demonstrations", "ReplayBuffer", "WindowDataset"]
+__all__ = ["Demonstrations", "Episodes", "WindowDataset", "open_zarr"]

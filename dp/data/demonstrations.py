@@ -1,93 +1,138 @@
-"""Everything a training run needs of a data set."""
+"""Everything a training run needs of a data set, whatever it records."""
 
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from dp.data.replay_buffer import ReplayBuffer
-from dp.data.windows import WindowDataset, split_episodes, window_table
-from dp.modalities import Normalizer
-from dp.tasks.pusht import state as pusht
-from dp.tasks.pusht.sources import locate
+from dp.data.episodes import Episodes
+from dp.data.formats.zarr import ZarrStore
+from dp.data.reading import read
+from dp.data.summary import describe
+from dp.data.windows import Split, WindowDataset, split_episodes, window_table
+from dp.modalities import Normalizer, Spec
+
+log = logging.getLogger(__name__)
 
 
 class Demonstrations:
-    """The PushT demonstrations: loaded, normalised once, split by episodes.
+    """Episodes, normalised once and split.
 
     Args:
-        obs_shapes: observation name -> shape of one step; names as in `dp.tasks.pusht`.
-        source: "auto", "official" or "bundled", see `dp.tasks.pusht.sources.locate`.
-        path: a zarr store, or several, whose episodes are joined, or None to search.
-        sha256: of the states and actions that are expected (`ReplayBuffer.sha256`), or None for any. It becomes theirs.
-        val_ratio, max_train_episodes, split_seed: see `split_episodes`.
-        mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.state.mirror`).
+        episodes: arrays named as `obs` and "action". They may hold every episode `n_copies` times: all recorded
+            episodes first, then all their images under a symmetry of the task.
+        obs, action: what `shape_meta` declares.
+        split: numbers of recorded episodes.
+        paths: where the episodes come from.
+        sha256: digest of what was recorded, without images.
 
-    `buffer` holds the demonstrations as they were recorded, `split` their numbers. `train_episodes` numbers what to
-    train on; mirror images come after all the recorded ones.
-
-    Raises:
-        ValueError: where there are no data, where they are not sound, or not those that `sha256` expects.
+    `train_episodes` numbers what to train on, copies included.
     """
 
     def __init__(
         self,
-        obs_shapes: Mapping[str, Sequence[int]],
-        source: str = "auto",
-        path: str | Sequence[str] | None = None,
-        sha256: str | None = None,
-        val_ratio: float = 0.02,
-        max_train_episodes: int | None = None,
-        split_seed: int = 42,
-        mirror: bool = False,
+        episodes: Episodes,
+        obs: Mapping[str, Spec],
+        action: Spec,
+        split: Split,
+        paths: Sequence[Path],
+        sha256: str,
+        n_copies: int = 1,
     ) -> None:
-        self.paths = _locate_all(source, path)
-        names = ["state", "action"] + (["img"] if "image" in obs_shapes else [])
-        self.buffer = ReplayBuffer.join([ReplayBuffer.load(store, names) for store in self.paths])
-        self.sha256 = self.buffer.sha256("state", "action")
-        if sha256 not in (None, self.sha256):
-            stores = ", ".join(str(store) for store in self.paths)
-            raise ValueError(
-                f"dataset.sha256={sha256}, but {stores} has {self.sha256}: these are other demonstrations. Give "
-                "dataset.path=PATH of those that are meant, or dataset.sha256=null to take these"
-            )
-        self.split = split_episodes(self.buffer.n_episodes, val_ratio, max_train_episodes, split_seed)
-
-        self.train_episodes = self.split.train
-        self._frames = self.buffer
-        if mirror:
-            self.train_episodes = np.concatenate([self.split.train, self.split.train + self.buffer.n_episodes])
-            self._frames = _with_mirror_images(self.buffer)
-        arrays = self._frames.arrays
-        low_dim = {
-            name: torch.from_numpy(array) for name, array in pusht.low_dim_obs(arrays["state"], obs_shapes).items()
+        self.episodes, self.split, self.paths, self.sha256 = episodes, split, list(paths), sha256
+        self.n_episodes = episodes.n_episodes // n_copies
+        self.train_episodes = np.concatenate([split.train + copy * self.n_episodes for copy in range(n_copies)])
+        arrays = {name: _tensor(array) for name, array in episodes.arrays.items()}
+        self.normalizer = Normalizer.fit({**obs, "action": action}, arrays)  # on all episodes, as the paper does
+        self._obs = {
+            name: arrays[name] if spec.type == "rgb" else self.normalizer.normalize(name, arrays[name])
+            for name, spec in obs.items()
         }
-        action = torch.from_numpy(arrays["action"])
-        self.normalizer = Normalizer.fit({**low_dim, "action": action})  # on all episodes, as the paper does
-        self._obs = {name: self.normalizer.normalize(name, x) for name, x in low_dim.items()}
-        if "image" in obs_shapes:
-            self._obs["image"] = torch.from_numpy(arrays["img"])
-        self._action = self.normalizer.normalize("action", action)
+        self._action = self.normalizer.normalize("action", arrays["action"])
 
     def windows(self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int) -> WindowDataset:
         """The windows of `episodes`. Raises ValueError where there are none."""
-        table = window_table(self._frames, episodes, horizon, n_obs_steps, n_action_steps)
+        table = window_table(self.episodes, episodes, horizon, n_obs_steps, n_action_steps)
         if len(episodes) and not len(table):
             raise ValueError(f"no episode is long enough for horizon={horizon}: choose a smaller one")
         return WindowDataset(self._obs, self._action, torch.from_numpy(table), n_obs_steps)
 
+    @property
+    def train_seeds(self) -> Sequence[int]:
+        """Seeds from which the environment starts as training episodes do, in their order. Here none is known."""
+        return ()
 
-def _locate_all(source: str, path: str | Sequence[str] | None) -> list[Path]:
-    paths = path if isinstance(path, (list, tuple)) else [path]
-    stores = [locate(source, None if one is None else str(one)) for one in paths]
-    if not stores or len({store.resolve() for store in stores}) < len(stores):
-        raise ValueError(f"dataset.path=[{','.join(map(str, paths))}], expected a store, or several different ones")
-    return stores
+    def recorded_actions(self) -> dict[int, Float[np.ndarray, "T Da"]]:
+        """Seed -> the actions that were recorded from its initial state, raw. Here none is known."""
+        return {}
+
+    def describe(self) -> Iterator[str]:
+        """Lines for people. Raises ValueError, after the last line, where something is wrong with the data."""
+        for path in self.paths:
+            yield from describe(ZarrStore(path))
+
+    def save_pictures(self, folder: Path) -> Iterator[str]:
+        """Writes pictures of the episodes to `folder`. Yields lines that say which."""
+        yield f"no pictures: {', '.join(map(str, self.paths))} belong to no task that draws them"
 
 
-def _with_mirror_images(buffer: ReplayBuffer) -> ReplayBuffer:
-    both = ReplayBuffer.join([buffer, buffer])
-    for name, array in both.arrays.items():
-        pusht.mirror(name, array[: len(buffer)], out=array[len(buffer) :])
-    return both
+def open_zarr(
+    obs: Mapping[str, Spec],
+    action: Spec,
+    path: str | Sequence[str] | None,
+    sha256: str | None = None,
+    val_ratio: float = 0.02,
+    max_train_episodes: int | None = None,
+    split_seed: int = 42,
+    episode_ends: str | None = None,
+) -> Demonstrations:
+    """Demonstrations in replay buffers that anybody wrote, see `dp.data.reading.read`.
+
+    Args:
+        path: a zarr store (format 2 or 3, a folder or a .zip), or several, whose episodes are joined.
+        sha256: the digest that the data must have, or None for any.
+        val_ratio, max_train_episodes, split_seed: see `split_episodes`.
+        episode_ends: the array of episode ends; None finds it.
+
+    Raises:
+        ValueError: where there are no data, where they are not sound, not as declared, or not those of `sha256`.
+    """
+    paths = check_paths(path)
+    specs = {**obs, "action": action}
+    episodes = read([ZarrStore(one) for one in paths], specs, episode_ends)
+    digest = episodes.sha256(*(name for name, spec in specs.items() if spec.type == "low_dim"))
+    check_sha256(sha256, digest, paths)
+    split = split_episodes(episodes.n_episodes, val_ratio, max_train_episodes, split_seed)
+    return Demonstrations(episodes, obs, action, split, paths, digest)
+
+
+def check_paths(path: str | Sequence[str] | None) -> list[Path]:
+    """The stores that `path` names. Raises ValueError unless they are there, and different."""
+    given = [path] if path is None or isinstance(path, str) else list(path)
+    paths = [Path(str(one)).expanduser() for one in given if one is not None]
+    if not paths or len({one.resolve() for one in paths}) < len(given):
+        shown = "null" if given == [None] else f"[{','.join(map(str, given))}]"
+        raise ValueError(f"dataset.path={shown}, expected a store, or several different ones")
+    for one in paths:
+        if not one.exists():
+            raise ValueError(f"dataset.path={one}: there is no data set there")
+    return paths
+
+
+def check_sha256(expected: str | None, found: str, paths: Sequence[Path]) -> None:
+    """Raises ValueError where the data are not the expected ones."""
+    if expected not in (None, found):
+        raise ValueError(
+            f"dataset.sha256={expected}, but {', '.join(map(str, paths))} has {found}: these are other demonstrations. "
+            "Set dataset.path=PATH to the original data, or dataset.sha256=null to accept these"
+        )
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():  # torch cannot mark tensors as read-only; nothing here writes to them
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array)

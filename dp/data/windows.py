@@ -8,13 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dp.data.replay_buffer import ReplayBuffer
+from dp.data.episodes import Episodes
 from dp.modalities import image_to_float
 from dp.types import Batch, Obs
 
 
 def window_table(
-    buffer: ReplayBuffer, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int
+    data: Episodes, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int
 ) -> Int[np.ndarray, "windows H"]:
     """Frame indices of every window of `episodes`; no window crosses an episode's ends.
 
@@ -23,7 +23,7 @@ def window_table(
     """
     offsets = np.arange(horizon)
     windows = [np.empty((0, horizon), np.int64)]
-    for low, high in zip(buffer.episode_starts[episodes], buffer.episode_ends[episodes], strict=True):
+    for low, high in zip(data.episode_starts[episodes], data.episode_ends[episodes], strict=True):
         starts = np.arange(low - (n_obs_steps - 1), high - horizon + n_action_steps)
         windows.append(np.clip(starts[:, None] + offsets, low, high - 1))
     return np.concatenate(windows)
@@ -60,8 +60,8 @@ def split_episodes(n_episodes: int, val_ratio: float, max_train_episodes: int | 
 class WindowDataset(Dataset):
     """Windows as samples, gathered from buffers that hold every frame once.
 
-    `obs` maps a name to (N, ...): images uint8 (N, Y, X, 3), the rest normalised to [-1, 1]; `action` (N, Da) in
-    [-1, 1]. The dataset draws no random numbers.
+    `obs` maps a name to (N, ...): images uint8 (N, Y, X, 3), the rest normalised; `action` (N, Da) normalised. The
+    dataset draws no random numbers.
     """
 
     def __init__(self, obs: Obs, action: Float[Tensor, "N Da"], table: Int[Tensor, "windows H"], n_obs_steps: int):
@@ -71,7 +71,7 @@ class WindowDataset(Dataset):
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict:
-        """One sample: image (To, 3, Y, X) in [0, 1], low-dimensional observations (To, ...), action (H, Da)."""
+        """One sample: images (To, 3, Y, X) in [0, 1], low-dimensional observations (To, ...), action (H, Da)."""
         batch = prepare(self.gather(torch.tensor([index], device=self.table.device)))
         return {"obs": {name: x[0] for name, x in batch["obs"].items()}, "action": batch["action"][0]}
 
@@ -92,8 +92,7 @@ class WindowDataset(Dataset):
 
 
 def prepare(batch: Batch, device: torch.device | None = None) -> Batch:
-    """Moves a raw batch to `device` and turns its images into what encoders read."""
-    obs = {name: x.to(device, non_blocking=True) for name, x in batch["obs"].items()}
-    if "image" in obs:
-        obs["image"] = image_to_float(obs["image"])
+    """Moves a raw batch to `device` and turns its images, which alone are uint8, into what encoders read."""
+    moved = {name: x.to(device, non_blocking=True) for name, x in batch["obs"].items()}
+    obs = {name: image_to_float(x) if x.dtype == torch.uint8 else x for name, x in moved.items()}
     return {"obs": obs, "action": batch["action"].to(device, non_blocking=True)}

@@ -16,6 +16,7 @@ from dp.denoisers import UNet1d
 from dp.encoders import CNNEncoder
 from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
+from tests.specs import specs
 
 CPU = torch.device("cpu")
 SHAPES = {"image": (3, 96, 96), "agent_pos": (2,)}
@@ -32,7 +33,7 @@ def make_policy(scheduler: type = DDIMScheduler, device: torch.device = CPU) -> 
         encoder,
         UNet1d(2, 2 * encoder.out_dim, channels=(16,), kernel_size=3, step_embed_dim=16, norm="layer"),
         scheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"),
-        Normalizer({"agent_pos": (2,), "action": (2,)}),
+        Normalizer(specs({"agent_pos": (2,), "action": (2,)})),
         horizon=16,
         n_obs_steps=2,
         n_action_steps=8,

@@ -10,12 +10,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dp.data import Demonstrations
 from dp.denoisers import UNet1d
 from dp.encoders import StateEncoder
 from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
+from dp.tasks.pusht.demonstrations import PushTDemonstrations
 from dp.tasks.pusht.env import PushTEnv
+from tests.specs import pusht_demonstrations, specs
 
 SCHEDULERS = Path(__file__).parents[2] / "configs" / "scheduler"
 NAMES = ["ddpm", "ddim", "dpm_solver"]
@@ -61,7 +62,7 @@ def make_policy(
         StateEncoder({"agent_pos": (2,)}),
         denoiser or RampOracle(prediction_type, sampler.alphas_cumprod),
         sampler,
-        Normalizer.fit({"agent_pos": POSITIONS, "action": POSITIONS}),
+        Normalizer.fit(specs({"agent_pos": (2,), "action": (2,)}), {"agent_pos": POSITIONS, "action": POSITIONS}),
         HORIZON,
         N_OBS,
         N_ACTION,
@@ -185,6 +186,7 @@ def test_act_scales_images_and_passes_their_features_on() -> None:
 
     policy = make_policy()
     policy.encoder = MeanColour()
+    policy.normalizer.specs |= specs({"image": (3, 96, 96)})
     image = torch.zeros(1, N_OBS, 96, 96, 3, dtype=torch.uint8)
     image[..., 1] = 51  # green: a fifth
     first = policy.act({"image": image}, torch.Generator().manual_seed(0))[0, 0]
@@ -219,17 +221,19 @@ class Recorded(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def demonstrations(official_zarr: Path) -> Demonstrations:
-    return Demonstrations({"agent_pos": (2,)}, path=str(official_zarr))
+def demonstrations(official_zarr: Path) -> PushTDemonstrations:
+    return pusht_demonstrations({"agent_pos": (2,)}, path=str(official_zarr))
 
 
-def recorded_policy(demonstrations: Demonstrations) -> DiffusionPolicy:
+def recorded_policy(demonstrations: PushTDemonstrations) -> DiffusionPolicy:
     policy = make_policy(prediction_type="sample", denoiser=Recorded())
     policy.normalizer = demonstrations.normalizer
     return policy
 
 
-def test_executed_actions_are_those_recorded_from_the_latest_observation_on(demonstrations: Demonstrations) -> None:
+def test_executed_actions_are_those_recorded_from_the_latest_observation_on(
+    demonstrations: PushTDemonstrations,
+) -> None:
     buffer, policy = demonstrations.buffer, recorded_policy(demonstrations)
     windows = demonstrations.windows(np.arange(5), HORIZON, N_OBS, N_ACTION)
     policy.denoiser.actions = windows.gather(torch.arange(len(windows)))["action"]
@@ -247,7 +251,7 @@ def test_executed_actions_are_those_recorded_from_the_latest_observation_on(demo
 
 
 def test_executing_recorded_windows_in_the_environment_relives_the_demonstration(
-    demonstrations: Demonstrations,
+    demonstrations: PushTDemonstrations,
 ) -> None:
     buffer, policy, env = demonstrations.buffer, recorded_policy(demonstrations), PushTEnv(["agent_pos"])
     for episode in range(3):

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from dp.data import ReplayBuffer
-from dp.data.replay_buffer import read_facts
+from dp.tasks.pusht.store import ReplayBuffer, read_facts
 from tests.workspaces.conftest import RUN
 from tests.workspaces.wander import Wander
 from workspaces import build

@@ -1,5 +1,6 @@
 """`workspace=inspect` says what is there and what is wrong."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import zarr
 
 from dp.tasks.pusht.sources import BUNDLED_PATH
+from tests.dp.data.stores import robot, write
 from tests.workspaces.conftest import RUN
 
 
@@ -45,12 +47,30 @@ def test_several_stores_are_described_one_by_one(small_zarr, tmp_path):
 def test_broken_data_are_named_with_what_mends_them(small_zarr, tmp_path):
     broken = tmp_path / "broken.zarr"
     shutil.copytree(small_zarr, broken)
-    next((broken / "data/action").glob("1.*")).unlink()
+    next((broken / "data/action").glob("1.*")).write_bytes(b"garbage")
     result = inspect(f"dataset.path={broken}", cwd=tmp_path)
     assert result.returncode == 1
-    assert f"chunk {broken}/data/action/1.0 is missing" in result.stderr
+    assert f"chunk {broken}/data/action/1.0 is corrupt" in result.stderr
     assert "dataset.path" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_store_of_another_task_is_described_and_the_line_to_paste_reads_it(tmp_path):
+    path = write(tmp_path / "robot.zarr", robot(), zarr_format=3)
+    result = inspect(f"dataset.path={path}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "data/front: (100, 12, 16, 3) uint8" in result.stdout
+    assert "task=pusht_image does not read them" in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if "To train on these data" in line]
+    typed = shlex.split(line.partition("run.py ")[2])
+    result = inspect(*typed, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "train: 3 episodes" in result.stdout
+    assert "official" not in result.stdout
+    assert not any(file for file in tmp_path.iterdir() if file != path)
+    result = inspect(*typed, "task.shape_meta.action.shape=[6]", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "set task.shape_meta.action.shape=[7]" in result.stderr
 
 
 def test_the_official_data_are_recognised(official_zarr, tmp_path):

@@ -1,0 +1,1 @@
+"""File formats of episodes. One file each."""

@@ -65,7 +65,7 @@ def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
 
 def _existing(said: str, path: str) -> Path:
     found = Path(path).expanduser()
-    if not found.is_dir():
+    if not found.exists():
         raise ValueError(f"{said}: there is no data set there")
     return found
 

@@ -1,108 +1,139 @@
+"""Any recordings train, also those that are larger than memory."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dp.data import Demonstrations
-from dp.data.recording import DemonstrationStore
-from dp.tasks.pusht import state as pusht
-from dp.tasks.pusht.demonstration import FACTS, FRAMES, Demonstration, Recorder
+from dp.data import Demonstrations, open_zarr
+from dp.data.windows import prepare
+from dp.modalities import parse_shape_meta
+from tests.dp.data.stores import SHAPE_META, robot, write
 
 
-def test_observations_and_actions_fill_minus_one_to_one(small_zarr: Path) -> None:
-    shapes = {"agent_pos": (2,), "block_pose": (4,), "keypoint": (9, 2)}
-    demonstrations = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2)
-    windows = demonstrations.windows(np.arange(6), 16, 2, 8)
-    for name, x in {**windows.obs, "action": windows.action}.items():
-        torch.testing.assert_close(x.amin(0), -torch.ones(x.shape[1:]), msg=name)
-        torch.testing.assert_close(x.amax(0), torch.ones(x.shape[1:]), msg=name)
-    state = demonstrations.buffer.arrays["state"]
-    for name, raw in pusht.low_dim_obs(state, shapes).items():
-        np.testing.assert_allclose(demonstrations.normalizer.unnormalize(name, windows.obs[name]), raw, atol=1e-3)
+def demonstrations(*paths: Path, meta: Mapping[str, Any] = SHAPE_META, **settings: Any) -> Demonstrations:
+    return open_zarr(*parse_shape_meta(meta), path=[str(path) for path in paths], **settings)
 
 
-def test_images_are_read_only_where_they_are_observed(small_zarr: Path) -> None:
-    assert sorted(Demonstrations({"agent_pos": (2,)}, path=str(small_zarr)).buffer.arrays) == ["action", "state"]
-    seeing = Demonstrations({"image": (3, 96, 96)}, path=str(small_zarr))
-    assert seeing.windows(seeing.split.train, 16, 2, 8).obs["image"].dtype == torch.uint8
+def test_windows_of_a_robot_hold_every_camera_and_all_actions(tmp_path: Path) -> None:
+    arrays = robot()
+    data = demonstrations(write(tmp_path / "a.zarr", arrays), val_ratio=0.25)
+    assert (data.n_episodes, len(data.split.val), len(data.train_episodes)) == (4, 1, 3)
+    windows = data.windows(data.train_episodes, 16, 2, 8)
+    batch = prepare(windows.gather(torch.tensor([3, 5])))
+    assert {name: tuple(x.shape) for name, x in batch["obs"].items()} == {
+        "front": (2, 2, 3, 12, 16),
+        "wrist": (2, 2, 3, 10, 8),
+        "joints": (2, 2, 7),
+        "gripper": (2, 2, 1),
+    }
+    assert batch["action"].shape == (2, 16, 7)
+    assert {x.dtype for x in (*batch["obs"].values(), batch["action"])} == {torch.float32}
+    rows = windows.table[5].numpy()
+    expected = arrays["data/front"][rows[:2]].transpose(0, 3, 1, 2) / 255
+    np.testing.assert_allclose(batch["obs"]["front"][1], expected, atol=1e-6)
+    back = data.normalizer.unnormalize("action", batch["action"][1])
+    np.testing.assert_allclose(back, arrays["data/action"][rows], atol=1e-4)
 
 
-def test_training_and_validation_windows_share_no_frame(small_zarr: Path) -> None:
-    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), val_ratio=0.3, max_train_episodes=3)
-    split = demonstrations.split
-    assert (len(split.val), len(split.train)) == (2, 3)
-    train, val = (set(demonstrations.windows(e, 16, 2, 8).table.unique().tolist()) for e in (split.train, split.val))
-    assert train
-    assert val
-    assert not train & val
+def test_normalisation_is_the_entrys(tmp_path: Path) -> None:
+    meta = {**SHAPE_META, "action": {"shape": [7], "normalize": "mean_std"}}
+    data = demonstrations(write(tmp_path / "a.zarr", robot()), meta=meta)
+    action = data.windows(np.arange(4), 16, 2, 8).action
+    torch.testing.assert_close(action.std(0, correction=0), torch.ones(7))
+    assert not data.normalizer.clamps("action")
 
 
-def test_no_validation_episodes_make_no_windows(small_zarr: Path) -> None:
-    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), val_ratio=0.0)
-    assert len(demonstrations.windows(demonstrations.split.val, 16, 2, 8)) == 0
+def test_no_episode_number_is_taken_for_a_seed(tmp_path: Path) -> None:
+    data = demonstrations(write(tmp_path / "a.zarr", robot()))
+    assert list(data.train_seeds) == []
+    assert data.recorded_actions() == {}
 
 
-def test_horizon_beyond_every_episode_is_named(small_zarr: Path) -> None:
-    demonstrations = Demonstrations({"agent_pos": (2,)}, path=str(small_zarr))
-    with pytest.raises(ValueError, match=r"no episode is long enough for horizon=64: choose a smaller one"):
-        demonstrations.windows(demonstrations.split.train, 64, 2, 8)
+def test_the_digest_is_that_of_the_numbers_however_they_are_stored(tmp_path: Path) -> None:
+    one = demonstrations(write(tmp_path / "a.zarr", robot()))
+    other = demonstrations(write(tmp_path / "b.zarr", robot(), zarr_format=3), sha256=one.sha256)
+    assert other.sha256 == one.sha256
+    path = write(tmp_path / "c.zarr", robot(seed=1))
+    with pytest.raises(ValueError, match=f"dataset.sha256={one.sha256}, but {path} has .*: these are other demonstr"):
+        demonstrations(path, sha256=one.sha256)
 
 
-def test_path_without_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"dataset\.path={tmp_path}/none: there is no data set there"):
-        Demonstrations({"agent_pos": (2,)}, path=str(tmp_path / "none"))
+def test_paths_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"dataset.path={tmp_path}/none: there is no data set there"):
+        demonstrations(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"dataset.path=null, expected a store"):
+        open_zarr(*parse_shape_meta(SHAPE_META), path=None)
+    path = write(tmp_path / "a.zarr", robot())
+    with pytest.raises(ValueError, match=rf"dataset.path=\[{path},{path}\], expected a store, or several different"):
+        demonstrations(path, path)
 
 
-def test_several_stores_are_one_data_set(small_zarr: Path, tmp_path: Path) -> None:
-    """The second one has no images: they are rendered, and follow those of the first."""
-    second = tmp_path / "collected.zarr"
-    with DemonstrationStore(second, {}, FRAMES, FACTS) as store:
-        store.append([_demonstration(seed) for seed in (300, 301)], "test")
-    shapes = {"image": [3, 96, 96], "agent_pos": [2]}
-    alone = [Demonstrations(shapes, path=str(path)).buffer for path in (small_zarr, second)]
-    joined = Demonstrations(shapes, path=[str(small_zarr), str(second)])
-    assert joined.buffer.n_episodes == 8
-    assert joined.buffer.seeds.tolist() == [0, 1, 2, 3, 4, 5, 300, 301]
-    for number in range(8):
-        expected = alone[number // 6].episode(number % 6)
-        for name, array in joined.buffer.episode(number).items():
-            np.testing.assert_array_equal(array, expected[name], err_msg=f"{name} of episode {number}")
-    position = joined.windows(np.arange(8), 16, 2, 8).obs["agent_pos"]  # normalised over both
-    torch.testing.assert_close(torch.stack([position.amin(0), position.amax(0)]), torch.tensor([[-1.0] * 2, [1.0] * 2]))
+def test_mapped_images_give_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    data = demonstrations(write(tmp_path / "a.zarr", robot()))
+    data.windows(np.arange(4), 16, 2, 8)[0]
+    assert not [str(w.message) for w in recwarn if "writable" in str(w.message)]
 
 
-def test_stores_that_make_no_sense_are_named(small_zarr: Path) -> None:
-    with pytest.raises(ValueError, match=rf"dataset\.path=\[{small_zarr},{small_zarr}\], expected a store, or several"):
-        Demonstrations({"agent_pos": (2,)}, path=[str(small_zarr), str(small_zarr)])
-    with pytest.raises(ValueError, match=r"dataset\.path=\[\], expected a store"):
-        Demonstrations({"agent_pos": (2,)}, path=[])
+MB = 1 << 20
+ALLOWANCE = 160 * MB
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+torch.set_num_threads(1)
+from dp.data import open_zarr
+from dp.data.batches import BatchOrder, ResidentLoader
+from dp.modalities import parse_shape_meta
+import zarr
+zarr.config.set({"threading.max_workers": 1})  # each thread has a stack of 8 MB
+private = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) * 1024
+# RLIMIT_DATA counts what needs memory of its own: the heap, anonymous mappings and private writable mappings of files.
+# A shared or read-only mapping is free, so the limit forbids copies and lets mapped files be larger. RLIMIT_AS counts
+# both and would forbid every data set that is larger than the allowance, mapped or not.
+resource.setrlimit(resource.RLIMIT_DATA, (private + int(sys.argv[1]),) * 2)
+front = {"type": "rgb", "shape": [3, 160, 160], "key": "img"}
+obs, action = parse_shape_meta({"obs": {"front": front}, "action": {"shape": [2]}})
+data = open_zarr(obs, action, sys.argv[2:])
+windows = data.windows(data.train_episodes, 8, 2, 4)
+loader = ResidentLoader(windows, BatchOrder(len(windows), 8, seed=0), torch.device("cpu"))
+for _, inputs in zip(range(20), loader):
+    batch = loader.load(inputs)
+print(windows.obs["front"].nbytes, batch["obs"]["front"].shape)
+"""
 
 
-def test_other_demonstrations_than_expected_are_refused(small_zarr: Path) -> None:
-    expected = Demonstrations({"image": (3, 96, 96)}, path=str(small_zarr)).sha256
-    Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), sha256=expected)  # images do not matter
-    with pytest.raises(ValueError, match=f"dataset.sha256=abc, but {small_zarr} has {expected}"):
-        Demonstrations({"agent_pos": (2,)}, path=str(small_zarr), sha256="abc")
+def limited(code: str, *paths: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, str(ALLOWANCE), *map(str, paths)]
+    return subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
 
 
-def _demonstration(seed: int) -> Demonstration:
-    recorder = Recorder(seed)
-    for step in range(20):
-        recorder.step(np.array([200 + 5 * step, 300], np.float32))
-    return recorder.demonstration()
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two stores of 307 MB each, images of one colour."""
+    folder, n = tmp_path_factory.mktemp("large"), 4000
+    paths = []
+    for number in range(2):
+        images = np.broadcast_to(np.uint8(7 + number), (n, 160, 160, 3))
+        arrays = {
+            "img": images,
+            "action": np.random.default_rng(number).random((n, 2)),
+            "ends": np.arange(100, n + 1, 100),
+        }
+        paths.append(write(folder / f"{number}.zarr", arrays, chunks={"img": (50, 160, 160, 3)}))
+    return paths
 
 
-def test_mirrored_demonstrations_double_the_training_windows_only(small_zarr):
-    shapes = {"image": [3, 96, 96], "agent_pos": [2]}
-    plain = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2)
-    mirrored = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.2, mirror=True)
-    assert len(mirrored.windows(mirrored.train_episodes, 16, 2, 8)) == 2 * len(
-        plain.windows(plain.train_episodes, 16, 2, 8)
-    )
-    assert mirrored.split.val.tolist() == plain.split.val.tolist()
-    assert mirrored.split.train.tolist() == plain.split.train.tolist()
-    windows = mirrored.windows(mirrored.train_episodes, 16, 2, 8)
-    recorded, reflected = (windows.gather(torch.tensor([i]))["obs"]["image"][0, 0] for i in (0, len(windows) // 2))
-    assert torch.equal(reflected, recorded.transpose(0, 1).flip(0, 1))
-    assert len(mirrored.buffer) == len(plain.buffer)
+def test_data_sets_larger_than_memory_are_mapped(large: list[Path]) -> None:
+    for _ in range(2):  # decoded the first time, from the cache the second
+        result = limited(LIMITED, *large)
+        assert result.returncode == 0, result.stderr
+        assert int(result.stdout.split()[0]) > 3.5 * ALLOWANCE
+    copies = LIMITED.replace("loader =", "copy = windows.obs['front'].clone(); loader =")
+    assert limited(copies, *large).returncode != 0  # the limit does forbid what it is to forbid

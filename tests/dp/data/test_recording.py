@@ -13,11 +13,10 @@ import pytest
 import zarr
 
 from dp import files
-from dp.data import ReplayBuffer
 from dp.data import recording as store_module
 from dp.data.recording import DemonstrationStore
-from dp.data.replay_buffer import read_facts
 from dp.tasks.pusht.demonstration import FACTS, FRAMES, Demonstration, replay
+from dp.tasks.pusht.store import ReplayBuffer, read_facts
 from tests.workspaces.wander import Wander
 
 NAMES = ["state", "action", "keypoint", "n_contacts", "noise"]

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from dp.data import Demonstrations, ReplayBuffer, WindowDataset
+from dp.data import Episodes, WindowDataset
 from dp.data.windows import image_to_float, split_episodes, window_table
+from dp.tasks.pusht.store import ReplayBuffer
+from tests.specs import pusht_demonstrations
 
 
 @pytest.fixture(scope="module")
@@ -13,8 +15,8 @@ def official(official_zarr: Path) -> ReplayBuffer:
     return ReplayBuffer.load(official_zarr, ["state", "action"])
 
 
-def lengths(*episodes: int) -> ReplayBuffer:
-    return ReplayBuffer({}, np.cumsum(episodes), np.arange(len(episodes)), np.zeros((len(episodes), 5)))
+def lengths(*episodes: int) -> Episodes:
+    return Episodes({}, np.cumsum(episodes))
 
 
 @pytest.mark.parametrize(("horizon", "n_windows"), [(16, 24_208), (10, 25_444)])
@@ -88,7 +90,7 @@ def test_bad_max_train_episodes_is_named(limit: int) -> None:
 
 def test_sample_has_the_documented_shapes_and_ranges(small_zarr: Path) -> None:
     shapes = {"image": (3, 96, 96), "agent_pos": (2,), "keypoint": (9, 2)}
-    demonstrations = Demonstrations(shapes, path=str(small_zarr), val_ratio=0.0)
+    demonstrations = pusht_demonstrations(shapes, path=str(small_zarr), val_ratio=0.0)
     windows = demonstrations.windows(np.arange(6), horizon=16, n_obs_steps=2, n_action_steps=8)
     assert len(windows) == sum(n - 16 + 1 + 1 + 7 for n in (24, 27, 30, 33, 36, 39))
     sample = windows[20]  # in the second episode, its frames 2 to 17

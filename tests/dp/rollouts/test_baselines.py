@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from dp.data.replay_buffer import ReplayBuffer
 from dp.rollouts.baselines import DoNothing, Replay
 from dp.rollouts.runner import EnvRunner, RolloutResult
 from dp.tasks.pusht import PushT
 from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.store import ReplayBuffer
 
 CPU = torch.device("cpu")
 stay = partial(PushT("pusht", {"obs": {}}).idle, action_dim=2)

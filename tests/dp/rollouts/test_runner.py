@@ -16,6 +16,7 @@ from dp.rollouts.baselines import DoNothing
 from dp.rollouts.runner import EnvRunner, EpisodeResult, RolloutResult
 from dp.tasks.pusht import PushT
 from dp.tasks.pusht.env import PushTEnv
+from tests.specs import specs
 
 CPU = torch.device("cpu")
 SHAPES = {"agent_pos": (2,), "block_pose": (4,)}
@@ -38,11 +39,12 @@ def policy() -> DiffusionPolicy:
     """Random weights; its actions reach all over the table."""
     torch.manual_seed(0)
     normalizer = Normalizer.fit(
+        specs({**SHAPES, "action": (2,)}),
         {
             "agent_pos": torch.tensor([[0.0, 0.0], [512.0, 512.0]]),
             "block_pose": torch.tensor([[0.0, 0.0, -1.0, -1.0], [512.0, 512.0, 1.0, 1.0]]),
             "action": torch.tensor([[100.0, 100.0], [400.0, 400.0]]),
-        }
+        },
     )
     denoiser = UNet1d(2, 12, channels=(16, 32, 64), kernel_size=3, step_embed_dim=32, norm="layer")
     policy = DiffusionPolicy(

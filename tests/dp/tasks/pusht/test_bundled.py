@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from gym_pusht.envs.pusht import PushTEnv
 
-from dp.data import ReplayBuffer
-from dp.data.replay_buffer import read_facts
 from dp.tasks.pusht.sources import BUNDLED_PATH
+from dp.tasks.pusht.store import ReplayBuffer, read_facts
 
 EVERY = int(os.environ.get("DP_EVERY", "25"))
 """Of how many episodes one is replayed; `DP_EVERY=1` replays all of them."""

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from dp.data import ReplayBuffer
 from dp.tasks.pusht.demonstration import Recorder
 from dp.tasks.pusht.mouse import Mouse
 from dp.tasks.pusht.state import initial_state
+from dp.tasks.pusht.store import ReplayBuffer
 from tests.workspaces.conftest import RUN
 
 SIZE = 256

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dp.data import ReplayBuffer
 from dp.data.recording import DemonstrationStore
 from dp.tasks.pusht import pictures
 from dp.tasks.pusht.demonstration import FACTS, FRAMES, Demonstration
 from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.store import ReplayBuffer
 from tests.workspaces.wander import Wander
 
 
@@ -54,7 +54,7 @@ def test_a_store_without_images_has_them_once_and_for_all(
         images = ReplayBuffer.load(tmp_path / "a.zarr", ["img"], tmp_path / "cache").arrays["img"]
         assert images.dtype == np.uint8
         np.testing.assert_array_equal(images, expected)
-        monkeypatch.setattr("dp.data.replay_buffer.in_processes", None)  # the second time it is not asked
+        monkeypatch.setattr("dp.tasks.pusht.store.in_processes", None)  # the second time it is not asked
     with DemonstrationStore(tmp_path / "a.zarr", {}, FRAMES, FACTS) as store:
         store.append(demonstrations[:1], "wander")
     monkeypatch.undo()

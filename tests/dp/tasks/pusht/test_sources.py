@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dp.data import ReplayBuffer
 from dp.tasks.pusht.sources import DEFAULT_PATH, download, locate, unpack
+from dp.tasks.pusht.store import ReplayBuffer
 
 NAME = DEFAULT_PATH.name
 PART = Path("data/pusht.zip.part")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import zarr
 
-from dp.data import ReplayBuffer
 from dp.tasks.pusht import state as pusht
 from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.store import ReplayBuffer
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dp.data import ReplayBuffer
 from dp.tasks.pusht.env import PushTEnv
 from dp.tasks.pusht.pictures import render_episode
+from dp.tasks.pusht.store import ReplayBuffer
 
 N_ROWS, N_COLUMNS = 8, 10
 N_GIFS = 4

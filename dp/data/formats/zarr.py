@@ -1,0 +1,183 @@
+"""A zarr store: format 2 or 3, a folder or a .zip, any chunking, arrays at any depth."""
+
+import hashlib
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import ZipStore
+
+BLOCK_BYTES = 16 << 20
+"""Decoded bytes that one read of `blocks` asks for, at least one row of chunks."""
+
+
+class ZarrStore:
+    """The arrays of the store at `path`, by name ("data/action").
+
+    Args:
+        path: a folder, or a .zip file of one.
+        complete: whether the writer stores every chunk, so that a missing one is lost. By zarr's rules a missing chunk
+            holds nothing but the fill value.
+        advice: a sentence for errors about damage.
+
+    Raises:
+        ValueError: where there is no zarr store.
+    """
+
+    def __init__(self, path: Path, complete: bool = False, advice: str = "") -> None:
+        self.path, self.complete, self.advice = path, complete, advice
+        self._zip: Any = None
+        if path.is_file():
+            self.names = _names_in_zip(path)
+            self._zip = ZipStore(str(path), mode="r")
+            self._files = set(zipfile.ZipFile(path).namelist())
+        elif path.is_dir():
+            self.names = _names_in_folder(path)
+        else:
+            raise ValueError(f"there is no data set at {path}")
+        if not self.names:
+            raise ValueError(f"{path} holds no zarr array: expected a zarr store, a folder or a .zip of one")
+        self._arrays: dict[str, Any] = {}
+
+    def open(self, name: str) -> Any:
+        """The zarr array `name`. Raises ValueError for metadata that cannot be read."""
+        if name not in self._arrays:
+            try:
+                if self._zip is not None:
+                    self._arrays[name] = zarr.open(self._zip, path=name, mode="r")
+                else:
+                    self._arrays[name] = zarr.open(str(self.path / name), mode="r")
+            except Exception as error:
+                raise ValueError(self._with_advice(f"cannot read the array {self.path / name}: {error}")) from error
+        return self._arrays[name]
+
+    def find(self, key: str) -> str | None:
+        """The name that `key` stands for: itself, or the one name that ends with /key. None where there is none."""
+        if key in self.names:
+            return key
+        ending = [name for name in self.names if name.endswith(f"/{key}")]
+        return ending[0] if len(ending) == 1 else None
+
+    def summary(self) -> str:
+        """Every array with its shape and type, for error messages."""
+        return ", ".join(f"{name} {self.open(name).shape} {self.open(name).dtype}" for name in self.names)
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole array. Raises ValueError naming a chunk that is missing or cannot be decoded."""
+        array = self.open(name)
+        self.check_chunks(name)
+        try:
+            return np.asarray(array[:])  # zarr reads in a thread of its own: one call waits for it once
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise self._damage(name, slice(0, array.shape[0]), error) from error
+
+    def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yields (rows, values), whole rows of chunks at a time. Raises as `read` does."""
+        array = self.open(name)
+        self.check_chunks(name)
+        chunk_rows, row_bytes = array.chunks[0], max(1, array.nbytes // max(1, array.shape[0]))
+        size = chunk_rows * max(1, BLOCK_BYTES // (chunk_rows * row_bytes))
+        for start in range(0, array.shape[0], size):
+            rows = slice(start, min(start + size, array.shape[0]))
+            try:
+                values = np.asarray(array[rows])
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise self._damage(name, rows, error) from error
+            yield rows, values
+
+    def missing_chunks(self, name: str) -> list[str]:
+        """Chunks that have no file, as paths within the store."""
+        array = self.open(name)
+        metadata = getattr(array, "metadata", None)  # zarr 2 has none
+        if getattr(array, "shards", None):
+            return []  # a file holds many chunks
+        keys = (
+            f"{name}/{metadata.encode_chunk_key(index) if metadata is not None else array._chunk_key(index)}"
+            for index in itertools.product(*map(range, array.cdata_shape))
+        )
+        return [key for key in keys if not self._exists(key)]
+
+    def check_chunks(self, name: str) -> None:
+        """Raises ValueError for a chunk that was lost, where the store's writer never leaves one out."""
+        if self.complete or self.open(name).fill_value is None:
+            for key in self.missing_chunks(name):
+                raise ValueError(self._with_advice(f"chunk {self.path / key} is missing"))
+
+    def fingerprint(self, name: str) -> str:
+        """Changes when any file of the array does."""
+        folder = self.path if self._zip is not None else self.path / name
+        described: list[Any] = [str((self.path / name).resolve()), _stats(folder)]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
+
+    def _exists(self, key: str) -> bool:
+        return key in self._files if self._zip is not None else (self.path / key).is_file()
+
+    def _damage(self, name: str, rows: slice, error: Exception) -> ValueError:
+        """Names the first chunk of `rows` that cannot be decoded."""
+        array = self.open(name)
+        for start in range(rows.start, rows.stop, array.chunks[0]):
+            for corner in itertools.product(
+                *(range(0, n, c) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True))
+            ):
+                index = (start, *corner)
+                try:
+                    array[tuple(slice(i, i + c) for i, c in zip(index, array.chunks, strict=True))]
+                except Exception as first:
+                    numbers = tuple(i // c for i, c in zip(index, array.chunks, strict=True))
+                    metadata = getattr(array, "metadata", None)
+                    key = metadata.encode_chunk_key(numbers) if metadata is not None else array._chunk_key(numbers)
+                    return ValueError(self._with_advice(f"chunk {self.path / name / key} is corrupt ({first})"))
+        return ValueError(self._with_advice(f"{self.path / name} cannot be read: {error}"))
+
+    def _with_advice(self, message: str) -> str:
+        return f"{message}. {self.advice}" if self.advice else message
+
+
+def _names_in_folder(path: Path) -> list[str]:
+    names = []
+    for folder, folders, files in os.walk(path, followlinks=True):
+        metadata = Path(folder) / "zarr.json"
+        if ".zarray" in files or ("zarr.json" in files and _is_array(metadata.read_bytes(), metadata)):
+            names.append(Path(folder).relative_to(path).as_posix())
+            folders.clear()  # chunks
+    return sorted(names)
+
+
+def _names_in_zip(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            return sorted(
+                file.rpartition("/")[0]
+                for file in bundle.namelist()
+                if Path(file).name == ".zarray"
+                or (Path(file).name == "zarr.json" and _is_array(bundle.read(file), path / file))
+            )
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is a file, expected a zarr store: a folder or a .zip of one ({error})") from error
+
+
+def _is_array(metadata: bytes, file: Path) -> bool:
+    try:
+        return json.loads(metadata)["node_type"] == "array"
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot read {file}: {error!r}") from error
+
+
+def _stats(folder: Path) -> list[list[Any]]:
+    if folder.is_file():
+        return [[folder.name, folder.stat().st_size, folder.stat().st_mtime_ns]]
+    files = []
+    for entry in sorted(folder.rglob("*")):
+        if entry.is_file():
+            files.append([entry.relative_to(folder).as_posix(), entry.stat().st_size, entry.stat().st_mtime_ns])
+    return files

@@ -1,0 +1,160 @@
+"""From stores to `Episodes`: what `shape_meta` declares is found, compared, and only then read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dp.data.cache import load_images
+from dp.data.episodes import Episodes, join_ends
+from dp.data.formats.zarr import ZarrStore
+from dp.data.images import channels_first, stored_frames
+from dp.modalities import Spec
+
+
+class Mismatch(ValueError):
+    """A store does not hold what `shape_meta` declares."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A store, which of its arrays each entry of `shape_meta` comes from, and its episode ends."""
+
+    store: ZarrStore
+    names: Mapping[str, str]
+    episode_ends: np.ndarray
+
+
+def read(
+    stores: Sequence[ZarrStore],
+    specs: Mapping[str, Spec],
+    episode_ends: str | None = None,
+    cache_dir: Path | None = None,
+) -> Episodes:
+    """The episodes of all stores, one store after the other. The arrays are named as `specs` names them.
+
+    specs: observations by name, and "action". episode_ends: the array of episode ends; None: found by `find_ends`.
+
+    Raises:
+        Mismatch: where a store lacks an array, or holds another shape or type than is declared. Nothing large has been
+            read by then.
+        ValueError: for a damaged store, values that are not finite, and ends that are none.
+    """
+    found = [compare(store, specs, episode_ends) for store in stores]
+    arrays = {}
+    for name, spec in specs.items():
+        if spec.type == "rgb":
+            frames = [stored_frames(one.store, one.names[name], spec.shape) for one in found]
+            arrays[name] = load_images(frames, cache_dir)
+        else:
+            parts = [read_low_dim(one.store, one.names[name], spec) for one in found]
+            arrays[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return Episodes(arrays, join_ends([one.episode_ends for one in found]))
+
+
+def compare(store: ZarrStore, specs: Mapping[str, Spec], episode_ends: str | None) -> Found:
+    """Raises what `read` raises, from metadata and the episode ends alone."""
+    names = {name: find(store, spec, key_of(name)) for name, spec in specs.items()}
+    lengths = {array: store.open(array).shape[0] for array in names.values()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{store.path}: arrays differ in their number of frames: {lengths}, expected one number")
+    n_frames = next(iter(lengths.values()))
+    return Found(store, names, find_ends(store, n_frames, episode_ends))
+
+
+def key_of(name: str) -> str:
+    """The key of a `shape_meta` entry, as a user types it."""
+    return "task.shape_meta.action" if name == "action" else f"task.shape_meta.obs.{name}"
+
+
+def find(store: ZarrStore, spec: Spec, key: str) -> str:
+    """The name of the array that `spec` describes. `key`: of the entry, for messages. Raises Mismatch."""
+    name = store.find(spec.key)
+    if name is None:
+        raise Mismatch(
+            f"{store.path} has no array {spec.key!r}, it has {store.summary()}: set {key}.key to one of these. "
+            f"workspace=inspect dataset.path={store.path} prints a shape_meta that fits"
+        )
+    array = store.open(name)
+    shape, declared = array.shape[1:], f"{key} declares {spec.type} {list(spec.shape)}"
+    held = f"{store.path}: {name} holds {array.dtype} {shape} a frame"
+    if array.dtype.kind not in "fiub":
+        raise Mismatch(f"{held}, but {declared}: expected numbers, set {key}.key to another array")
+    if spec.type == "rgb":
+        try:
+            channels_first(shape, spec.shape)
+        except ValueError as error:
+            raise Mismatch(f"{held}, but {declared} ({error}): {_image_advice(shape, key)}") from None
+    elif (shape or (1,)) != spec.shape:
+        raise Mismatch(f"{held}, but {declared}: set {key}.shape={list(shape or (1,))}, or give other data")
+    return name
+
+
+def _image_advice(shape: tuple[int, ...], key: str) -> str:
+    fitting = [
+        [3, *sizes] for sizes, channels in ((shape[:-1], shape[-1:]), (shape[1:], shape[:1])) if channels == (3,)
+    ]
+    if len(shape) != 3 or not fitting:
+        return "expected three channels, first or last, so convert the images"
+    return f"set {key}.shape={fitting[0]}, or give images of the declared size".replace(" ", " ")
+
+
+def find_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> np.ndarray:
+    """Episode ends, int64 (E,): from the array `name`, or from the one array that can be nothing else.
+
+    That is one called episode_ends, or else the one-dimensional integer array that increases strictly and ends at
+    `n_frames`. Raises ValueError where there is none, where there are several, and where they are no ends.
+    """
+    if name is not None:
+        found = store.find(name)
+        if found is None:
+            raise ValueError(f"dataset.episode_ends={name}, but {store.path} has {store.summary()}")
+        return _ends(store, found, n_frames)
+    flat = [one for one in store.names if store.open(one).ndim == 1 and store.open(one).dtype.kind in "iu"]
+    named = [one for one in flat if one.rpartition("/")[2] == "episode_ends"]
+    if len(named) == 1:
+        return _ends(store, named[0], n_frames)
+    shorter = [one for one in flat if 0 < store.open(one).shape[0] < n_frames]
+    fitting = [one for one in shorter if _are_ends(store.read(one), n_frames)]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"{store.path} has {len(fitting) or 'no'} arrays {fitting or ''} that may be episode ends, of the integer "
+            f"arrays {flat}: expected one that increases and ends at {n_frames}, the number of frames. Set "
+            "dataset.episode_ends=KEY"
+        )
+    return _ends(store, fitting[0], n_frames)
+
+
+def _are_ends(values: np.ndarray, n_frames: int) -> bool:
+    return bool((np.diff(values.astype(np.int64), prepend=0) > 0).all()) and int(values[-1]) == n_frames
+
+
+def _ends(store: ZarrStore, name: str, n_frames: int) -> np.ndarray:
+    ends = store.read(name)
+    check_ends(store.path / name, ends)
+    if ends[-1] != n_frames:
+        raise ValueError(f"{store.path} has {n_frames} frames, but the last episode of {name} ends at {ends[-1]}")
+    return ends.astype(np.int64)
+
+
+def check_ends(name: Path, ends: np.ndarray) -> None:
+    """Raises ValueError unless `ends` can be episode ends. `name`: where they come from."""
+    if ends.ndim != 1 or len(ends) == 0 or ends.dtype.kind not in "iu":
+        raise ValueError(f"{name} has shape {ends.shape} and type {ends.dtype}, expected integers of shape (E,), E > 0")
+    increases = np.diff(ends.astype(np.int64), prepend=0) > 0
+    if not increases.all():
+        at = int(np.flatnonzero(~increases)[0])
+        raise ValueError(
+            f"{name} must increase, but does not at episode {at}. If these are lengths, store their cumulative sum"
+        )
+
+
+def read_low_dim(store: ZarrStore, name: str, spec: Spec, n_frames: int | None = None) -> np.ndarray:
+    """The first `n_frames` (default: all) of an array of numbers, float32 (N, *shape). Raises ValueError for NaN."""
+    array = store.read(name)[:n_frames].astype(np.float32).reshape(-1, *spec.shape)
+    finite = np.isfinite(array).reshape(len(array), -1).all(1)
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"{store.path / name} is not finite at frame {at}: mend or leave out this episode")
+    return array

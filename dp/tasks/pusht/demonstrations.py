@@ -1,0 +1,131 @@
+"""The PushT demonstrations, as training sees them."""
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from dp.data.demonstrations import Demonstrations, check_sha256
+from dp.data.episodes import Episodes
+from dp.data.windows import split_episodes
+from dp.modalities import Spec
+from dp.tasks.pusht import state as pusht
+from dp.tasks.pusht.sources import OFFICIAL_SHA256, locate
+from dp.tasks.pusht.store import IMAGE, ReplayBuffer
+
+
+class PushTDemonstrations(Demonstrations):
+    """Official, bundled, collected or own demonstrations of PushT.
+
+    Args:
+        obs, action: what `shape_meta` declares; names as in `dp.tasks.pusht.state.low_dim_obs`, and "image".
+        source: "auto", "official" or "bundled", see `dp.tasks.pusht.sources.locate`.
+        path: a zarr store, or several, whose episodes are joined, or None to search.
+        sha256: of the states and actions that are expected, or None for any. It becomes theirs.
+        val_ratio, max_train_episodes, split_seed: see `split_episodes`.
+        mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.state.mirror`).
+
+    `buffer` holds the demonstrations as they were recorded.
+
+    Raises:
+        ValueError: where there are no data, where they are not sound, or not those that `sha256` expects.
+    """
+
+    def __init__(
+        self,
+        obs: Mapping[str, Spec],
+        action: Spec,
+        source: str = "auto",
+        path: str | Sequence[str] | None = None,
+        sha256: str | None = None,
+        val_ratio: float = 0.02,
+        max_train_episodes: int | None = None,
+        split_seed: int = 42,
+        mirror: bool = False,
+    ) -> None:
+        _check_specs(obs, action)
+        paths = _locate_all(source, path)
+        names = ["state", "action"] + (["img"] if "image" in obs else [])
+        self.buffer = ReplayBuffer.load(paths, names, image=obs.get("image", IMAGE))
+        digest = self.buffer.sha256("state", "action")
+        check_sha256(sha256, digest, paths)
+        _check_pixels(self.buffer, paths)
+        split = split_episodes(self.buffer.n_episodes, val_ratio, max_train_episodes, split_seed)
+        frames = _with_mirror_images(self.buffer) if mirror else self.buffer
+        arrays = {**pusht.low_dim_obs(frames.arrays["state"], obs), "action": frames.arrays["action"]}
+        if "image" in obs:
+            arrays["image"] = frames.arrays["img"]
+        episodes = Episodes(arrays, frames.episode_ends)
+        super().__init__(episodes, obs, action, split, paths, digest, n_copies=2 if mirror else 1)
+
+    @property
+    def train_seeds(self) -> Sequence[int]:
+        train = self.split.train
+        return self.buffer.seeds[train][self.buffer.from_seed[train]].tolist()
+
+    def recorded_actions(self) -> dict[int, Float[np.ndarray, "T 2"]]:
+        numbers = np.flatnonzero(self.buffer.from_seed).tolist()
+        return {int(self.buffer.seeds[n]): self.buffer.episode(n)["action"] for n in numbers}
+
+    def describe(self) -> Iterator[str]:
+        from dp.tasks.pusht import statistics  # for people only: training starts without it
+
+        names = list(self.buffer.arrays)
+        stores = {path: ReplayBuffer.load(path, [*names, "noise"], image=self._image) for path in self.paths}
+        for path, store in stores.items():
+            yield from statistics.contents(path, store, official=store.sha256(*names) in OFFICIAL_SHA256)
+        for name, array in self.buffer.arrays.items():
+            yield f"{name}: {array.shape} {array.dtype}, {array.min():.1f} to {array.max():.1f}"
+        for path, store in stores.items():
+            yield from statistics.starts(path, store)
+        if importlib.metadata.version("pygame") != "2.5.2":
+            raise ValueError("pygame draws other pixels than the data set has: pip install pygame==2.5.2")
+
+    def save_pictures(self, folder: Path) -> Iterator[str]:
+        from dp.tasks.pusht.album import save_pictures
+
+        recorded = ReplayBuffer.load(self.paths, ["state", "action", "noise"])
+        yield f"pictures: {save_pictures(recorded, folder)}"
+
+    @property
+    def _image(self) -> Spec:
+        return self.normalizer.specs.get("image", IMAGE)
+
+
+def _check_specs(obs: Mapping[str, Spec], action: Spec) -> None:
+    """Raises ValueError where `shape_meta` declares something else than PushT has."""
+    low_dim = [name for name in obs if name != "image"]
+    shapes = {name: array.shape[1:] for name, array in pusht.low_dim_obs(np.zeros((1, 5)), low_dim).items()}
+    for name, shape in {**shapes, "action": (2,)}.items():
+        spec = action if name == "action" else obs[name]
+        if (spec.type, spec.shape) != ("low_dim", shape):
+            raise ValueError(f"shape_meta: {name} is {spec.type} {list(spec.shape)}, PushT's is low_dim {list(shape)}")
+
+
+def _check_pixels(buffer: ReplayBuffer, paths: Sequence[Path]) -> None:
+    """Raises ValueError for positions in other units than pixels, which environment and mirror take them for."""
+    action = buffer.arrays["action"]
+    if np.abs(action).max() <= 2:
+        raise ValueError(
+            f"{', '.join(map(str, paths))}: actions range from {action.min():g} to {action.max():g}, but PushT's are "
+            "pixels, 0-512. Scale positions in states and actions to pixels"
+        )
+
+
+def _locate_all(source: str, path: str | Sequence[str] | None) -> list[Path]:
+    paths = path if isinstance(path, (list, tuple)) else [path]
+    stores = [locate(source, None if one is None else str(one)) for one in paths]
+    if not stores or len({store.resolve() for store in stores}) < len(stores):
+        raise ValueError(f"dataset.path=[{','.join(map(str, paths))}], expected a store, or several different ones")
+    return stores
+
+
+def _with_mirror_images(buffer: ReplayBuffer) -> Episodes:
+    """All episodes as they were recorded, and then all of them mirrored."""
+    n = len(buffer)
+    arrays = {name: np.concatenate([array, array]) for name, array in buffer.arrays.items()}
+    for name, array in arrays.items():
+        pusht.mirror(name, array[:n], out=array[n:])
+    return Episodes(arrays, np.concatenate([buffer.episode_ends, buffer.episode_ends + n]))

@@ -1,0 +1,16 @@
+"""`Spec`s from shapes alone, and PushT's demonstrations with them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dp.modalities import Spec
+from dp.tasks.pusht.demonstrations import PushTDemonstrations
+
+
+def specs(shapes: Mapping[str, Sequence[int]]) -> dict[str, Spec]:
+    """Three dimensions are an image, everything else is low_dim."""
+    return {name: Spec("rgb" if len(shape) == 3 else "low_dim", tuple(shape), name) for name, shape in shapes.items()}
+
+
+def pusht_demonstrations(shapes: Mapping[str, Sequence[int]], **settings: Any) -> PushTDemonstrations:
+    return PushTDemonstrations(specs(shapes), specs({"action": (2,)})["action"], **settings)
