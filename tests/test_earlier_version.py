@@ -1,4 +1,4 @@
-"""What commit 7318b79 wrote still loads: a run, its continuation, an evaluation, a sweep and a store (tests/data/v1)."""
+"""What commit 7318b79 wrote still loads: a run, an evaluation, a sweep and a store (tests/data/v1)."""
 
 import json
 import shutil
@@ -83,9 +83,9 @@ def test_its_directories_are_reported(v1):
 
 
 def test_a_store_trains_is_inspected_and_grows(v1):
-    run("+experiment=pusht_state_small", "dataset.path=collected.zarr", "dataset.val_ratio=0.5", "workspace.num_steps=1",
-        "denoiser.channels=[8,16]", "env_runner.n_episodes=1", "env_runner.max_steps=8", "env_runner.n_train_episodes=1",
-        "run_dir=trained", *HERE, cwd=v1)  # fmt: skip
+    run("+experiment=pusht_state_small", "dataset.path=collected.zarr", "dataset.val_ratio=0.5", "run_dir=trained",
+        "workspace.num_steps=1", "denoiser.channels=[8,16]", "env_runner.n_episodes=1", "env_runner.max_steps=8",
+        "env_runner.n_train_episodes=1", *HERE, cwd=v1)  # fmt: skip
     said = run("workspace=inspect", "dataset.path=collected.zarr", "task=pusht_state", cwd=v1).stdout
     assert "2 of 2 demonstrations start from the initial state that is stored with them" in said
     done = run("workspace=collect", "workspace.n_episodes=2", "workspace.path=collected.zarr", cwd=v1).stderr
