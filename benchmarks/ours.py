@@ -21,6 +21,7 @@ from dp.ema import EMA
 from dp.encoders import CNNEncoder, ResNetEncoder, StateEncoder
 from dp.kernels.calibration import bf16_pays
 from dp.modalities import Normalizer
+from dp.objectives import Diffusion
 from dp.policy import DiffusionPolicy
 from dp.rollouts.runner import EnvRunner
 from dp.tasks.pusht.env import PushTEnv
@@ -32,6 +33,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "cnn": {"image": (3, 96, 96), "agent_pos": (2,)},
     "resnet18": {"image": (3, 96, 96), "agent_pos": (2,)},
 }
+SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 Work = Callable[[], object]
 
 
@@ -50,15 +52,12 @@ def make_policy(
     return DiffusionPolicy(
         encoder,
         denoiser,
-        {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[scheduler](
-            beta_schedule="squaredcos_cap_v2", num_train_timesteps=100
-        ),
+        Diffusion(SCHEDULERS[scheduler](beta_schedule="squaredcos_cap_v2", num_train_timesteps=100), steps),
         Normalizer({**low_dim, "action": (2,)}),
         horizon=16,
         n_obs_steps=2,
         n_action_steps=8,
         action_dim=2,
-        num_inference_steps=steps,
         noise_draws=noise_draws,
     ).to(device)
 

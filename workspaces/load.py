@@ -19,9 +19,12 @@ MOVED = {
 def migrate(config: Config) -> Config:
     """`config` of a checkpoint or run directory, whichever version wrote it, as today's version writes it.
 
-    Version 1 (to November 2026): `task.shape_meta` maps a name to its shape, and every task is PushT.
+    Version 1 (to November 2026): `task.shape_meta` maps a name to its shape, every task is PushT, and every objective
+    diffusion.
     """
     config = copy.deepcopy(config)
+    if "denoiser" in config:
+        config.setdefault("objective", {"_target_": "dp.objectives.Diffusion"})
     task = config.get("task")
     if isinstance(task, dict) and "_target_" not in task:
         shapes = task["shape_meta"]["obs"]
