@@ -49,7 +49,10 @@ def test_a_loop_keeps_what_was_made_of_weights_and_outside_they_may_change(layer
         network, given = Conv1d(4, 4, 3, padding=1), [torch.randn(8, 64, 4)]
         weight = network.get_parameter("weight")
     else:  # what the observation adds to FiLM's scales and biases
-        network, given = UNet1d(2, 12, [16, 32]), [torch.randn(8, 16, 2), torch.arange(8)[:, None], torch.randn(8, 2, 6)]
+        network, given = (
+            UNet1d(2, 12, [16, 32]),
+            [torch.randn(8, 16, 2), torch.arange(8)[:, None], torch.randn(8, 2, 6)],
+        )
         weight = network.get_parameter("mid_modules.0.cond_encoder.1.bias")
     with torch.no_grad():
         with one_loop():
