@@ -29,11 +29,11 @@ class Diffusion(nn.Module):
         super().__init__()
         self.scheduler, self.num_inference_steps = scheduler, num_inference_steps
         self.prediction_type = getattr(scheduler.config, "prediction_type", "epsilon")
-        if self.prediction_type not in TARGETS:
-            raise ValueError(f"prediction_type={self.prediction_type}, expected epsilon, sample or v_prediction")
         abar = getattr(scheduler, "alphas_cumprod", None)
         if not isinstance(abar, Tensor):
             raise self._refusal("it has no `alphas_cumprod`, the noise schedule to train with")
+        if self.prediction_type not in TARGETS:
+            raise ValueError(f"prediction_type={self.prediction_type}, expected epsilon, sample or v_prediction")
         if not 1 <= num_inference_steps <= len(abar):
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}, expected 1 to {len(abar)}, the length of the schedule"
