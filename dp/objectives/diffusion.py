@@ -1,19 +1,21 @@
 """Denoising diffusion (Ho et al. 2020), over the schedulers of diffusers."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp.objectives.schedulers import TARGETS, NoSetting, fault_of, sample, setting_for, usable_schedulers
-from dp.types import Denoiser, Generator, Scheduler
+from dp.types import Denoiser, Generator
 
 
 class Diffusion(nn.Module):
     """Trains at random steps of the noise schedule that `scheduler` samples with: its `alphas_cumprod`.
 
     Args:
-        scheduler: samples, and says by `config.prediction_type` what the denoiser predicts.
+        scheduler: a `dp.types.Scheduler`. It samples, and says by `config.prediction_type` what the denoiser predicts.
         num_inference_steps: evaluations of the denoiser for one sample. Schedulers that need several for a step (Heun,
             KDPM2, PNDM) make as many steps as fit.
 
@@ -25,7 +27,7 @@ class Diffusion(nn.Module):
     n_times = 1
     alphas_cumprod: Tensor
 
-    def __init__(self, scheduler: Scheduler, num_inference_steps: int) -> None:
+    def __init__(self, scheduler: Any, num_inference_steps: int) -> None:
         super().__init__()
         self.scheduler, self.num_inference_steps = scheduler, num_inference_steps
         self.prediction_type = getattr(scheduler.config, "prediction_type", "epsilon")

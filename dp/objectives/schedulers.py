@@ -39,7 +39,8 @@ def sample(
     x = noise * _first_scale(scheduler)
     for k in scheduler.timesteps.tolist():
         t = torch.full((len(x), 1), k, device=x.device)
-        x = scheduler.step(denoiser(_scaled(scheduler, x, k), t, cond), k, x, **options).prev_sample
+        prediction = denoiser(_scaled(scheduler, x, k), t, cond)
+        x = scheduler.step(prediction, k, x, **options).prev_sample.to(noise.dtype)  # CogVideoX: in double
     return x
 
 
