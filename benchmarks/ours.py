@@ -20,6 +20,7 @@ from dp.ema import EMA
 from dp.encoders import CNNEncoder, ResNetEncoder, StateEncoder
 from dp.kernels.calibration import bf16_pays
 from dp.modalities import Normalizer, Spec
+from dp.objectives import Diffusion
 from dp.policy import DiffusionPolicy
 from dp.rollouts.runner import EnvRunner
 from dp.tasks.pusht.demonstrations import PushTDemonstrations
@@ -33,6 +34,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "resnet18": {"image": (3, 96, 96), "agent_pos": (2,)},
 }
 ACTION = Spec("low_dim", (2,), "action")
+SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 Work = Callable[[], object]
 
 
@@ -55,15 +57,12 @@ def make_policy(
     return DiffusionPolicy(
         encoder,
         denoiser,
-        {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[scheduler](
-            beta_schedule="squaredcos_cap_v2", num_train_timesteps=100
-        ),
+        Diffusion(SCHEDULERS[scheduler](beta_schedule="squaredcos_cap_v2", num_train_timesteps=100), steps),
         Normalizer({**specs(shapes), "action": ACTION}),
         horizon=16,
         n_obs_steps=2,
         n_action_steps=8,
         action_dim=2,
-        num_inference_steps=steps,
         noise_draws=noise_draws,
     ).to(device)
 

@@ -162,7 +162,8 @@ class FallingBack:
 class GraphDenoising:
     """`policy.denoise` as one CUDA graph for each batch size.
 
-    As it is where the scheduler draws noise, which a graph would repeat, and, with a warning, where a capture fails.
+    Without graphs where the objective draws noise, which a graph would repeat, and, with a warning, where a capture
+    fails.
     """
 
     def __init__(self, policy: DiffusionPolicy) -> None:
@@ -172,34 +173,34 @@ class GraphDenoising:
         self._capturable: bool | None = None
 
     def __call__(
-        self, x: Float[Tensor, "B H Da"], cond: Float[Tensor, "B C"], generator: Generator = None
+        self, noise: Float[Tensor, "B H Da"], cond: Float[Tensor, "B To Do"], generator: Generator = None
     ) -> Float[Tensor, "B H Da"]:
         if self._capturable is None:
-            self._capturable = not self._draws_noise(x, cond)
-        if self._capturable and len(x) not in self._graphs:
+            self._capturable = not self._draws_noise(noise, cond)
+        if self._capturable and len(noise) not in self._graphs:
             try:
-                self._graphs[len(x)] = self._capture(x.clone(), cond.clone())
+                self._graphs[len(noise)] = self._capture(noise.clone(), cond.clone())
             except Exception as error:
                 self._capturable = False
                 warnings.warn(f"denoising runs without CUDA graphs: {type(error).__name__}: {error}", stacklevel=2)
         if not self._capturable:
-            return self._denoise(x, cond, generator)
-        graph, static_x, static_cond, result = self._graphs[len(x)]
-        static_x.copy_(x)
+            return self._denoise(noise, cond, generator)
+        graph, static_noise, static_cond, result = self._graphs[len(noise)]
+        static_noise.copy_(noise)
         static_cond.copy_(cond)
         graph.replay()
         return result.clone()
 
-    def _capture(self, x: Tensor, cond: Tensor) -> tuple[Graph, Tensor, Tensor, Tensor]:
-        on_stream(self._stream, lambda: self._denoise(x, cond))
-        graph, result = capture(self._stream, lambda: self._denoise(x, cond))
-        return graph, x, cond, result
+    def _capture(self, noise: Tensor, cond: Tensor) -> tuple[Graph, Tensor, Tensor, Tensor]:
+        on_stream(self._stream, lambda: self._denoise(noise, cond))
+        graph, result = capture(self._stream, lambda: self._denoise(noise, cond))
+        return graph, noise, cond, result
 
-    def _draws_noise(self, x: Tensor, cond: Tensor) -> bool:
+    def _draws_noise(self, noise: Tensor, cond: Tensor) -> bool:
         """Whether denoising takes anything from its generator."""
-        generator = torch.Generator(x.device)
+        generator = torch.Generator(noise.device)
         before = generator.get_state()
-        self._denoise(x, cond, generator)
+        self._denoise(noise, cond, generator)
         return not torch.equal(generator.get_state(), before)
 
 

@@ -70,7 +70,7 @@ def test_every_choice_goes_with_every_other(scheduler, denoiser):
     config["denoiser"]["channels"] = [32, 32]
     config["scheduler"]["num_inference_steps"] = 2
     policy = build.policy(config).eval()
-    assert policy.sample(torch.zeros(1, 2 * policy.encoder.out_dim)).shape == (1, 10, 2)
+    assert policy.sample(torch.zeros(1, 2, policy.encoder.out_dim)).shape == (1, 10, 2)
 
 
 def test_the_keypoint_task_flows_through_every_dimension():
@@ -78,7 +78,7 @@ def test_the_keypoint_task_flows_through_every_dimension():
     policy = build.policy(config)
     assert policy.encoder.out_dim == 20
     obs = {"keypoint": torch.rand(2, 3, 9, 2), "agent_pos": torch.rand(2, 3, 2)}
-    assert policy.condition(obs).shape == (2, 60)
+    assert policy.condition(obs).shape == (2, 3, 20)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "sweep").glob("*.yaml")))

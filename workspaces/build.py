@@ -2,7 +2,9 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,7 @@ from dp.policy import DiffusionPolicy
 from dp.processes import N_CORES
 from dp.rollouts.runner import EnvRunner
 from dp.tasks import Task
+from dp.types import Objective
 from workspaces.base import Config, Workspace
 from workspaces.errors import flatten
 from workspaces.logger import Logger, check_mode
@@ -112,16 +115,8 @@ def check(config: Config) -> None:
             f"horizon={horizon} is too short: n_obs_steps - 1 + n_action_steps = {n_obs - 1 + n_action}. "
             f"Use horizon={n_obs - 1 + n_action} or more, or n_action_steps={max(1, horizon - n_obs + 1)}"
         )
-    scheduler = config["scheduler"]
-    if not 1 <= scheduler["num_inference_steps"] <= scheduler["num_train_timesteps"]:
-        raise ValueError(
-            f"scheduler.num_inference_steps={scheduler['num_inference_steps']}, expected 1 to "
-            f"scheduler.num_train_timesteps={scheduler['num_train_timesteps']}"
-        )
-    if scheduler["prediction_type"] not in ("epsilon", "sample", "v_prediction"):
-        raise ValueError(
-            f"scheduler.prediction_type={scheduler['prediction_type']}, expected epsilon, sample or v_prediction"
-        )
+    if config["task"]["shape_meta"]:
+        objective(config)
     check_mode(config["logger"]["mode"])
     check_component(config["name"], "name")
 
@@ -140,22 +135,47 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
     """The policy, its weights fresh. Without a normalizer: one to load a checkpoint's statistics into."""
     obs, action = parse_shape_meta(config["task"]["shape_meta"])
     (action_dim,) = action.shape
-    encoder = _make({**config["encoder"], "_partial_": True})(specs=obs)  # as they are: Hydra would take them apart
-    denoiser = _make(config["denoiser"], action_dim=action_dim, cond_dim=config["n_obs_steps"] * encoder.out_dim)
-    scheduler = dict(config["scheduler"])
-    num_inference_steps = scheduler.pop("num_inference_steps")
+    n_obs_steps, horizon = config["n_obs_steps"], config["horizon"]
+    with _typed(config, "encoder"):
+        encoder = _make(config["encoder"], specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
+    trained_by = objective(config)
+    with _typed(config, "denoiser"):
+        denoiser = _make(
+            config["denoiser"],
+            action_dim=action_dim,
+            horizon=horizon,
+            n_obs_steps=n_obs_steps,
+            obs_dim=encoder.out_dim,
+            cond_dim=n_obs_steps * encoder.out_dim,
+            n_times=trained_by.n_times,
+        )
     return DiffusionPolicy(
         encoder=encoder,
         denoiser=denoiser,
-        scheduler=_make(scheduler),
+        objective=trained_by,
         normalizer=normalizer or Normalizer({**obs, "action": action}),
-        horizon=config["horizon"],
-        n_obs_steps=config["n_obs_steps"],
+        horizon=horizon,
+        n_obs_steps=n_obs_steps,
         n_action_steps=config["n_action_steps"],
         action_dim=action_dim,
-        num_inference_steps=num_inference_steps,
         noise_draws=config["noise_draws"],
     )
+
+
+def objective(config: Config) -> Objective:
+    """What the policy is trained for. Raises ValueError for a scheduler or a number of steps that it cannot use."""
+    _, action = parse_shape_meta(config["task"]["shape_meta"])
+    (action_dim,) = action.shape
+    scheduler = dict(config["scheduler"])
+    num_inference_steps = scheduler.pop("num_inference_steps")
+    with _typed(config, "objective", "scheduler"):
+        return _make(
+            config["objective"],
+            scheduler=_make(scheduler),
+            num_inference_steps=num_inference_steps,
+            action_dim=action_dim,
+            horizon=config["horizon"],
+        )
 
 
 def collector(config: Config) -> Any:
@@ -175,22 +195,37 @@ def env_runner(config: Config) -> EnvRunner | None:
 
 
 def optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return _make({**config["optimizer"], "_partial_": True})(parameters)
+    return _make(config["optimizer"], params=parameters)
 
 
 def lr_schedule(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    steps = config["workspace"]["num_steps"]
-    return _make({**config["lr_schedule"], "_partial_": True})(optimizer, num_training_steps=steps)
+    return _make(config["lr_schedule"], optimizer=optimizer, num_training_steps=config["workspace"]["num_steps"])
 
 
 def ema(config: Config, policy: DiffusionPolicy) -> EMA[DiffusionPolicy]:
-    return _make({**config["ema"], "_partial_": True})(policy)
+    return _make(config["ema"], model=policy)
 
 
 def logger(config: Config, workspace: Workspace, job_type: str, run_id: str | None = None) -> Logger:
-    made = {"run_dir": workspace.run_dir, "config": config, "job_type": job_type, "run_id": run_id}
-    return _make({**config["logger"], "_partial_": True})(**made)
+    return _make(config["logger"], run_dir=workspace.run_dir, config=config, job_type=job_type, run_id=run_id)
 
 
-def _make(settings: Mapping[str, Any], **parts: Any) -> Any:
-    return instantiate({**settings, **parts}, _convert_="all")
+def _make(settings: Mapping[str, Any], **offered: Any) -> Any:
+    """What `settings` describe. Of the parts `offered`, it gets those that its signature names."""
+    make = instantiate({**settings, "_partial_": True}, _convert_="all")
+    named = inspect.signature(make.func).parameters
+    parts = {name: part for name, part in offered.items() if name in named}
+    return partial(make, **parts) if settings.get("_partial_") else make(**parts)
+
+
+@contextmanager
+def _typed(config: Config, *groups: str) -> Iterator[None]:
+    """Puts the group before the argument that a ValueError begins with: "skip=no" becomes "denoiser.skip=no"."""
+    try:
+        yield
+    except ValueError as error:
+        argument = str(error).partition("=")[0]
+        for group in groups:
+            if argument in config[group]:
+                raise ValueError(f"{group}.{error}") from error
+        raise

@@ -25,10 +25,12 @@ IMAGE_ENCODERS = ("dp.encoders.CNNEncoder", "dp.encoders.ResNetEncoder")
 def migrate(config: Config) -> Config:
     """`config` of a checkpoint or run directory, whichever version wrote it, as today's version writes it.
 
-    Version 1 (to November 2026): `task.shape_meta` maps a name to its shape, and every task is PushT. It had no
-    `kernels`, and its image encoders had fewer options.
+    Version 1 (to November 2026): `task.shape_meta` maps a name to its shape, every task is PushT, and every objective
+    diffusion. It had no `kernels`, and its image encoders had fewer options.
     """
     config = {"kernels": "auto", **copy.deepcopy(config)}
+    if "denoiser" in config:
+        config.setdefault("objective", {"_target_": "dp.objectives.Diffusion"})
     encoder = config.get("encoder")
     if isinstance(encoder, dict) and encoder.get("_target_") in IMAGE_ENCODERS:
         config["encoder"] = _with_defaults(encoder)

@@ -39,6 +39,7 @@ COMPONENT = re.compile(r"\w[\w.+-]{0,99}")
 TRUSTED: dict[str, tuple[str, type]] = {
     "encoder": ("dp.encoders.", nn.Module),
     "denoiser": ("dp.denoisers.", nn.Module),
+    "objective": ("dp.objectives.", nn.Module),
     "scheduler": ("diffusers.", SchedulerMixin),
     "task": ("dp.tasks.", Task),
     "task.env": ("dp.tasks.", Steppable),

@@ -4,11 +4,11 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from dp.kernels import ConcatLinear, Conv1d, ConvTranspose1d, GroupNorm, Mish, memoize
@@ -26,18 +26,20 @@ class UNet1d(nn.Module):
 
     Args:
         action_dim: Da.
-        cond_dim: C, the width of the observation condition.
+        cond_dim: C = To * Do, the width of the flattened observation condition.
         channels: width of each level; each level below the first halves the length.
         kernel_size: of the residual blocks' convolutions; odd.
-        step_embed_dim: width of the embedding of the diffusion step k.
+        step_embed_dim: width of the embedding of a time; even, at least 4.
         n_groups: groups of GroupNorm.
         norm: "group" (over the whole sequence) or "layer" (each timestep for itself; faster on a CPU).
         film: "scale_bias" h * s + b (paper), or "residual" h * (1 + s) + b, which starts near the identity.
         cond_merge: step embedding and condition meet by "concat" (paper), or by "add" after projecting the condition.
         skip: the skip connections meet the decoder by "concat" (paper), or by "add", which needs constant width.
+        n_times: times that the objective gives with every sample. The embeddings of two are added.
 
     Raises:
-        ValueError: for widths that do not divide into the groups, an even kernel, or "add" skips of unequal width.
+        ValueError: naming the argument, for an unknown choice, widths that do not divide into the groups, an even
+            kernel, "add" skips of unequal width, or a step embedding that is odd or too narrow.
     """
 
     def __init__(
@@ -52,23 +54,22 @@ class UNet1d(nn.Module):
         film: Film = "scale_bias",
         cond_merge: Merge = "concat",
         skip: Merge = "concat",
+        n_times: int = 1,
     ) -> None:
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        _check_choice("norm", norm, Norm)
+        _check_choice("film", film, Film)
+        _check_choice("cond_merge", cond_merge, Merge)
+        _check_choice("skip", skip, Merge)
+        _check_sizes(channels, kernel_size, step_embed_dim, n_groups, n_times)
         if norm == "group" and any(width % n_groups for width in channels):
-            raise ValueError(f"channels {list(channels)} must be multiples of n_groups={n_groups}")
+            raise ValueError(f"channels={list(channels)}, expected multiples of n_groups={n_groups}, or norm=layer")
         if skip == "add" and len(set(channels)) > 1:
-            raise ValueError(f"skip='add' needs levels of one width, got channels={list(channels)}")
+            raise ValueError(f"skip=add needs levels of one width, got channels={list(channels)}: use skip=concat")
 
         self.stride = 2 ** (len(channels) - 1)
         self.cond_merge, self.skip = cond_merge, skip
-        self.diffusion_step_encoder = nn.Sequential(
-            SinusoidalEmbedding(step_embed_dim),
-            nn.Linear(step_embed_dim, step_embed_dim * 4),
-            Mish(),
-            nn.Linear(step_embed_dim * 4, step_embed_dim),
-        )
+        self.diffusion_step_encoder = _step_encoder(step_embed_dim)
         self.cond_projection = nn.Linear(cond_dim, step_embed_dim) if cond_merge == "add" else nn.Identity()
         self.mish = Mish()
         film_dims = (step_embed_dim, 0 if cond_merge == "add" else cond_dim)
@@ -91,12 +92,14 @@ class UNet1d(nn.Module):
         self.final_conv = nn.Sequential(
             ConvBlock(channels[0], channels[0], kernel_size, n_groups, norm), Conv1d(channels[0], action_dim, 1)
         )
+        # Last, so that a seed draws the same weights for all other layers whatever `n_times` is.
+        self.more_step_encoders = nn.ModuleList([_step_encoder(step_embed_dim) for _ in range(n_times - 1)])
 
     def forward(
-        self, x: Float[Tensor, "B H Da"], k: Int[Tensor, " B"], cond: Float[Tensor, "B C"]
+        self, x: Float[Tensor, "B H Da"], t: Shaped[Tensor, "B n"], cond: Float[Tensor, "B To Do"]
     ) -> Float[Tensor, "B H Da"]:
         horizon = x.shape[1]
-        step = self.diffusion_step_encoder(k)
+        step, cond = self._embedding(t), memoize(_flat, cond)
         if self.cond_merge == "add":
             step, cond = step + memoize(self.cond_projection, cond), memoize(_nothing_of, cond)
         film = self.mish(step), memoize(self.mish, cond)
@@ -116,6 +119,40 @@ class UNet1d(nn.Module):
             h = h + skipped if self.skip == "add" else torch.cat([h, skipped], dim=-1)
             h = up(second(first(h, film), film))
         return self.final_conv(h).transpose(0, 1)[:, :horizon]
+
+    def _embedding(self, t: Shaped[Tensor, "B n"]) -> Float[Tensor, "B S"]:
+        """The sum of the embeddings of all times of a sample."""
+        step = self.diffusion_step_encoder(t[:, 0])
+        for encoder, time in zip(self.more_step_encoders, t[:, 1:].unbind(1), strict=True):
+            step = step + encoder(time)
+        return step
+
+
+def _check_choice(name: str, given: str, choices: object) -> None:
+    expected = get_args(choices)
+    if given not in expected:
+        raise ValueError(f"{name}={given}, expected {' or '.join(expected)}")
+
+
+def _check_sizes(channels: Sequence[int], kernel_size: int, step_embed_dim: int, n_groups: int, n_times: int) -> None:
+    if not channels or any(width < 1 for width in channels):
+        raise ValueError(f"channels={list(channels)}, expected a width of at least 1 for each of one or more levels")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size={kernel_size}, expected an odd number of at least 1")
+    if step_embed_dim < 4 or step_embed_dim % 2:
+        raise ValueError(f"step_embed_dim={step_embed_dim}, expected an even number of at least 4")
+    if n_groups < 1:
+        raise ValueError(f"n_groups={n_groups}, expected at least 1")
+    if n_times not in (1, 2):
+        raise ValueError(f"n_times={n_times}, expected 1 or 2 (times that the objective gives)")
+
+
+def _step_encoder(dim: int) -> nn.Sequential:
+    return nn.Sequential(SinusoidalEmbedding(dim), nn.Linear(dim, dim * 4), Mish(), nn.Linear(dim * 4, dim))
+
+
+def _flat(cond: Float[Tensor, "B To Do"]) -> Float[Tensor, "B C"]:
+    return cond.flatten(1)
 
 
 def _nothing_of(cond: Float[Tensor, "B C"]) -> Float[Tensor, "B 0"]:
@@ -175,7 +212,7 @@ class FilmResidualBlock(nn.Module):
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sine and cosine features of the diffusion step (Vaswani et al. 2017, section 3.5)."""
+    """Sine and cosine features of a time, whole or fractional (Vaswani et al. 2017, section 3.5)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -183,6 +220,6 @@ class SinusoidalEmbedding(nn.Module):
         frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, k: Int[Tensor, " B"]) -> Float[Tensor, "B dim"]:
-        angles = k[:, None] * self.get_buffer("frequencies")
+    def forward(self, t: Shaped[Tensor, " B"]) -> Float[Tensor, "B dim"]:
+        angles = t[:, None] * self.get_buffer("frequencies")
         return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -15,6 +15,7 @@ from dp.data.windows import WindowDataset
 from dp.denoisers import UNet1d
 from dp.encoders import CNNEncoder
 from dp.modalities import Normalizer
+from dp.objectives import Diffusion
 from dp.policy import DiffusionPolicy
 from tests.specs import specs
 
@@ -32,13 +33,12 @@ def make_policy(scheduler: type = DDIMScheduler, device: torch.device = CPU) -> 
     policy = DiffusionPolicy(
         encoder,
         UNet1d(2, 2 * encoder.out_dim, channels=(16,), kernel_size=3, step_embed_dim=16, norm="layer"),
-        scheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"),
+        Diffusion(scheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"), 4),
         Normalizer(specs({"agent_pos": (2,), "action": (2,)})),
         horizon=16,
         n_obs_steps=2,
         n_action_steps=8,
         action_dim=2,
-        num_inference_steps=4,
         noise_draws=2,
     )
     return policy.to(device)
@@ -243,18 +243,18 @@ def test_denoising_has_a_graph_a_batch_size_and_follows_its_inputs(capture_shape
     for batch in (3, 5):
         graphs[batch] = capture_shaped(batch, 16, 2)
         for seed in range(3):
-            cond = torch.randn(batch, 2 * policy.encoder.out_dim, generator=torch.Generator().manual_seed(seed))
+            cond = torch.randn(batch, 2, policy.encoder.out_dim, generator=torch.Generator().manual_seed(seed))
             sampled = [p.sample(cond, torch.Generator().manual_seed(9 + seed)) for p in (policy, fast)]
             torch.testing.assert_close(sampled[1], sampled[0])
     assert {batch: [g.replays for g in captured] for batch, captured in graphs.items()} == {3: [3], 5: [3]}
 
 
-def test_a_scheduler_that_draws_noise_is_not_captured(capture_shaped: Callable) -> None:
+def test_an_objective_that_draws_noise_is_not_captured(capture_shaped: Callable) -> None:
     captured = capture_shaped(3, 16, 2)
     policy = make_policy(DDPMScheduler).eval()
     fast = copy.deepcopy(policy)
     fast.denoise = engines.GraphDenoising(fast)
-    cond = torch.randn(3, 2 * policy.encoder.out_dim)
+    cond = torch.randn(3, 2, policy.encoder.out_dim)
     sampled = [p.sample(cond, [torch.Generator().manual_seed(i) for i in range(3)]) for p in (policy, fast)]
     torch.testing.assert_close(sampled[1], sampled[0], rtol=0, atol=0)
     assert captured == []
@@ -264,7 +264,7 @@ def test_denoising_goes_on_without_a_graph_that_cannot_be_captured(monkeypatch: 
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     fast = make_policy().eval()
     fast.denoise = engines.GraphDenoising(fast)
-    cond = torch.randn(3, 2 * fast.encoder.out_dim)
+    cond = torch.randn(3, 2, fast.encoder.out_dim)
     with pytest.warns(UserWarning, match="denoising runs without CUDA graphs: "):  # on_stream meets no CUDA here
         assert fast.sample(cond).isfinite().all()
 
@@ -311,7 +311,7 @@ def test_graphs_denoise_like_the_loop_and_follow_the_weights(scheduler: type) ->
     fast = copy.deepcopy(policy)
     engines.speed_up_sampling("graph", fast)
     for batch in (1, 8, 1):
-        cond = torch.randn(batch, 2 * policy.encoder.out_dim, device=cuda)
+        cond = torch.randn(batch, 2, policy.encoder.out_dim, device=cuda)
         generators = [[torch.Generator(cuda).manual_seed(i) for i in range(batch)] for _ in range(2)]
         torch.testing.assert_close(
             fast.sample(cond, generators[0]), policy.sample(cond, generators[1]), rtol=1e-3, atol=1e-3

@@ -49,7 +49,10 @@ def test_a_loop_keeps_what_was_made_of_weights_and_outside_they_may_change(layer
         network, given = Conv1d(4, 4, 3, padding=1), [torch.randn(8, 64, 4)]
         weight = network.get_parameter("weight")
     else:  # what the observation adds to FiLM's scales and biases
-        network, given = UNet1d(2, 12, [16, 32]), [torch.randn(8, 16, 2), torch.arange(8), torch.randn(8, 12)]
+        network, given = (
+            UNet1d(2, 12, [16, 32]),
+            [torch.randn(8, 16, 2), torch.arange(8)[:, None], torch.randn(8, 2, 6)],
+        )
         weight = network.get_parameter("mid_modules.0.cond_encoder.1.bias")
     with torch.no_grad():
         with sampling_loop():
@@ -66,8 +69,8 @@ def test_a_loop_keeps_what_was_made_of_weights_and_outside_they_may_change(layer
 def test_another_condition_in_the_same_loop_is_another_result(cond_merge: Literal["concat", "add"]) -> None:
     """As classifier-free guidance needs it."""
     unet = UNet1d(2, 12, [16, 32], cond_merge=cond_merge)
-    x, k = torch.randn(3, 16, 2), torch.zeros(3).long()
-    a, b = torch.randn(3, 12), torch.randn(3, 12)
+    x, k = torch.randn(3, 16, 2), torch.zeros(3, 1).long()
+    a, b = torch.randn(3, 2, 6), torch.randn(3, 2, 6)
     with torch.no_grad():
         expected = [unet(x, k, cond) for cond in (a, b)]
         with sampling_loop():
@@ -78,11 +81,11 @@ def test_another_condition_in_the_same_loop_is_another_result(cond_merge: Litera
 @pytest.mark.parametrize("cond_merge", ["concat", "add"])
 def test_later_steps_keep_nothing_more(cond_merge: Literal["concat", "add"]) -> None:
     unet = UNet1d(2, 12, [16, 32], cond_merge=cond_merge)
-    x, cond = torch.randn(3, 16, 2), torch.randn(3, 12)
+    x, cond = torch.randn(3, 16, 2), torch.randn(3, 2, 6)
     kept = []
     with torch.no_grad(), sampling_loop():
         for k in range(3):
-            unet(x, torch.full((3,), k), cond)
+            unet(x, torch.full((3, 1), k), cond)
             kept.append(len(_results.get() or {}))
     assert kept[0] > 0
     assert kept == kept[:1] * 3

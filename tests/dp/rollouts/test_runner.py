@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler
 from dp.denoisers import UNet1d
 from dp.encoders import StateEncoder
 from dp.modalities import Normalizer
+from dp.objectives import Diffusion
 from dp.policy import DiffusionPolicy
 from dp.rollouts.baselines import DoNothing
 from dp.rollouts.runner import EnvRunner, EpisodeResult, RolloutResult
@@ -50,13 +51,12 @@ def policy() -> DiffusionPolicy:
     policy = DiffusionPolicy(
         StateEncoder(SHAPES),
         denoiser,
-        DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"),
+        Diffusion(DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"), 4),
         normalizer,
         horizon=16,
         n_obs_steps=2,
         n_action_steps=8,
         action_dim=2,
-        num_inference_steps=4,
     )
     return policy.eval()
 
