@@ -16,6 +16,7 @@ from dp.encoders import StateEncoder
 from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
 from dp.tasks.pusht.env import PushTEnv
+from tests.dp.encoders.specs import specs
 
 SCHEDULERS = Path(__file__).parents[2] / "configs" / "scheduler"
 NAMES = ["ddpm", "ddim", "dpm_solver"]
@@ -58,7 +59,7 @@ def make_policy(
     """A policy that sees positions of 0..512 px: with a RampOracle, unless another denoiser is given."""
     sampler, steps = scheduler(name, prediction_type)
     return DiffusionPolicy(
-        StateEncoder({"agent_pos": (2,)}),
+        StateEncoder(specs(agent_pos=(2,))),
         denoiser or RampOracle(prediction_type, sampler.alphas_cumprod),
         sampler,
         Normalizer.fit({"agent_pos": POSITIONS, "action": POSITIONS}),
