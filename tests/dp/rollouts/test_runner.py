@@ -15,6 +15,7 @@ from dp.policy import DiffusionPolicy
 from dp.rollouts.baselines import DoNothing
 from dp.rollouts.runner import EnvRunner, EpisodeResult, RolloutResult
 from dp.tasks.pusht.env import PushTEnv
+from tests.dp.encoders.specs import specs
 
 CPU = torch.device("cpu")
 SHAPES = {"agent_pos": (2,), "block_pose": (4,)}
@@ -42,7 +43,7 @@ def policy() -> DiffusionPolicy:
     )
     denoiser = UNet1d(2, 12, channels=(16, 32, 64), kernel_size=3, step_embed_dim=32, norm="layer")
     policy = DiffusionPolicy(
-        StateEncoder(SHAPES),
+        StateEncoder(specs(**SHAPES)),
         denoiser,
         DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"),
         normalizer,
