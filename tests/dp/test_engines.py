@@ -29,7 +29,7 @@ LOSSES_AGREE = {"rtol": 2e-3, "atol": 2e-4}
 
 def make_policy(scheduler: type = DDIMScheduler, device: torch.device = CPU) -> DiffusionPolicy:
     torch.manual_seed(0)
-    encoder = CNNEncoder(SHAPES, channels=(8, 8, 8, 8), feature_dim=16)
+    encoder = CNNEncoder(specs(**SHAPES), channels=(8, 8, 8, 8), feature_dim=16)
     policy = DiffusionPolicy(
         encoder,
         UNet1d(2, 2 * encoder.out_dim, channels=(16,), kernel_size=3, step_embed_dim=16, norm="layer"),

@@ -60,7 +60,7 @@ def make_policy(
     """A policy that sees positions of 0..512 px: with a RampOracle, unless another denoiser is given."""
     sampler, steps = scheduler(name, prediction_type)
     return DiffusionPolicy(
-        StateEncoder({"agent_pos": (2,)}),
+        StateEncoder(specs(agent_pos=(2,))),
         denoiser or RampOracle(prediction_type, sampler.alphas_cumprod),
         Diffusion(sampler, steps),
         Normalizer.fit(specs({"agent_pos": (2,), "action": (2,)}), {"agent_pos": POSITIONS, "action": POSITIONS}),

@@ -14,7 +14,7 @@ from benchmarks.rivals.plain_unet import PlainUNet1d
 from dp.denoisers import UNet1d
 from dp.denoisers.unet1d import SinusoidalEmbedding
 from dp.encoders import ResNetEncoder
-from tests.dp.encoders.specs import specs
+from tests.specs import specs
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "denoiser"
 VARIANTS = ["unet1d", "unet1d_small", "unet1d_additive"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dp.encoders import CNNEncoder
-from tests.dp.encoders.specs import specs
+from tests.specs import specs
 
 SPECS = specs(image=(3, 96, 96), agent_pos=(2,))
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dp.encoders import CNNEncoder, ResNetEncoder
 from dp.encoders.image import RandomCrop, Standardize, crop_size
-from tests.dp.encoders.specs import specs
+from tests.specs import specs
 
 SPECS = specs(image=(3, 96, 96), agent_pos=(2,))
 ENCODERS = [CNNEncoder, ResNetEncoder]

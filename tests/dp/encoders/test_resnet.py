@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dp.encoders import ResNetEncoder
 from dp.encoders.resnet import SpatialSoftmax, trunk
 from dp.kernels import use, winograd
-from tests.dp.encoders.specs import specs
+from tests.specs import specs
 
 SPECS = specs(image=(3, 96, 96), agent_pos=(2,))
 

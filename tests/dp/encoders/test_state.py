@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dp.encoders import StateEncoder
-from tests.dp.encoders.specs import specs
+from tests.specs import specs
 
 
 def test_observations_are_concatenated_in_the_order_of_the_specs() -> None:

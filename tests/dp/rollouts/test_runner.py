@@ -49,7 +49,7 @@ def policy() -> DiffusionPolicy:
     )
     denoiser = UNet1d(2, 12, channels=(16, 32, 64), kernel_size=3, step_embed_dim=32, norm="layer")
     policy = DiffusionPolicy(
-        StateEncoder(SHAPES),
+        StateEncoder(specs(**SHAPES)),
         denoiser,
         Diffusion(DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"), 4),
         normalizer,
