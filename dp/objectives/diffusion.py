@@ -30,7 +30,7 @@ class Diffusion(nn.Module):
     def __init__(self, scheduler: Any, num_inference_steps: int) -> None:
         super().__init__()
         self.scheduler, self.num_inference_steps = scheduler, num_inference_steps
-        self.prediction_type = getattr(scheduler.config, "prediction_type", "epsilon")
+        self.prediction_type = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
         abar = getattr(scheduler, "alphas_cumprod", None)
         if not isinstance(abar, Tensor):
             raise self._refusal("it has no `alphas_cumprod`, the noise schedule to train with")
