@@ -40,7 +40,7 @@ class Diffusion(nn.Module):
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}, expected 1 to {len(abar)}, the length of the schedule"
             )
-        self.register_buffer("alphas_cumprod", abar.clone(), persistent=False)
+        self.register_buffer("alphas_cumprod", abar.clone().float(), persistent=False)
         self._setting = num_inference_steps if abar.is_meta else self._tried_setting()
 
     def loss(
