@@ -30,7 +30,7 @@ class Diffusion(nn.Module):
     def __init__(self, scheduler: Any, num_inference_steps: int) -> None:
         super().__init__()
         self.scheduler, self.num_inference_steps = scheduler, num_inference_steps
-        self.prediction_type = getattr(scheduler.config, "prediction_type", "epsilon")
+        self.prediction_type = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
         abar = getattr(scheduler, "alphas_cumprod", None)
         if not isinstance(abar, Tensor):
             raise self._refusal("it has no `alphas_cumprod`, the noise schedule to train with")
@@ -40,7 +40,7 @@ class Diffusion(nn.Module):
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}, expected 1 to {len(abar)}, the length of the schedule"
             )
-        self.register_buffer("alphas_cumprod", abar.clone(), persistent=False)
+        self.register_buffer("alphas_cumprod", abar.clone().float(), persistent=False)
         self._setting = num_inference_steps if abar.is_meta else self._tried_setting()
 
     def loss(
