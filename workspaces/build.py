@@ -14,37 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dp.data import Demonstrations
+from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
+from dp.data.windows import WindowDataset
 from dp.ema import EMA
 from dp.modalities import Normalizer, parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.processes import N_CORES
-from dp.rollouts.runner import EnvRunner
 from dp.tasks import Task
+from workspaces import record
 from workspaces.base import Config, Workspace
-from workspaces.errors import flatten
-from workspaces.logger import Logger, check_mode
-from workspaces.trust import check_component
-
-NUMBERS = (
-    "seed",
-    "noise_draws",
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "ema.power",
-    "lr_schedule.num_warmup_steps",
-    "dataset.val_ratio",
-    "dataset.split_seed",
-    "scheduler.num_train_timesteps",
-    "scheduler.num_inference_steps",
-    "env_runner.n_episodes",
-    "env_runner.start_seed",
-    "env_runner.n_train_episodes",
-    "env_runner.max_steps",
-    "env_runner.n_envs",
-    "env_runner.n_videos",
-    "workspace.max_grad_norm",
-)
-"""What a typing error can turn into a word."""
+from workspaces.logger import Logger
+from workspaces.settings import check, check_typed
 
 
 def workspace(composed: DictConfig) -> Workspace:
@@ -54,6 +34,7 @@ def workspace(composed: DictConfig) -> Workspace:
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
     check(config)
+    check_typed(config, record.overrides())
     verb = get_class(config["workspace"]["_target_"])
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
     return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
@@ -75,35 +56,6 @@ def settings(composed: DictConfig) -> Config:
 def auto_action_steps(config: Config) -> int:
     """8, or as many as the horizon holds."""
     return max(1, min(8, config["horizon"] - config["n_obs_steps"] + 1))
-
-
-def check(config: Config) -> None:
-    """Raises ValueError for settings that contradict each other, before anything is read or written."""
-    flat = flatten(config)
-    for key in NUMBERS:
-        if key in flat and (isinstance(flat[key], bool) or not isinstance(flat[key], (int, float))):
-            raise ValueError(f"{key}={flat[key]}, expected a number")
-    horizon, n_obs, n_action = config["horizon"], config["n_obs_steps"], config["n_action_steps"]
-    for name in ("horizon", "n_obs_steps", "n_action_steps"):
-        if not isinstance(config[name], int) or config[name] < 1:
-            raise ValueError(f"{name}={config[name]}, expected a whole number of at least 1")
-    if horizon < n_obs - 1 + n_action:
-        raise ValueError(
-            f"horizon={horizon} is too short: n_obs_steps - 1 + n_action_steps = {n_obs - 1 + n_action}. "
-            f"Use horizon={n_obs - 1 + n_action} or more, or n_action_steps={max(1, horizon - n_obs + 1)}"
-        )
-    scheduler = config["scheduler"]
-    if not 1 <= scheduler["num_inference_steps"] <= scheduler["num_train_timesteps"]:
-        raise ValueError(
-            f"scheduler.num_inference_steps={scheduler['num_inference_steps']}, expected 1 to "
-            f"scheduler.num_train_timesteps={scheduler['num_train_timesteps']}"
-        )
-    if scheduler["prediction_type"] not in ("epsilon", "sample", "v_prediction"):
-        raise ValueError(
-            f"scheduler.prediction_type={scheduler['prediction_type']}, expected epsilon, sample or v_prediction"
-        )
-    check_mode(config["logger"]["mode"])
-    check_component(config["name"], "name")
 
 
 def task(config: Config) -> Task:
@@ -144,14 +96,26 @@ def collector(config: Config) -> Any:
     return _make(config["collector"])
 
 
-def env_runner(config: Config) -> EnvRunner:
+def env_runner(config: Config) -> Any:
+    """An `EnvRunner` in the environment of the task; None for a task that has none."""
     settings = dict(config["env_runner"])
     if settings["n_workers"] == "auto":
         settings["n_workers"] = N_CORES
     facts = task(config)
-    assert facts.env is not None
+    if facts.env is None:
+        return None
     make_env = partial(facts.env, obs_names=facts.obs_names)
     return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"])
+
+
+def loader(config: Config, windows: WindowDataset, step: int, device: torch.device) -> Loader:
+    """The batches of training from optimizer step `step` on."""
+    settings = config["workspace"]
+    start = step * settings["grad_accumulation"]
+    order = BatchOrder(len(windows), settings["batch_size"], config["seed"], start)
+    if settings["loader"] == "resident" or (settings["loader"] == "auto" and fits(windows, device)):
+        return ResidentLoader(windows, order, device)
+    return StreamedLoader(windows, order, device, settings["n_loader_workers"])
 
 
 def optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -19,8 +19,9 @@ from dp.tasks.pusht.demonstration import Collector, Demonstration, Finished
 from dp.tasks.pusht.rollouts import rollouts
 from workspaces import build
 from workspaces.base import Config, Signals, StopNow, Workspace
-from workspaces.errors import Interrupted, flatten
+from workspaces.errors import Interrupted
 from workspaces.evaluate import load_policy
+from workspaces.settings import flatten
 from workspaces.statistics import describe
 
 log = logging.getLogger(__name__)
