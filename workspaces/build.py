@@ -68,6 +68,12 @@ def demonstrations(config: Config) -> Demonstrations:
     return _make(config["dataset"], obs_shapes={name: spec.shape for name, spec in obs.items()})
 
 
+def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, WindowDataset]:
+    """The windows to train on, and those to validate on: none where no episode is held out."""
+    steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
+    return data.windows(data.train_episodes, *steps), data.windows(data.split.val, *steps)
+
+
 def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPolicy:
     """The policy, its weights fresh. Without a normalizer: one to load a checkpoint's statistics into."""
     obs, action = parse_shape_meta(config["task"]["shape_meta"])

@@ -188,7 +188,8 @@ def check_whole(key: str, value: object, least: int) -> None:
 def check_typed(config: Config, overrides: Sequence[str]) -> None:
     """Compares typed values with the types that their arguments are declared with, for typos such as lr=1e-4x.
 
-    Only numbers are compared. Only classes that the user configures himself are looked at, so nothing else is imported.
+    Only numbers are compared. `auto` is no typo: `workspaces.build` replaces it. Only classes whose arguments were typed
+    are looked at, so nothing else is imported.
 
     Raises:
         ValueError: for anything else where the argument of a class is declared as a number.
@@ -215,7 +216,7 @@ def _alternatives(annotation: object) -> set[object]:
 
 def _check_number(key: str, value: object, declared: set[object]) -> None:
     numeric = bool(declared & {int, float}) and not declared & {str, bool}
-    if numeric and (isinstance(value, bool) or (isinstance(value, str) and value not in declared)):
+    if numeric and (isinstance(value, bool) or (isinstance(value, str) and value not in {"auto", *declared})):
         raise ValueError(f"{key}={value}, expected a number")
     if numeric and isinstance(value, float) and float not in declared:
         raise ValueError(f"{key}={value}, expected a whole number")

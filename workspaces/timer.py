@@ -19,6 +19,7 @@ class Timer:
     def __init__(self) -> None:
         self.before_s = 0.0
         self._pauses_s = self._pauses_since_mark_s = 0.0
+        self._pause_begin: float | None = None
         self._warned = False
         self.start(0)
 
@@ -40,7 +41,8 @@ class Timer:
         return self.before_s + self._here_s()
 
     def _here_s(self) -> float:
-        return time.perf_counter() - self._begin - self._pauses_s
+        now = time.perf_counter() if self._pause_begin is None else self._pause_begin
+        return now - self._begin - self._pauses_s
 
     def paused(self) -> "Timer":
         return self
@@ -49,7 +51,8 @@ class Timer:
         self._pause_begin = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        pause = time.perf_counter() - self._pause_begin
+        assert self._pause_begin is not None
+        pause, self._pause_begin = time.perf_counter() - self._pause_begin, None
         self._pauses_s += pause
         self._pauses_since_mark_s += pause
 

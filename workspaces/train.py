@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from tqdm import tqdm
 
 from dp import engines
 from workspaces import build, checkpoint, record
-from workspaces.assessment import Assessment
+from workspaces.assessment import Assessment, facts_of
 from workspaces.base import Config, Signals, StopNow, Workspace
 from workspaces.settings import check_choice, check_whole
 from workspaces.train_state import TrainState, choose_precision, load_run
@@ -36,39 +36,25 @@ class TrainWorkspace(Workspace):
                 state.ema.update(state.policy)
                 state.step, state.evaluated = state.step + 1, False
                 bar.update()
-                if self._due("log"):
-                    self.assessment.log_training(self.num_steps, self.batch_size * self.grad_accumulation)
+                if self.assessment.due("log"):
+                    self.assessment.log_training()
                 state.metrics_offset = self.logger.offset
                 if self.device.type == "cpu":
                     state.timer.warn_if_slow(state.step, self.num_steps, self.small_experiment)
 
-    def _due(self, what: str) -> bool:
-        """Whether this step is one for `what`. The last step is one for everything."""
-        step = self.state.step
-        return step > 0 and (step % self.every[what] == 0 or step == self.num_steps)
-
     def _assess_and_save(self) -> None:
         """Does what is due at this step, and leaves if a signal has come."""
-        state = self.state
+        state, due = self.state, self.assessment.due
         with state.timer.paused():
             if not state.evaluated:
-                self._assess()
+                self.signals.interruptible = True  # training depends on nothing that an assessment changes
+                self.assessment.assess()
+                self.signals.interruptible = False
                 state.evaluated, state.metrics_offset = True, self.logger.offset
-                if self._due("checkpoint") or self._due("rollout") or state.step == 1:
+                if due("checkpoint") or due("rollout") or state.step == 1:
                     state.save(self.run_dir, self.about)  # from the first step on the directory is this run's
         if self.signals.received is not None:
             self._save_and_leave()
-
-    def _assess(self) -> None:
-        """Validation and rollouts. They change nothing that training depends on, so a signal may cut them short."""
-        self.signals.interruptible = True
-        if self._due("validate") or self._due("rollout"):
-            self.state.check_finite(self.run_dir)
-        if self._due("validate"):
-            self.assessment.validate(self.config["seed"], self.batch_size, self.n_best)
-        if self._due("rollout"):
-            self.assessment.roll_out(self.train_seeds, self.n_best)
-        self.signals.interruptible = False
 
     def __init__(
         self,
@@ -95,11 +81,9 @@ class TrainWorkspace(Workspace):
         check_choice("workspace.precision", precision, ("auto", "fp32", "bf16"))
         check_choice("workspace.loader", loader, ("auto", "resident", "dataloader"))
         engines.choose(engine, self.device)
-        self.num_steps, self.batch_size, self.grad_accumulation = num_steps, batch_size, grad_accumulation
-        self.max_grad_norm, self.every, self.n_best, self.engine = max_grad_norm, every, n_best, engine
-        self.precision, self.small_experiment, self.signals = precision, small_experiment, Signals()
-        self.env_runner: Any = None
-        self.logger: Any = None
+        self.num_steps, self.grad_accumulation, self.max_grad_norm = num_steps, grad_accumulation, max_grad_norm
+        self.precision, self.engine, self.small_experiment = precision, engine, small_experiment
+        self.signals, self.env_runner, self.logger = Signals(), cast(Any, None), cast(Any, None)
 
     def run(self) -> float | None:
         """Trains to `num_steps`. Returns the best score, the larger the better; None where nothing gives one."""
@@ -115,17 +99,12 @@ class TrainWorkspace(Workspace):
         return self.score
 
     def _build(self) -> None:
-        config = self.config
-        self.env_runner = build.env_runner(config)
-        data = build.demonstrations(config)
-        config["dataset"] |= {"path": [str(path) for path in data.paths], "sha256": data.sha256}  # not "auto"
-        steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
-        self.train_windows = data.windows(data.train_episodes, *steps)
-        self.val_windows = data.windows(data.split.val, *steps)
-        sizes = (self.train_windows, data.train_episodes, self.val_windows, data.split.val)
-        self.data_facts = (" + ".join(config["dataset"]["path"]), *map(len, sizes))
+        self.env_runner, data = build.env_runner(self.config), build.demonstrations(self.config)
+        self.config["dataset"] |= {"path": [str(path) for path in data.paths], "sha256": data.sha256}  # not "auto"
+        self.train_windows, self.val_windows = build.windows(self.config, data)
         self.train_seeds = data.buffer.seeds[data.split.train][data.buffer.from_seed[data.split.train]].tolist()
-        self.state = TrainState.fresh(config, data.normalizer, self.device)
+        self.facts = facts_of(data, self.train_windows, self.val_windows)
+        self.state = TrainState.fresh(self.config, data.normalizer, self.device)
         engines.speed_up_sampling(self.engine, self.state.ema.model)
 
     def _open(self) -> None:
@@ -143,12 +122,12 @@ class TrainWorkspace(Workspace):
             log.info("resuming %s at step %d", self.run_dir, self.state.step)
         self.logger.truncate(self.state.metrics_offset)
         self.about = {"config": self.config, "versions": checkpoint.versions(), "wandb_id": self.logger.run_id}
-        where = (self.run_dir, self.logger, self.about)
-        self.assessment = Assessment(self.state, self.val_windows, self.env_runner, *where)
+        parts = (self.state, self.val_windows, self.env_runner, self.train_seeds)
+        self.assessment = Assessment(self.config, *parts, self.run_dir, self.logger, self.about)
 
     def _batches_and_step(self) -> tuple[Iterator[Any], engines.Step]:
         state = self.state
-        log.info("data: %s, %d training windows of %d episodes, %d validation windows of %d episodes", *self.data_facts)
+        log.info("data: %s", self.facts)
         log.info("policy: %s", state)
         loader = build.loader(self.config, self.train_windows, state.step, self.device)
         bf16 = state.precision == "bf16"
