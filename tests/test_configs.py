@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from workspaces import build, trust
+from workspaces import build, settings, trust
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml"))
@@ -20,7 +20,7 @@ def composed(*overrides: str) -> dict:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_composes_and_its_policy_learns_and_acts(experiment):
     config = composed(f"+experiment={experiment}")
-    build.check(config)
+    settings.check(config)
     trust.check_targets(trust.plain(config, "config"))
     assert config["name"] == experiment
     if "small" not in experiment:  # the shapes, not the cost
@@ -66,7 +66,7 @@ def test_the_papers_image_run_has_the_papers_numbers():
 @pytest.mark.parametrize("denoiser", ["unet1d", "unet1d_small", "unet1d_additive"])
 def test_every_choice_goes_with_every_other(scheduler, denoiser):
     config = composed(f"scheduler={scheduler}", f"denoiser={denoiser}", "encoder=cnn", "horizon=10")
-    build.check(config)
+    settings.check(config)
     config["denoiser"]["channels"] = [32, 32]
     config["scheduler"]["num_inference_steps"] = 2
     policy = build.policy(config).eval()
@@ -87,7 +87,7 @@ def test_a_named_sweep_has_values_of_settings_that_exist(name):
         params = compose("config", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
     for key, values in params.items():
         for value in values.split(","):
-            build.check(composed(f"{key}={value}"))
+            settings.check(composed(f"{key}={value}"))
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "launcher").glob("*.yaml")))

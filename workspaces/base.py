@@ -1,4 +1,4 @@
-"""What every run has: a directory that is its own, a log, a device, an end that is told."""
+"""What all commands share: an exclusive run directory, logging, device selection, a recorded exit status."""
 
 import contextlib
 import itertools
@@ -31,27 +31,22 @@ Config = dict[str, Any]
 
 
 class Workspace:
-    """One run. A context manager: entering reads the set-up, leaving tells how it ended and lets everything go."""
+    """Base class of all commands. A context manager: entering sets the process up, leaving records how the run ended.
+
+    The constructor checks its arguments and sets nothing outside the object.
+    """
 
     computes: ClassVar[bool] = True
-    """Whether the verb runs a policy. One that only reads files starts at once: no threads to time, no wandb."""
+    """Whether the command runs a policy. One that only reads files starts at once: no threads to time, no wandb."""
 
     resolves: ClassVar[bool] = True
     """Whether its settings are its own. Those of a verb that opens a checkpoint follow from what is in there."""
 
     def __init__(self, config: Config) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-        logging.captureWarnings(True)
-        if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
-            multiprocessing.set_start_method(None, force=True)  # a job of joblib's: our workers do not know its method
         self.config = config
         self.device = choose_device(config["device"])
-        if self.computes:
-            self.use_threads(config["n_threads"])
         if self.computes and config["logger"]["mode"] != "disabled":
             threading.Thread(target=_start_wandb, daemon=True).start()  # while others read data and draw weights
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32: what is not bfloat16 in training, and all of sampling
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
         self.score: float | None = None
         self.packages: Sequence[str] = ()  # the task's, whose versions are recorded
@@ -102,8 +97,24 @@ class Workspace:
 
     def __enter__(self) -> "Workspace":
         self._kernels.__enter__()
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        logging.captureWarnings(True)
         self._redirect.__enter__()
+        try:
+            self._set_up_process()
+        except BaseException:
+            self._redirect.__exit__(None, None, None)
+            raise
         return self
+
+    def _set_up_process(self) -> None:
+        """Sets what is global in a process: how workers start, and how torch computes."""
+        if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+            multiprocessing.set_start_method(None, force=True)  # a job of joblib's: our workers do not know its method
+        if self.computes:
+            self.use_threads(self.config["n_threads"])
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32: what is not bfloat16 in training, and all of sampling
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -143,6 +154,11 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def interrupted(self, message: str) -> Interrupted:
+        """The error to leave with once the run is saved, with the exit code of the signal that came."""
+        assert self.received is not None
+        return Interrupted(f"{self.NAMES[signal.Signals(self.received)]}: {message}", 128 + self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:  # asked twice: do not insist on a safe moment

@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dp.data import Demonstrations
+from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
+from dp.data.windows import WindowDataset
 from dp.ema import EMA
 from dp.modalities import Normalizer, parse_shape_meta
 from dp.policy import DiffusionPolicy
@@ -22,34 +24,13 @@ from dp.processes import N_CORES
 from dp.rollouts.runner import EnvRunner
 from dp.tasks import Task
 from dp.types import Objective
+from workspaces import record
+from workspaces import settings as checks
 from workspaces.base import Config, Workspace
-from workspaces.errors import flatten
-from workspaces.logger import Logger, check_mode
-from workspaces.trust import check_component
+from workspaces.logger import Logger
 
 CUSTOM = "custom"
 """The name of numbers that no protocol of the task has."""
-
-NUMBERS = (
-    "seed",
-    "noise_draws",
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "ema.power",
-    "lr_schedule.num_warmup_steps",
-    "dataset.val_ratio",
-    "dataset.split_seed",
-    "scheduler.num_train_timesteps",
-    "scheduler.num_inference_steps",
-    "env_runner.n_episodes",
-    "env_runner.start_seed",
-    "env_runner.n_train_episodes",
-    "env_runner.max_steps",
-    "env_runner.n_envs",
-    "env_runner.n_videos",
-    "workspace.max_grad_norm",
-)
-"""What a typing error can turn into a word."""
 
 
 def workspace(composed: DictConfig) -> Workspace:
@@ -59,9 +40,9 @@ def workspace(composed: DictConfig) -> Workspace:
     if in_sweep():
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
+    checks.check_typed(config, record.overrides())
     if verb.resolves:
-        resolve(config)
-        check(config)
+        check(resolve(config))
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
     return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
 
@@ -101,24 +82,11 @@ def auto_action_steps(config: Config) -> int:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for settings that contradict each other, before anything is read or written."""
-    flat = flatten(config)
-    for key in NUMBERS:
-        if key in flat and (isinstance(flat[key], bool) or not isinstance(flat[key], (int, float))):
-            raise ValueError(f"{key}={flat[key]}, expected a number")
-    horizon, n_obs, n_action = config["horizon"], config["n_obs_steps"], config["n_action_steps"]
-    for name in ("horizon", "n_obs_steps", "n_action_steps"):
-        if not isinstance(config[name], int) or config[name] < 1:
-            raise ValueError(f"{name}={config[name]}, expected a whole number of at least 1")
-    if horizon < n_obs - 1 + n_action:
-        raise ValueError(
-            f"horizon={horizon} is too short: n_obs_steps - 1 + n_action_steps = {n_obs - 1 + n_action}. "
-            f"Use horizon={n_obs - 1 + n_action} or more, or n_action_steps={max(1, horizon - n_obs + 1)}"
-        )
+    """Raises ValueError for settings that contradict each other, and for a scheduler that the objective cannot train,
+    before anything is read or written."""
+    checks.check(config)
     if config["task"]["shape_meta"]:
         objective(config)
-    check_mode(config["logger"]["mode"])
-    check_component(config["name"], "name")
 
 
 def task(config: Config) -> Task:
@@ -129,6 +97,12 @@ def task(config: Config) -> Task:
 def demonstrations(config: Config) -> Demonstrations:
     obs, action = parse_shape_meta(config["task"]["shape_meta"])
     return _make({**config["dataset"], "_partial_": True})(obs=obs, action=action)
+
+
+def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, WindowDataset]:
+    """The windows to train on, and those to validate on: none where no episode is held out."""
+    steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
+    return data.windows(data.train_episodes, *steps), data.windows(data.split.val, *steps)
 
 
 def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPolicy:
@@ -192,6 +166,16 @@ def env_runner(config: Config) -> EnvRunner | None:
     if settings["n_workers"] == "auto":
         settings["n_workers"] = N_CORES
     return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"])
+
+
+def loader(config: Config, windows: WindowDataset, step: int, device: torch.device) -> Loader:
+    """The batches of training from optimizer step `step` on."""
+    settings = config["workspace"]
+    start = step * settings["grad_accumulation"]
+    order = BatchOrder(len(windows), settings["batch_size"], config["seed"], start)
+    if settings["loader"] == "resident" or (settings["loader"] == "auto" and fits(windows, device)):
+        return ResidentLoader(windows, order, device)
+    return StreamedLoader(windows, order, device, settings["n_loader_workers"])
 
 
 def optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

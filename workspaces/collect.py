@@ -19,9 +19,10 @@ from dp.rollouts.recorder import Collector, Demonstration, Finished
 from dp.rollouts.runner import EnvRunner
 from workspaces import build
 from workspaces.base import Config, Signals, StopNow, Workspace
-from workspaces.errors import Interrupted, flatten
+from workspaces.errors import Interrupted
 from workspaces.evaluate import Loaded, load_policy
 from workspaces.load import MOVED
+from workspaces.settings import flatten
 from workspaces.statistics import describe
 
 log = logging.getLogger(__name__)

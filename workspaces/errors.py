@@ -129,19 +129,10 @@ def _groups() -> list[str]:
 
 def _keys() -> list[str]:
     """Every key of the default configuration, with dots."""
+    from workspaces.settings import flatten  # here, because this file is imported before a run is
+
     config = _loader().load_configuration("config", [], run_mode=RunMode.RUN, from_shell=False)
     with_hydra = OmegaConf.to_container(config, resolve=False)
     assert isinstance(with_hydra, dict)
     with_hydra.pop("hydra", None)
     return [key for key in flatten(with_hydra) if not key.endswith("_")]
-
-
-def flatten(config: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

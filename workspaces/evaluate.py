@@ -20,17 +20,18 @@ from dp.types import Policy
 from workspaces import build, checkpoint, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.rollouts import metrics_of, named, save_media
+from workspaces.settings import groups_with, keys_with
 from workspaces.trust import check_targets, packages_of
 
 log = logging.getLogger(__name__)
 
-SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+SCHEDULE = tuple(key.removeprefix("scheduler.") for key in keys_with("identity") if key.startswith("scheduler."))
 """What the denoiser was trained for: another sampler must keep it."""
 
-OWN = ("workspace", "checkpoint", "device", "run_dir", "n_threads", "kernels", "env_runner", "logger", "trust")
+OWN = groups_with("verb", "place", "output", "speed", "protocol")
 """Settings that are an evaluation's own; all others come from the checkpoint."""
 
-MAY_OVERRIDE = (*OWN, "scheduler", "n_action_steps", "launcher", "collector")
+MAY_OVERRIDE = (*OWN, *groups_with("sampling"))
 
 
 class EvaluateWorkspace(Workspace):
@@ -160,7 +161,7 @@ def merge(saved: Config, given: Config, overrides: list[str]) -> Config:
     for key in typed:
         if key.partition(".")[0] not in MAY_OVERRIDE:
             raise ValueError(f"{key} is fixed by the checkpoint, which goes with: {', '.join(MAY_OVERRIDE)}")
-    merged = saved | {key: given[key] for key in OWN} | {"training": saved["workspace"]}
+    merged = saved | {key: given[key] for key in OWN if key in given} | {"training": saved["workspace"]}
     if "weights" in merged["encoder"]:
         merged["encoder"] = merged["encoder"] | {"weights": None}  # the checkpoint has its own
     if "n_action_steps" in typed:

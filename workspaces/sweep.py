@@ -30,15 +30,10 @@ from tabulate import tabulate
 from dp.files import write_json
 from workspaces import record
 from workspaces.errors import explain
+from workspaces.settings import group, groups_with, role
 from workspaces.trust import packages_of
 
 FILE = "sweep.json"
-
-INFERENCE = ("scheduler", "scheduler.num_inference_steps", "n_action_steps")
-"""Settings that need no training of their own: a sweep over them evaluates one checkpoint."""
-
-NOT_IDENTITY = ("logger.", "device", "n_threads", "+launcher")
-"""Settings that say how a job runs, not what it is."""
 
 MAX_DEATHS = 3
 """A job that was killed is launched again in the same sweep, so often at the most."""
@@ -55,7 +50,7 @@ class Job:
 
     @property
     def identity(self) -> frozenset[str]:
-        return frozenset(o for o in self.overrides if not o.startswith(NOT_IDENTITY))
+        return frozenset(o for o in self.overrides if _tells(o))
 
 
 class Sweep:
@@ -109,7 +104,7 @@ class Sweep:
         for override in self.swept.values():
             if not override.is_discrete_sweep():
                 raise ValueError(f"{override.input_line} is not a list of values: give one, or hydra/sweeper=optuna")
-        inference = {key: o for key, o in self.swept.items() if key in INFERENCE}
+        inference = {key: o for key, o in self.swept.items() if role(key) == "sampling"}
         if self.verb != "train" or not inference:
             return [[self.job(values) for values in _combinations(self.swept)]]
         others = {key: o for key, o in self.swept.items() if key not in inference}
@@ -122,8 +117,8 @@ class Sweep:
         return Job(_name(values, prefix), self.verb, (*self.fixed.values(), *swept, *self._group()))
 
     def _evaluation(self, trained: Job, values: Mapping[str, str]) -> Job:
-        taken = ("env_runner", "device", "n_threads", "kernels", "logger", "+launcher")
-        fixed = [override for key, override in self.fixed.items() if key.partition(".")[0] in taken]
+        taken = groups_with("protocol", "speed", "place", "output")
+        fixed = [override for key, override in self.fixed.items() if group(key) in taken]
         checkpoint = self.dir / trained.name / "checkpoints" / "last.pt"
         trusted = [f"trust=[{','.join(self.trusted)}]"] if self.trusted else []
         overrides = ["workspace=evaluate", f"checkpoint={quoted(str(checkpoint))}", *trusted, *fixed, *self._group()]
@@ -138,7 +133,7 @@ class Sweep:
         if any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra):
             return Path(config.hydra.sweep.dir)
         telling = sorted(
-            o for o in self.fixed.values() if not o.startswith((*NOT_IDENTITY, "+experiment=", "workspace="))
+            o for o in self.fixed.values() if _tells(o) and not o.startswith(("+experiment=", "workspace="))
         )
         name = config.name if self.verb == "train" else self.verb
         parts = [name, "+".join(_short(key) for key in self.swept), _digest(telling) if telling else ""]
@@ -276,6 +271,14 @@ def leave_job(error: Exception) -> None:
     if Sweep.in_this_process and (record.read(run_dir) or {}).get("state") == "interrupted":
         raise KeyboardInterrupt
     raise RuntimeError(explain(error)) from None  # other processes can unpickle this one
+
+
+def _tells(override: str) -> bool:
+    """Whether an override says what a job is, and not only where and how fast it runs.
+
+    What counts is its first part, so that a sweep keeps its directory: env_runner.n_workers says something, too.
+    """
+    return role(group(override)) not in ("place", "output", "speed")
 
 
 def quoted(value: str) -> str:

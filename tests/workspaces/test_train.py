@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import random
 import resource
@@ -14,7 +15,6 @@ import pytest
 import torch
 
 from dp.data.recording import DemonstrationStore
-from dp.intervals import Estimate
 from dp.tasks.pusht.demonstration import FACTS, FRAMES
 from dp.tasks.pusht.sources import BUNDLED_PATH
 from tests.workspaces.conftest import assert_same_run, metrics
@@ -259,7 +259,56 @@ def test_rollouts_that_are_repeated_count_once(uninterrupted, small_zarr, tmp_pa
     config = torch.load(uninterrupted / "checkpoints/last.pt", weights_only=True)["config"] | {"run_dir": tmp_path}
     settings = {key: value for key, value in config["workspace"].items() if key != "_target_"}
     with TrainWorkspace(config, **settings) as run:
+        run._build()
         run._open()
         for _ in range(2):
-            run._keep_if_best(Estimate(0.5, 0.4, 0.6))
-        assert [entry["score"] for entry in run.best] == [0.5]
+            run.assessment.keep_if_best("0.500", {"score": 0.5})
+        assert [entry["score"] for entry in run.state.best] == [0.5]
+
+
+NO_SIMULATOR = ["task.env=null", "run_dir=offline", "workspace.n_best=2"]
+
+
+def test_without_a_simulator_the_smallest_validation_error_is_best(command, run, tmp_path):
+    result = run(*NO_SIMULATOR)
+    assert result.returncode == 0, result.stderr
+    assert "val/action_mse" in result.stderr
+    mse = {row["step"]: row["val/action_mse"] for row in metrics(tmp_path / "offline") if "val/action_mse" in row}
+    assert sorted(mse) == [8, 16, 24]
+    state = torch.load(tmp_path / "offline/checkpoints/last.pt", weights_only=True)
+    smallest = sorted(mse, key=lambda step: mse[step])[:2]
+    assert [entry["step"] for entry in state["best"]] == smallest
+    assert [entry["score"] for entry in state["best"]] == [-mse[step] for step in smallest]
+    assert {entry["metric"] for entry in state["best"]} == {"val/action_mse"}
+    files = {file.name for file in (tmp_path / "offline/checkpoints").glob("best-*")}
+    assert files == {f"best-{step:06d}-{mse[step]:.4g}.pt" for step in smallest}
+    assert json.loads((tmp_path / "offline/run.json").read_text())["score"] == -min(mse.values())
+    assert run(*NO_SIMULATOR, "workspace.num_steps=25").returncode == 0  # what it saved, it loads
+
+
+def test_without_a_simulator_and_without_validation_only_the_last_checkpoint_is_kept(run, tmp_path):
+    result = run(*NO_SIMULATOR, "dataset.val_ratio=0")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("only last.pt is kept") == 1
+    assert [file.name for file in (tmp_path / "offline/checkpoints").iterdir()] == ["last.pt"]
+    assert json.loads((tmp_path / "offline/run.json").read_text())["score"] is None
+
+
+def test_a_resumed_run_keeps_the_precision_that_auto_chose(run, tmp_path):
+    first = run("run_dir=bf16", "workspace.precision=bf16", "workspace.num_steps=2")
+    assert first.returncode == 0, first.stderr
+    for typed, precision in (("auto", "bf16"), ("fp32", "fp32")):
+        result = run("run_dir=bf16", f"workspace.precision={typed}", "workspace.num_steps=3")
+        assert f" threads, {precision}" in result.stderr, result.stderr
+
+
+def test_a_constructor_sets_nothing_outside_the_object(uninterrupted, small_zarr, tmp_path):
+    config = torch.load(uninterrupted / "checkpoints/last.pt", weights_only=True)["config"]
+    config |= {"run_dir": tmp_path / "run", "n_threads": 2}
+    settings = {key: value for key, value in config["workspace"].items() if key != "_target_"}
+    threads, rng, handlers = torch.get_num_threads(), torch.get_rng_state(), logging.getLogger().handlers[:]
+    TrainWorkspace(config, **settings)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert logging.getLogger().handlers == handlers
+    assert not (tmp_path / "run").exists()

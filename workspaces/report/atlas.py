@@ -18,6 +18,7 @@ from workspaces.report.figures import svg
 from workspaces.report.films import film
 from workspaces.report.runs import Run
 from workspaces.report.tables import Result
+from workspaces.settings import groups_with, keys_with
 
 MAX_SETTINGS = 12
 MAX_VIDEO_BYTES = 32 << 20
@@ -34,8 +35,7 @@ SCALE = 0.4
 SHOWN_X, SHOWN_Y = (44, 456), (88, 500)
 """Pixels of the workspace on the map: what blocks begin in."""
 
-OVERRIDDEN = ("run_dir", "env_runner.start_seed", "env_runner.n_episodes", "env_runner.n_videos", "logger",
-              "workspace", "checkpoint", "hydra")  # fmt: skip
+OVERRIDDEN = (*groups_with("output", "verb", "outside"), *keys_with("episodes"))
 """What a replay sets itself, or what does not change what happens in it."""
 
 

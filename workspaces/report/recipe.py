@@ -13,15 +13,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from workspaces.base import Config
-from workspaces.errors import flatten
 from workspaces.report.runs import Protocol, Run
 from workspaces.report.tables import data_of, training_minutes, value_of
-from workspaces.train import duration
+from workspaces.settings import flatten, keys_with
+from workspaces.timer import duration
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
-OF_THE_PLACE = ("run_dir", "checkpoint", "logger.", "dataset.path", "dataset.sha256", "training", "runs", "report",
-                "device", "n_threads", "kernels", "env_runner.n_workers", "env_runner.n_envs")  # fmt: skip
+OF_THE_PLACE = keys_with("data", "source", "speed", "place", "output", "verb", "outside")
 """Keys that say where a run was made, which the facts say, too."""
 
 

@@ -13,6 +13,7 @@ import yaml
 from workspaces import record
 from workspaces.base import Config
 from workspaces.load import migrate
+from workspaces.settings import groups_with
 from workspaces.trust import check_component
 
 PARTS = ("checkpoints", "media", "rollouts", "wandb")
@@ -27,7 +28,7 @@ ROW: dict[str, Any] = {
 }
 """What is written about an episode."""
 
-FIXED = ("name", "task", "encoder", "denoiser", "horizon", "n_obs_steps", "noise_draws")
+FIXED = groups_with("identity")
 """What the configuration of an evaluation says about the training where it does not hold all of it."""
 
 
@@ -256,7 +257,7 @@ def _config_of_evaluation(config: Config, trained_in: Path | None, checkpoint: s
         return {**_config(trained_in), **chosen}
     if config.get("training"):
         return {**config, "workspace": config["training"]}
-    return {**{key: config[key] for key in (*FIXED, "seed")}, **chosen}
+    return {**{key: config[key] for key in (*FIXED, "seed") if key in config}, **chosen}
 
 
 def _checked(rows: Any, protocol: Protocol, file: Path) -> list[dict[str, Any]]:

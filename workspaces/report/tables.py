@@ -11,14 +11,10 @@ import pandas as pd
 from dp.intervals import Difference, Estimate, crossed_mean, paired_difference, wilson
 from dp.tasks.pusht.sources import OFFICIAL_SHA256
 from workspaces import build
-from workspaces.errors import flatten
 from workspaces.report.runs import Found, LeftOut, Protocol, Run
+from workspaces.settings import flatten, keys_without
 
-NO_SETTING = ("seed", "run_dir", "device", "n_threads", "kernels", "checkpoint", "logger.", "dataset.path",
-              "dataset.source", "dataset.sha256", "env_runner.", "workspace._target_", "workspace.engine",
-              "workspace.precision", "workspace.loader", "workspace.n_loader_workers", "workspace.every",
-              "workspace.n_best", "workspace.small_experiment", "workspace.baseline", "training",
-              "runs", "report", "task.env")  # fmt: skip
+NO_SETTING = keys_without("identity", "training", "length", "sampling")
 """Keys that say where, how fast and under which protocol a run was made, not what it is."""
 
 STEPS = "scheduler.num_inference_steps"

@@ -1,0 +1,122 @@
+"""The table of keys: complete, and what derives from it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from workspaces import evaluate, settings, sweep, train_state
+from workspaces.report import atlas, recipe, runs, tables
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+
+def files() -> Iterator[Path]:
+    return iter(sorted(p for p in CONFIGS.rglob("*.yaml") if p.name != "config.yaml"))
+
+
+def written(file: Path) -> set[str]:
+    """The keys that a file of configs/ sets, from the root on."""
+    text = file.read_text()
+    content = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
+    group = file.parent.relative_to(CONFIGS).as_posix().replace("/", ".")
+    return set(settings.flatten(content if "@package _global_" in text else {group: content}))
+
+
+def every_key() -> set[str]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        default = OmegaConf.to_container(compose("config"))
+    assert isinstance(default, dict)
+    return set(settings.flatten(default)).union(*map(written, files()))
+
+
+def test_every_key_of_every_configuration_has_a_role():
+    keys = every_key()
+    assert {"workspace.filter.success_only", "report.baseline", "n_threads", "hydra.launcher.n_jobs"} <= keys
+    assert not sorted(key for key in keys if settings.known_role(key) is None)
+
+
+@pytest.mark.parametrize("key", ["colour", "workspace.num_stps", "env_runner.colour"])
+def test_a_key_that_nobody_gave_a_role_has_none_and_counts_as_identity(key):
+    assert settings.known_role(key) is None
+    assert settings.role(key) == "identity"
+
+
+def test_no_key_has_two_roles():
+    keys = [key for entry in settings.TABLE.values() for key in entry.keys.split()]
+    assert len(keys) == len(set(keys))
+
+
+def test_prefixes_select_the_keys_of_their_roles_and_no_others():
+    lists = {
+        train_state.MAY_DIFFER: {"length", "source", "speed", "arithmetic", "place", "output", "verb"},
+        tables.NO_SETTING: set(settings.TABLE) - {"identity", "training", "length", "sampling"},
+        recipe.OF_THE_PLACE: {"data", "source", "speed", "place", "output", "verb", "outside"},
+    }
+    coming = {"kernels", "trust", "task.name", "task.protocols.x.max_steps", "env_runner.protocol", "init_from"}
+    for prefixes, roles in lists.items():
+        for key in every_key() | coming | {"training.num_steps", "objective.n_times", "dataset.sha256"}:
+            assert key.startswith(prefixes) == (settings.role(key) in roles), key
+
+
+def test_the_lists_of_old_are_what_they_were():
+    assert {"run_dir", "device", "n_threads", "checkpoint", "logger", "dataset.path", "dataset.source",
+            "env_runner.n_workers", "env_runner.n_envs", "workspace.num_steps", "workspace.loader",
+            "workspace.n_loader_workers", "workspace.engine", "workspace.precision"} <= {
+                *train_state.MAY_DIFFER}  # fmt: skip
+    assert set(evaluate.SCHEDULE) == {
+        "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"
+    }  # fmt: skip
+    assert set(evaluate.OWN) >= {"workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger"}
+    assert set(evaluate.MAY_OVERRIDE) - set(evaluate.OWN) == {"scheduler", "n_action_steps"}
+    assert {"name", "task", "encoder", "denoiser", "horizon", "n_obs_steps", "noise_draws"} <= set(runs.FIXED)
+    assert set(atlas.OVERRIDDEN) >= {
+        "run_dir", "env_runner.start_seed", "env_runner.n_episodes", "env_runner.n_videos", "logger", "workspace",
+        "checkpoint", "hydra",
+    }  # fmt: skip
+    assert not {"device", "n_threads", "trust", "scheduler", "env_runner", "env_runner.max_steps"} & {*atlas.OVERRIDDEN}
+
+
+@pytest.mark.parametrize("override", ["logger.mode=disabled", "device=cpu", "n_threads=1", "+launcher=joblib"])
+def test_a_job_is_the_same_wherever_it_runs(override):
+    job = sweep.Job("a", "train", ("horizon=8", override))
+    assert job.identity == {"horizon=8"}
+
+
+@pytest.mark.parametrize("override", ["dataset.path=x", "seed=1", "workspace.precision=bf16", "env_runner.n_workers=0"])
+def test_a_job_with_other_settings_is_another_job(override):
+    assert override in sweep.Job("a", "train", ("horizon=8", override)).identity
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("optimizer.lr", "1e-4x", "optimizer.lr=1e-4x, expected a number"),
+        ("ema.power", True, "ema.power=True, expected a number"),
+        ("env_runner.n_episodes", 2.5, "env_runner.n_episodes=2.5, expected a whole number"),
+        ("lr_schedule.num_warmup_steps", "many", "lr_schedule.num_warmup_steps=many, expected a number"),
+        ("dataset.val_ratio", "some", "dataset.val_ratio=some, expected a number"),
+        ("workspace.max_grad_norm", "much", "workspace.max_grad_norm=much, expected a number"),
+        ("scheduler.beta_start", "low", "scheduler.beta_start=low, expected a number"),
+    ],
+)
+def test_a_word_in_place_of_a_number_is_refused_with_its_key(key, value, expected):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config"), resolve=True)
+    assert isinstance(config, dict)
+    group, _, name = key.partition(".")
+    settings.check_typed(config, [f"{key}={config[group][name]}"])
+    config[group][name] = value
+    with pytest.raises(ValueError, match=expected):
+        settings.check_typed(config, [f"{key}={value}"])
+
+
+def test_words_that_an_argument_allows_and_values_that_are_not_numbers_pass():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", ["dataset.path=[a,b]", "optimizer.fused=null"]), resolve=True)
+    assert isinstance(config, dict)
+    typed = ["workspace.precision=auto", "env_runner.n_workers=auto", "dataset.path=[a,b]", "optimizer.fused=null"]
+    settings.check_typed(config, [*typed, "encoder=resnet18", "+sweep=seeds", "denoiser.channels=[1]", "horizon=8"])

@@ -1,0 +1,166 @@
+"""How good a policy in training is: loss, validation, rollouts, and checkpoints of the best policies."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dp.data import Demonstrations
+from dp.data.windows import WindowDataset, prepare
+from dp.policy import DiffusionPolicy
+from dp.rollouts.runner import EnvRunner
+from workspaces import checkpoint
+from workspaces.base import Config
+from workspaces.logger import Logger
+from workspaces.rollouts import metrics_of, named, save_rollouts
+from workspaces.timer import duration
+from workspaces.train_state import TrainState
+
+log = logging.getLogger(__name__)
+
+MAX_VAL_WINDOWS, MAX_SAMPLED_WINDOWS = 512, 64
+"""Windows that the validation loss is averaged over, and those that actions are sampled for."""
+
+VAL_METRIC = "val/action_mse"
+"""The metric that chooses the best checkpoints of a task without a simulator: the smallest."""
+
+
+class Assessment:
+    """Judges the EMA policy of `state`, logs the result, and keeps checkpoints of the best.
+
+    The best are those with the highest scores in rollouts, or, without a simulator, with the smallest `VAL_METRIC`.
+
+    Args:
+        config: the whole resolved configuration; `workspace` says how often each thing is due.
+        state: the training. `state.best` is kept up to date.
+        val_windows: windows of the held-out episodes; there may be none.
+        env_runner: rolls the policy out; None for a task without a simulator.
+        train_seeds: env seeds that training demonstrations begin from.
+        run_dir: receives rollouts, videos and checkpoints.
+        about: what checkpoints hold next to the weights.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: TrainState,
+        val_windows: WindowDataset,
+        env_runner: EnvRunner | None,
+        train_seeds: Sequence[int],
+        run_dir: Path,
+        logger: Logger,
+        about: Mapping[str, Any],
+    ) -> None:
+        self.config, self.state, self.val_windows = config, state, val_windows
+        self.env_runner, self.train_seeds = env_runner, train_seeds
+        self.run_dir, self.logger, self.about = run_dir, logger, about
+        if env_runner is None and not len(val_windows):
+            log.warning(
+                "There is neither a simulator nor a validation window to tell which checkpoint is best: only last.pt "
+                "is kept. dataset.val_ratio=0.02 holds episodes out."
+            )
+
+    def due(self, what: str) -> bool:
+        """Whether this step is one for `what`. The last step is one for everything."""
+        step, settings = self.state.step, self.config["workspace"]
+        return step > 0 and (step % settings["every"][what] == 0 or step == settings["num_steps"])
+
+    def assess(self) -> None:
+        """Validates and rolls out, if they are due. Changes nothing that training depends on."""
+        if self.due("validate") or self.due("rollout"):
+            self.state.check_finite(self.run_dir)
+        if self.due("validate") and len(self.val_windows):
+            self._validate()
+        if self.due("rollout") and self.env_runner is not None:
+            self._roll_out(self.env_runner)
+
+    def log_training(self) -> None:
+        """Logs the means over the steps since the last log, and how long the rest will take."""
+        state, settings = self.state, self.config["workspace"]
+        num_steps, samples = settings["num_steps"], settings["batch_size"] * settings["grad_accumulation"]
+        state.check_finite(self.run_dir)
+        loss, grad_norm = torch.stack(state.pending).mean(0).tolist()
+        steps_per_s = state.timer.steps_per_s(state.step)
+        metrics = {
+            "train/loss": loss,
+            "train/grad_norm": grad_norm,
+            "train/lr": float(state.lr_schedule.get_last_lr()[0]),
+            "train/samples_per_s": steps_per_s * samples,
+            "time/training_s": state.timer.training_s(),
+        }
+        self.logger.log(state.step, metrics)
+        left = duration((num_steps - state.step) / steps_per_s)
+        log.info("step %d/%d  loss %.4f  %.2f steps/s  %s left", state.step, num_steps, loss, steps_per_s, left)
+        state.pending = []
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Loss and action error on held-out episodes, with the same noise every time."""
+        step, start = self.state.step, time.perf_counter()
+        batch_size, seed = self.config["workspace"]["batch_size"], self.config["seed"]
+        metrics = _validation(self.state.ema.model, self.val_windows, batch_size, seed)
+        self.logger.log(step, {**metrics, "time/validate_s": time.perf_counter() - start})
+        if self.env_runner is None:
+            mse = metrics[VAL_METRIC]
+            self.keep_if_best(f"{mse:.4g}", {"score": -mse, "metric": VAL_METRIC})
+            log.info("step %d: %s %.4g", step, VAL_METRIC, mse)
+
+    def _roll_out(self, env_runner: EnvRunner) -> None:
+        """Episodes from the test seeds and from the training seeds."""
+        step, policy, start = self.state.step, self.state.ema.model, time.perf_counter()
+        test = env_runner.run(policy, policy.device)
+        train = env_runner.run_train(policy, policy.device, self.train_seeds)
+        metrics = metrics_of(test, train) | {"time/rollout_s": time.perf_counter() - start}
+        videos = save_rollouts(self.run_dir, step, test, train)
+        self.keep_if_best(f"{test.score.value:.3f}", named("score", test.score))
+        self.logger.log(step, metrics)
+        self.logger.log_episodes(step, [e.row() for e in test.episodes], videos)
+        log.info(
+            "step %d: score %.3f [%.3f, %.3f], success %.0f %% [%.0f, %.0f] on seeds %d-%d",
+            step, *test.score, *(100 * x for x in test.success), env_runner.seeds[0], env_runner.seeds[-1],
+        )  # fmt: skip
+
+    def keep_if_best(self, value: str, scores: dict[str, Any]) -> None:
+        """Writes best-<step>-<value>.pt if `scores["score"]`, the larger the better, is among the best so far."""
+        state = self.state
+        entry = {"step": state.step, "file": f"best-{state.step:06d}-{value}.pt", **scores}
+        others = [e for e in state.best if e["step"] != state.step]  # an assessment that a signal cut short is repeated
+        ranked = sorted([*others, entry], key=lambda e: (-e["score"], e["step"]))[: self.config["workspace"]["n_best"]]
+        if entry in ranked:
+            saved = {"step": state.step, "score": entry["score"], "ema": state.ema.state_dict(), **self.about}
+            checkpoint.save(self.run_dir / "checkpoints" / entry["file"], saved)
+        state.best = ranked
+        best = {key: number for key, number in ranked[0].items() if key != "file"}
+        self.logger.summarize({"best": best, "last": {"step": state.step, **scores}})
+
+
+def facts_of(data: Demonstrations, train_windows: WindowDataset, val_windows: WindowDataset) -> str:
+    """A line about what is trained on, and what is validated on."""
+    return (
+        f"{' + '.join(map(str, data.paths))}, {len(train_windows)} training windows of {len(data.train_episodes)} "
+        f"episodes, {len(val_windows)} validation windows of {len(data.split.val)} episodes"
+    )
+
+
+def _validation(policy: DiffusionPolicy, windows: WindowDataset, batch_size: int, seed: int) -> dict[str, float]:
+    """val/loss of up to 512 windows, and the mean squared error of sampled actions, normalised, on up to 64."""
+    device = policy.device
+    generator = torch.Generator(device).manual_seed(seed)
+    index = _spread(len(windows), MAX_VAL_WINDOWS)
+    losses = [
+        policy.loss(prepare(windows.gather(part), device), generator) * len(part) for part in index.split(batch_size)
+    ]
+    batch = prepare(windows.gather(_spread(len(windows), MAX_SAMPLED_WINDOWS)), device)
+    sampled = policy.sample(policy.condition(batch["obs"]), generator)
+    return {
+        "val/loss": (torch.stack(losses).sum() / len(index)).item(),
+        VAL_METRIC: (sampled - batch["action"]).square().mean().item(),
+    }
+
+
+def _spread(n: int, most: int) -> torch.Tensor:
+    """At most `most` of n indices, evenly spread."""
+    return torch.linspace(0, n - 1, min(most, n)).long()

@@ -1,0 +1,224 @@
+"""The settings of a run: one table that says what each key is for, and the checks that need no more than their values.
+
+Everything that treats keys differently derives from `TABLE`: which may change when a run resumes, which an evaluation
+takes from its checkpoint, which a sweep need not train for, which tell two rows of a report apart.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from hydra.utils import get_object
+
+from workspaces.base import Config
+from workspaces.logger import check_mode
+from workspaces.trust import check_component
+
+Role = Literal[
+    "identity",
+    "training",
+    "length",
+    "run",
+    "data",
+    "source",
+    "sampling",
+    "protocol",
+    "episodes",
+    "speed",
+    "arithmetic",
+    "place",
+    "output",
+    "verb",
+    "outside",
+]
+
+
+class Entry(NamedTuple):
+    """What a role means, and the keys that have it: `a.b` is that key alone, `a.*` is `a` and every key below it."""
+
+    meaning: str
+    keys: str
+
+
+TABLE: dict[Role, Entry] = {
+    "identity": Entry(
+        "What a policy is. Its checkpoint fixes it.",
+        "name task.* encoder.* denoiser.* objective.* init_from horizon n_obs_steps noise_draws "
+        "scheduler.num_train_timesteps scheduler.beta_schedule scheduler.beta_start scheduler.beta_end "
+        "scheduler.prediction_type",
+    ),
+    "training": Entry(
+        "How a policy is trained. Only training reads it, and a run keeps it to its end.",
+        "experiment optimizer.* lr_schedule.* ema.* dataset.* workspace.batch_size workspace.grad_accumulation "
+        "workspace.max_grad_norm",
+    ),
+    "length": Entry("How long a policy is trained. A finished run may be given more.", "workspace.num_steps"),
+    "run": Entry(
+        "What one training of a setting has to itself: its seed, how often it writes, how much it keeps.",
+        "seed workspace.every.* workspace.n_best workspace.small_experiment",
+    ),
+    "data": Entry("Which data a policy is trained on, wherever they lie.", "dataset.sha256"),
+    "source": Entry(
+        "Where the data lie. `dataset.sha256` says whether they are the same.", "dataset.path dataset.source"
+    ),
+    "sampling": Entry(
+        "How actions are drawn from a trained policy. An evaluation may choose anew.", "scheduler.* n_action_steps"
+    ),
+    "protocol": Entry(
+        "What a policy is tested in, and under which rules.",
+        "env_runner env_runner._target_ env_runner.protocol env_runner.max_steps env_runner.n_train_episodes "
+        "task.env.* task.protocols.*",
+    ),
+    "episodes": Entry(
+        "Which episodes are rolled out, and which of them are filmed.",
+        "env_runner.start_seed env_runner.n_episodes env_runner.n_videos",
+    ),
+    "speed": Entry(
+        "How many processes and threads compute, and with which kernels. Results differ by rounding at most.",
+        "n_threads kernels env_runner.n_envs env_runner.n_workers workspace.loader workspace.n_loader_workers",
+    ),
+    "arithmetic": Entry(
+        "How a training step is computed. Rounding differs, the method does not.",
+        "workspace.precision workspace.engine",
+    ),
+    "place": Entry("On what a run computes, and whose code it may import.", "device launcher.* trust"),
+    "output": Entry("Where results go.", "run_dir logger.*"),
+    "verb": Entry(
+        "What is done, and to which checkpoint.",
+        "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
+        "workspace.n_episodes workspace.start_seed workspace.n_workers workspace.filter.*",
+    ),
+    "outside": Entry(
+        "No part of a run: Hydra's own, the report's, the copy of its training's settings that an evaluation has.",
+        "hydra.* sweep runs report.* training.*",
+    ),
+}
+
+_ROLES: dict[str, Role] = {key: role for role, entry in TABLE.items() for key in entry.keys.split()}
+
+
+def known_role(key: str) -> Role | None:
+    """The role of `key` by the closest entry of the table; None where there is none."""
+    if key in _ROLES:
+        return _ROLES[key]
+    parts = key.split(".")
+    groups = (".".join([*parts[:n], "*"]) for n in range(len(parts), 0, -1))
+    return next((_ROLES[group] for group in groups if group in _ROLES), None)
+
+
+def role(key: str) -> Role:
+    """The same, with "identity" for a key of the user's own: it counts wherever keys are compared."""
+    return known_role(key) or "identity"
+
+
+def group(typed: str) -> str:
+    """The first part of what a user types: "+env_runner.n_envs=3" -> "env_runner"."""
+    return typed.lstrip("+~").partition("=")[0].partition(".")[0]
+
+
+def keys_with(*roles: Role) -> tuple[str, ...]:
+    """What the keys with these roles begin with, for `str.startswith`."""
+    groups = {key.partition(".")[0] for key in _ROLES if "." in key}
+    having = [key.removesuffix(".*") for key, role in _ROLES.items() if role in roles]
+    return tuple(key for key in having if key not in groups or f"{key}.*" in _ROLES)
+
+
+def keys_without(*roles: Role) -> tuple[str, ...]:
+    """The same for the keys with every other role."""
+    return keys_with(*(other for other in TABLE if other not in roles))
+
+
+def groups_with(*roles: Role) -> tuple[str, ...]:
+    """First parts of keys that have one of these roles themselves, whatever those below them have."""
+    return tuple(name for name in dict.fromkeys(map(group, _ROLES)) if known_role(name) in roles)
+
+
+def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for settings that contradict each other, before anything is read or written."""
+    for name in ("horizon", "n_obs_steps", "n_action_steps", "noise_draws"):
+        check_whole(name, config[name], 1)
+    check_whole("seed", config["seed"], 0)
+    horizon, n_obs, n_action = config["horizon"], config["n_obs_steps"], config["n_action_steps"]
+    if horizon < n_obs - 1 + n_action:
+        raise ValueError(
+            f"horizon={horizon} is too short: n_obs_steps - 1 + n_action_steps = {n_obs - 1 + n_action}. "
+            f"Use horizon={n_obs - 1 + n_action} or more, or n_action_steps={max(1, horizon - n_obs + 1)}"
+        )
+    scheduler = config["scheduler"]
+    check_whole("scheduler.num_inference_steps", scheduler["num_inference_steps"], 1)
+    most = scheduler.get("num_train_timesteps")  # a scheduler of the user's own may have none
+    if most is not None:
+        check_whole("scheduler.num_train_timesteps", most, 1)
+        if scheduler["num_inference_steps"] > most:
+            raise ValueError(
+                f"scheduler.num_inference_steps={scheduler['num_inference_steps']}, expected 1 to "
+                f"scheduler.num_train_timesteps={most}"
+            )
+    if scheduler.get("prediction_type", "epsilon") not in ("epsilon", "sample", "v_prediction"):
+        raise ValueError(
+            f"scheduler.prediction_type={scheduler['prediction_type']}, expected epsilon, sample or v_prediction"
+        )
+    check_mode(config["logger"]["mode"])
+    check_component(config["name"], "name")
+
+
+def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{key}={value}, expected {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def check_whole(key: str, value: object, least: int) -> None:
+    """Raises ValueError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{key}={value}, expected a whole number of at least {least}")
+
+
+def check_typed(config: Config, overrides: Sequence[str]) -> None:
+    """Compares typed values with the types that their arguments are declared with, for typos such as lr=1e-4x.
+
+    Only numbers are compared. `auto` is no typo: `workspaces.build` replaces it. Only classes whose arguments were
+    typed are looked at, so nothing else is imported.
+
+    Raises:
+        ValueError: for anything else where the argument of a class is declared as a number.
+    """
+    for override in overrides:
+        part, _, name = override.lstrip("+~").partition("=")[0].partition(".")
+        settings = config.get(part)
+        if isinstance(settings, dict) and "_target_" in settings and name in settings:
+            _check_number(f"{part}.{name}", settings[name], _declared(settings["_target_"], name))
+
+
+def _declared(target: str, name: str) -> set[object]:
+    """The types that the argument `name` may have; empty where nothing is declared."""
+    parameter = inspect.signature(get_object(target), eval_str=True).parameters.get(name)
+    return _alternatives(parameter.annotation) if parameter is not None else set()
+
+
+def _alternatives(annotation: object) -> set[object]:
+    """int | Literal["auto"] | None -> {int, "auto", None}."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Literal):
+        return {inner for part in get_args(annotation) for inner in _alternatives(part)}
+    return {annotation}
+
+
+def _check_number(key: str, value: object, declared: set[object]) -> None:
+    numeric = bool(declared & {int, float}) and not declared & {str, bool}
+    if numeric and (isinstance(value, bool) or (isinstance(value, str) and value not in {"auto", *declared})):
+        raise ValueError(f"{key}={value}, expected a number")
+    if numeric and isinstance(value, float) and float not in declared:
+        raise ValueError(f"{key}={value}, expected a whole number")

@@ -1,0 +1,168 @@
+"""The state of a training run: all that the next step, and everything after it, depends on."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dp.ema import EMA
+from dp.kernels.calibration import bf16_pays
+from dp.modalities import Normalizer
+from dp.policy import DiffusionPolicy
+from workspaces import build, checkpoint
+from workspaces.base import Config
+from workspaces.settings import flatten, keys_with
+from workspaces.timer import Timer
+
+log = logging.getLogger(__name__)
+
+MAY_DIFFER = keys_with("length", "source", "speed", "arithmetic", "place", "output", "verb")
+"""Keys that may differ when a run resumes."""
+
+
+class TrainState:
+    """What a checkpoint of a training holds, next to the configuration. Restored, training goes on to the bit.
+
+    step: optimizer steps taken. evaluated: whether what is due at this step has been done. best: the best checkpoints,
+    best first, each {"step", "file", "score", ...}. pending: (loss, gradient norm) of each step since the last log, on
+    the device. metrics_offset: bytes of metrics.jsonl that belong to the state. precision: fp32 or bf16. n_threads: CPU
+    threads of the process that saved the state; None if they are not known.
+    """
+
+    def __init__(
+        self,
+        policy: DiffusionPolicy,
+        ema: EMA[DiffusionPolicy],
+        optimizer: torch.optim.Optimizer,
+        lr_schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
+        self.policy, self.ema, self.optimizer, self.lr_schedule = policy, ema, optimizer, lr_schedule
+        self.precision = "fp32"
+        self.step, self.evaluated = 0, False
+        self.best: list[dict[str, Any]] = []
+        self.pending: list[Tensor] = []
+        self.metrics_offset = 0
+        self.n_threads: int | None = None
+        self.timer = Timer()
+
+    @classmethod
+    def fresh(cls, config: Config, normalizer: Normalizer, device: torch.device) -> "TrainState":
+        """The state before the first step: weights as torch's generator draws them."""
+        policy = build.policy(config, normalizer).to(device)
+        ema = build.ema(config, policy)
+        optimizer = build.optimizer(config, policy.parameters())
+        return cls(policy, ema, optimizer, build.lr_schedule(config, optimizer))
+
+    def __str__(self) -> str:
+        n_parameters = sum(p.numel() for p in self.policy.parameters())
+        device = self.policy.device
+        threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        return f"{n_parameters / 1e6:.1f} M parameters on {device}{threads}, {self.precision}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives, with the state of torch's random number generators."""
+        cuda = self.policy.device.type == "cuda"
+        return {
+            "policy": self.policy.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self.lr_schedule.state_dict(),
+            "precision": self.precision,
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "pending": torch.stack(self.pending).cpu() if self.pending else torch.empty(0, 2),
+            "metrics_offset": self.metrics_offset,
+            "training_s": self.timer.training_s(),
+            "n_threads": torch.get_num_threads(),
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state() if cuda else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned, except for `precision` (`choose_precision`).
+
+        Checkpoints of earlier versions may lack `n_threads` and `precision`.
+        """
+        self.policy.load_state_dict(state["policy"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict(state["lr_schedule"])
+        self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+        self.pending = list(state["pending"].to(self.policy.device))
+        self.metrics_offset, self.timer.before_s = state["metrics_offset"], state["training_s"]
+        self.n_threads = state.get("n_threads")
+        torch.set_rng_state(state["rng"])
+        if self.policy.device.type == "cuda" and state["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng_cuda"])
+
+    def save(self, run_dir: Path, about: Mapping[str, Any]) -> None:
+        """Writes checkpoints/last.pt, with `about` next to the state, and deletes what is no longer among the best.
+
+        Raises ValueError instead if the weights are not finite any more.
+        """
+        self.check_finite(run_dir)
+        folder = run_dir / "checkpoints"
+        checkpoint.save(folder / "last.pt", {**self.state_dict(), **about})
+        # Only now: a last.pt that is older than a rollout may still name the files that this one does not.
+        for file in folder.glob("best-*.pt"):
+            if file.name not in [entry["file"] for entry in self.best]:
+                file.unlink()
+
+    def check_finite(self, run_dir: Path) -> None:
+        """Raises ValueError naming the first step whose loss or gradient was not finite. Waits for the device."""
+        if not self.pending:
+            return
+        bad = ~torch.isfinite(torch.stack(self.pending)).all(1)
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            step = self.step - len(self.pending) + first + 1
+            loss, grad_norm = self.pending[first].tolist()
+            raise ValueError(
+                f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}. What was saved before is "
+                f"kept in {run_dir / 'checkpoints'}; try a smaller optimizer.lr or workspace.precision=fp32"
+            )
+
+
+def choose_precision(precision: str, device: torch.device, saved: Mapping[str, Any] | None) -> str:
+    """fp32 or bf16: what auto means on `device`, or, when a run resumes, what it meant when `saved` was."""
+    if precision == "auto" and saved is not None:
+        return saved.get("precision", saved["config"]["workspace"]["precision"])
+    with torch.random.fork_rng(devices=[]):  # timing draws numbers, and the weights have been drawn already
+        pays = precision != "fp32" and bf16_pays(device)
+    if precision == "bf16" and not pays:
+        log.warning("This CPU emulates bfloat16, slowly: workspace.precision=auto takes what is faster.")
+    return precision if precision != "auto" else "bf16" if pays else "fp32"
+
+
+def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
+    """The last checkpoint of the run in `run_dir`; None if there is none.
+
+    Raises ValueError if that run was begun with settings that `config` cannot resume.
+    """
+    last = run_dir / "checkpoints/last.pt"
+    if not last.is_file():
+        return None
+    state = checkpoint.load(last)
+    _check_same_run(state["config"], config, run_dir)
+    return state
+
+
+def _check_same_run(saved: Config, config: Config, run_dir: Path) -> None:
+    """Raises ValueError where `run_dir` holds a run, begun with `saved`, that `config` cannot resume."""
+    old, new = flatten(saved), flatten(config)
+    differing = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(MAY_DIFFER)
+    ]
+    if differing:
+        shown = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(
+            f"{run_dir} holds another run: {shown}{more}. Give the settings it was begun with "
+            f"({run_dir / 'config.yaml'}), or another run_dir"
+        )
