@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -224,15 +225,18 @@ def _legend(figure: Figure, axes: Axes, several: bool, lines: Sequence[Reference
     handles, labels = [*handles[:16], *greys], [*labels[:16], *names]
     if labels:
         columns = 2 if max(map(len, labels)) < 34 else 1
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+        wrapped = [textwrap.fill(text, 68) for text in labels]
+        figure.set_figheight(figure.get_figheight() + 0.14 * sum(text.count("\n") for text in wrapped))
+        figure.legend(handles, wrapped, loc="outside lower left", ncols=columns)
 
 
 def differences(comparisons: list[Comparison]) -> Figure:
     """Differences in score with their intervals, one a line."""
     one_reference = len({id(c.reference) for c in comparisons}) == 1
-    names = [c.one.label if one_reference else f"{c.one.label}\nminus {c.reference.label}" for c in comparisons]
+    pairs = [[c.one.label] if one_reference else [c.one.label, f"minus {c.reference.label}"] for c in comparisons]
+    names = ["\n".join(textwrap.fill(name, 36) for name in pair) for pair in pairs]
     width = SIZE[0] + 0.06 * max(len(line) for name in names for line in name.splitlines())
-    figure = Figure(figsize=(width, 1.1 + (0.26 if one_reference else 0.38) * len(comparisons)))
+    figure = Figure(figsize=(width, 1.2 + sum(0.14 + 0.12 * len(name.splitlines()) for name in names)))
     axes = figure.add_subplot()
     for y, c in enumerate(comparisons):
         clear = c.score.low > 0 or c.score.high < 0
@@ -241,7 +245,9 @@ def differences(comparisons: list[Comparison]) -> Figure:
         axes.plot(c.score.value, y, "o", color=colour, ms=6)
     axes.axvline(0, color=INK, lw=1)
     axes.set(title="Difference in score, with its 95 % interval", ylim=(len(comparisons) - 0.4, -0.6))
-    axes.set_xlabel(f"score minus that of\n{comparisons[0].reference.label}" if one_reference else "")
+    axes.set_xlabel(
+        f"score minus that of\n{textwrap.fill(comparisons[0].reference.label, 60)}" if one_reference else ""
+    )
     axes.set_yticks(range(len(comparisons)), names, fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")

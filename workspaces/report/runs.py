@@ -235,7 +235,13 @@ def _read(path: Path, state: record.State, trusted: Collection[str]) -> Run:
     """Raises ValueError, KeyError or OSError for what a finished run does not look like."""
     about, config = record.read(path) or {}, _config(path)
     task = task_of(config, trusted)
-    common: dict[str, Any] = {"path": path, "task": task, "state": state, "record": about, "metrics": _metrics(path, whole=state == "finished")}
+    common: dict[str, Any] = {
+        "path": path,
+        "task": task,
+        "state": state,
+        "record": about,
+        "metrics": _metrics(path, whole=state == "finished"),
+    }
     evaluates = about.get("verb") == "evaluate" or (path / "evaluation.json").is_file()
     return _evaluation(config, common) if evaluates else _training(config, common)
 

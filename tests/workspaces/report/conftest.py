@@ -12,7 +12,6 @@ from hydra import compose, initialize_config_dir
 
 from dp.tasks import Task
 from dp.tasks.pusht import PushT
-
 from tests.workspaces.conftest import RUN, SMALL
 from workspaces import build
 from workspaces.report import ReportWorkspace
@@ -79,7 +78,10 @@ def made_up(
     task: Task = STATE,
     **settings: Any,
 ) -> Run:
-    """A run of `task` with these best rewards; without any, one that was never rolled out. Keyword arguments with `__` for dots are its configuration."""
+    """A run of `task` with these best rewards; without any, one that was never rolled out.
+
+    Keyword arguments with `__` for dots are its configuration.
+    """
     config: dict[str, Any] = {
         "name": "pusht", "seed": 0, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8,
         "scheduler": {"_target_": "diffusers.DDIMScheduler", "num_inference_steps": 10},

@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from dp.tasks.pusht.state import initial_state
 from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.state import initial_state
 from tests.workspaces.conftest import RUN
 from tests.workspaces.report.conftest import made_up
 from workspaces.report import failure_map, figures, films, tables
@@ -88,7 +88,7 @@ def test_of_many_episodes_the_worst_are_filmed(sweep, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_into_the_page_is_linked(sweep, tmp_path, monkeypatch):
-    monkeypatch.setattr(atlas, "MAX_VIDEO_BYTES", 0)
+    monkeypatch.setattr(failure_map, "MAX_VIDEO_BYTES", 0)
     cards = sheets(evaluated(sweep), tmp_path)[0].cards
     assert not any(card.video for card in cards)
     assert all((tmp_path / card.video_link).is_file() for card in cards)
