@@ -102,8 +102,8 @@ def test_the_report_of_another_task_says_nothing_of_ours_and_imports_nothing(toy
 def test_named_quantities_reach_tables_cards_and_comparisons(toys, report):
     workspace = report(toys)
     results = workspace.tables["results"].set_index("horizon")
-    assert results["final tip height"][8] == pytest.approx(4.5 / 12)
-    assert results["final tip height low"][8] < results["final tip height"][8]
+    assert results["final tip height"]["8"] == pytest.approx(4.5 / 12)
+    assert results["final tip height low"]["8"] < results["final tip height"]["8"]
     (difference,) = workspace.tables["paired-comparison"]["final tip height difference"]
     assert abs(difference) == pytest.approx(0.1 / 4)
     assert "final grip 2.000" in text_of(workspace.html)
