@@ -103,8 +103,7 @@ def _training_figures(
     for key in LOSSES:
         if any(curve.of(key)[0] for curve in curves):
             name = f"{key.replace('/', '-').replace('_', '-')}-{task}"
-            stands_alone = not scored and key == ACTION_ERROR
-            figures[name] = loss_curve(curves, key, several and not scored, title, SIZE if stands_alone else SMALL)
+            figures[name] = loss_curve(curves, key, several and not scored, title)
     return figures
 
 
@@ -156,7 +155,7 @@ def _unfinished_curves(runs: list[Run]) -> list[Curve]:
 
 def learning_curve(curves: list[Curve], x: str, lines: Sequence[Reference], several: bool, task: str) -> Figure:
     """Score of the rollouts over steps or training minutes, with published scores to compare with."""
-    figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.17 * len(lines)))
+    figure = Figure(figsize=SIZE)
     axes = figure.add_subplot()
     _draw_curves(axes, curves, x, "rollout/score")
     scores = [score for curve in curves for score in curve.of("rollout/score")[1]]
@@ -170,9 +169,9 @@ def learning_curve(curves: list[Curve], x: str, lines: Sequence[Reference], seve
     return figure
 
 
-def loss_curve(curves: list[Curve], key: str, legend: bool, task: str, size: tuple[float, float] = SMALL) -> Figure:
+def loss_curve(curves: list[Curve], key: str, legend: bool, task: str) -> Figure:
     """One of `LOSSES` over steps. Colours as in the learning curves, which have the legend."""
-    figure = Figure(figsize=size)
+    figure = Figure(figsize=SMALL)
     axes = figure.add_subplot()
     _draw_curves(axes, curves, "step", key)
     axes.set(title=_titled(LOSSES[key], task), xlabel="training step", yscale="log")
@@ -224,9 +223,11 @@ def _legend(figure: Figure, axes: Axes, several: bool, lines: Sequence[Reference
     greys = [Line2D([], [], color=GREY, ls=line.line, lw=1.1) for line in lines]
     handles, labels = [*handles[:16], *greys], [*labels[:16], *names]
     if labels:
-        columns = 2 if max(map(len, labels)) < 34 else 1
-        wrapped = [textwrap.fill(text, 68) for text in labels]
-        figure.set_figheight(figure.get_figheight() + 0.14 * sum(text.count("\n") for text in wrapped))
+        per_line = int(14 * figure.get_figwidth())  # characters that fit next to a handle
+        columns = 2 if max(map(len, labels)) < per_line // 2 - 4 else 1
+        wrapped = [textwrap.fill(text, per_line) for text in labels]
+        n_lines = sum(text.count("\n") + 1 for text in wrapped) / columns
+        figure.set_figheight(figure.get_figheight() + 0.15 * max(0, n_lines - 2))
         figure.legend(handles, wrapped, loc="outside lower left", ncols=columns)
 
 

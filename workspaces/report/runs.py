@@ -157,7 +157,19 @@ def find(root: Path, trusted: Collection[str] = ()) -> Found:
         _take(path, found, trusted)
     if not (found.finished or found.unfinished or found.left_out):
         raise ValueError(f"runs={root} holds no run, expected directories with run.json (as python run.py writes it)")
+    found.finished = _with_recorded_words(found.finished)
     return found
+
+
+def _with_recorded_words(runs: list[Run]) -> list[Run]:
+    """Trainings record no words: those of a task whose class is not imported have the words of its evaluations."""
+    recorded = {run.task.name: run.words for run in runs if run.verb == "evaluate"}
+    return [
+        replace(run, words=recorded.get(run.task.name, run.words))
+        if run.verb == "train" and type(run.task) is Task
+        else run
+        for run in runs
+    ]
 
 
 def _take(path: Path, found: Found, trusted: Collection[str]) -> None:

@@ -216,7 +216,9 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
     )
     several = len({result.protocol.task for result in results}) > 1
     dropped = () if several else ("task",)
-    frame, same = _without_constants(_with_dashes(shown).drop(columns=[*dropped], errors="ignore"), ("protocol", "from"))
+    frame, same = _without_constants(
+        _with_dashes(shown).drop(columns=[*dropped], errors="ignore"), ("protocol", "from")
+    )
     return Table("Results", pd.DataFrame(rows), frame, " ".join([note, *same]))
 
 

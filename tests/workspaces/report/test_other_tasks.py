@@ -93,6 +93,7 @@ def test_the_report_of_another_task_says_nothing_of_ours_and_imports_nothing(toy
     assert "the arm at a drawn pose" in everything
     assert "mean height of the cup. Success" in everything  # without the name of the interval
     assert "share of cups on the shelf" in everything
+    assert "best reward. Success" not in everything  # the training has the words of the evaluation
     assert 'class="map"' not in everything
     assert "reach-3" in everything
     assert {path.parent for path in workspace.figures.values()} == {workspace.run_dir / "figures"}
