@@ -57,6 +57,7 @@ Range = tuple[float, float]
 FIELDS: dict[str, type | Range] = {
     "step": (0, 10**12),
     "evaluated": bool,
+    "precision": str,
     "n_threads": (1, 4096),
     "metrics_offset": (0, 10**15),
     "training_s": (0, 10**12),
@@ -140,7 +141,9 @@ def check_fields(state: Mapping[str, Any], where: str) -> None:
 
 def _check_best(entry: object, where: str) -> None:
     numbers = entry.items() if isinstance(entry, dict) else ()
-    sound = all(type(value) in (int, float) or name == "metric" for name, value in numbers if name != "file")
+    sound = all(
+        type(value) in (int, float) or name == "metric" for name, value in numbers if name not in ("file", "metric")
+    )
     sound = sound and type(dict(numbers).get("metric", "")) is str
     if not sound or not {"step", "file", "score"} <= dict(numbers).keys():
         raise ValueError(f"{where} has {entry!r:.60} among the best, expected step, file and score: not loaded")

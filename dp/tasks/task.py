@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from jaxtyping import Float
+
 if TYPE_CHECKING:  # the processes that step environments import this file, and not torch
     from torch import Tensor
 
@@ -38,6 +41,21 @@ class Reference:
     line: str = "--"
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What an episode starts with, for a map of many episodes.
+
+    name: noun for what starts somewhere, as in "where its <name> starts".
+    starts: its outlines, closed polygons in units of the task's own. goal: outlines of where it must end.
+    bounds: (left, right, bottom, top) of the map, in the same units. `bottom` is the larger one where y points down.
+    """
+
+    name: str
+    starts: Sequence[Float[np.ndarray, "_ 2"]]
+    goal: Sequence[Float[np.ndarray, "_ 2"]]
+    bounds: tuple[float, float, float, float]
+
+
 class Task:
     """The facts of a task. A YAML file makes one of any environment; a subclass has more to say.
 
@@ -67,6 +85,9 @@ class Task:
 
     packages: ClassVar[tuple[str, ...]] = ("gymnasium",)
     """Distributions whose versions are recorded with every result."""
+
+    data_names: ClassVar[Mapping[str, str]] = {}
+    """Names of well-known data sets, by their sha256."""
 
     default_protocols: ClassVar[tuple[Protocol, ...]] = (Protocol("default-50", 50, 100_000, 300),)
 
@@ -133,6 +154,10 @@ class Task:
         entries = {**self.shape_meta["obs"], "action": self.shape_meta["action"]}
         frames = {name: _column(entry) for name, entry in entries.items()}
         return frames, {"seed": ("<i8", ()), "source": ("<U16", ()), "success": ("|b1", ())}
+
+    def scene(self, seed: int) -> Scene | None:
+        """What the episode of `seed` starts with; None where a map would show nothing."""
+        return None
 
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
         """Actions (B, Da) that change as little as possible: what the baseline `do_nothing` does."""

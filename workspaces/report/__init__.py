@@ -8,7 +8,7 @@ import pandas as pd
 from dp.files import write_bytes
 from workspaces import build
 from workspaces.base import Config, Workspace
-from workspaces.report import atlas, figures, page, recipe, runs, tables
+from workspaces.report import failure_map, figures, page, recipe, runs, tables
 from workspaces.report.publish import publish
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class ReportWorkspace(Workspace):
 
     def run(self) -> None:
         """Makes everything before it writes anything."""
-        found = runs.find(self.runs)
+        trusted = self.config.get("trust") or ()
+        found = runs.find(self.runs, trusted)
         counted = tables.count(found)
         trained = [run for run in found.finished if run.verb == "train"]
         results = tables.results(counted)
@@ -53,29 +54,29 @@ class ReportWorkspace(Workspace):
         with figures.style():
             drawn = figures.all_figures(trained, found.unfinished, results, comparisons)
             pictures = {name: (figures.svg(figure), figures.png(figure)) for name, figure in drawn.items()}
-            sheets = atlas.sheets(results, self.run_dir)
+            sheets = failure_map.sheets(results, self.run_dir, trusted)
         html = page.render(
             title=self.runs.resolve().name,
             runs=self.runs,
             results=results,
+            trained=trained,
             tables=made,
             figures={name: svg for name, (svg, _) in pictures.items()},
-            references=[
-                line for task in sorted({figures.task_of(r) for r in trained}) for line in figures.references(task)
-            ],
+            references=figures.references(trained),
             sheets=sheets,
-            not_shown=[r.label for r in sorted(results, key=lambda r: -r.score.value)[atlas.MAX_SETTINGS :]],
+            not_shown=[r.label for r in failure_map.best_of(results)[failure_map.MAX_SETTINGS :]],
             recipes=recipe.recipes(found.finished),
         )
         self._write(made, {name: png for name, (_, png) in pictures.items()}, html)
-        self._log([run for result in results for run in result.runs], results)
+        self._log(counted, results)
         log.info("%d runs count, %d directories left out", len(counted), len(found.left_out))
         log.info("%s", self.html)
 
     def _log(self, counted: list[runs.Run], results: list[tables.Result]) -> None:
         """On wandb, where the runs were: in their group if they have one in common."""
-        loggers = [run.config["logger"] for run in counted if run.config.get("logger", {}).get("mode") != "disabled"]
-        groups = {logger["group"] for logger in loggers}
+        settings = [run.config.get("logger") or {"mode": "disabled"} for run in counted]  # baselines have no training
+        loggers = [logger for logger in settings if logger.get("mode") != "disabled"]
+        groups = {logger.get("group") for logger in loggers}
         group = groups.pop() if len(groups) == 1 else None
         if loggers:
             self.config["logger"]["group"] = group
@@ -87,8 +88,10 @@ class ReportWorkspace(Workspace):
             if group is None:
                 raise ValueError("report.publish=wandb needs runs of one wandb group: a sweep's, or logger.group=NAME")
             seeds = {row["seed"] for run in counted for row in run.episodes if run.video(row["seed"])}
-            settings = results[0].setting if results else {}
-            publish(self.run_dir / "dashboard.json", self.config["logger"]["project"], group, settings, seeds)
+            keys = results[0].setting if results else {}
+            quantities = list(dict.fromkeys(key for result in results for key in result.quantities))
+            project = self.config["logger"]["project"]
+            publish(self.run_dir / "dashboard.json", project, group, keys, seeds, quantities)
 
     def _write(self, made: dict[str, tables.Table], pngs: dict[str, bytes], html: str) -> None:
         """Each file whole or not at all, the page last; what an earlier report had more goes."""

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from dp.tasks import Reference
 from workspaces.report.runs import Protocol, Run
-from workspaces.report.tables import STEPS, Comparison, Result, Setting, label, labels, value_of
+from workspaces.report.tables import ACTION_ERROR, STEPS, Comparison, Result, Setting, label, labels, value_of
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#6B6B6B")
 """Okabe & Ito (2008): told apart with any colour vision; yellow and black replaced, which vanish on white or black."""
@@ -32,26 +34,6 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8, "legend.frameon": False, "legend.fontsize": 8, "figure.constrained_layout.use": True,
     "svg.fonttype": "path", "svg.hashsalt": "dp", "savefig.transparent": True, "axes.facecolor": "none",
 }  # fmt: skip
-
-
-class Reference(NamedTuple):
-    """A published score, its line in the plots, and the protocol without which it means nothing."""
-
-    task: str
-    name: str
-    score: float
-    protocol: str
-    line: str
-
-
-REFERENCES = (
-    Reference("image", "paper, best checkpoint", 0.91, "3 seeds × 50 episodes", "--"),
-    Reference("image", "paper, mean of last 10", 0.84, "3 seeds × 50 episodes", ":"),
-    Reference("image", "LeRobot's model card", 0.955, "1 seed × 500 episodes", "-."),
-    Reference("state", "paper, best checkpoint", 0.95, "3 seeds × 50 episodes", "--"),
-    Reference("state", "paper, mean of last 10", 0.91, "3 seeds × 50 episodes", ":"),
-)
-"""DP-CNN on PushT: Chi et al. 2023, tables 1 and 2 (state: keypoints); lerobot/diffusion_pusht."""
 
 
 DASHED = {"ls": (0, (3, 2)), "lw": 1.3}
@@ -79,40 +61,56 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def task_of(run: Run) -> str:
-    """image or state: whose published figures a run compares with."""
-    return "image" if "image" in run.config["task"]["shape_meta"]["obs"] else "state"
+def slug(task: str) -> str:
+    """The name of a task in the names of files and in links."""
+    return re.sub(r"[^\w.+-]+", "-", task).lstrip(".-") or "task"
 
 
-def references(task: str) -> list[Reference]:
-    return [reference for reference in REFERENCES if reference.task == task]
+def references(runs: Iterable[Run]) -> dict[str, Sequence[Reference]]:
+    """Published scores by the name of the task."""
+    return {run.protocol.task: run.task.references for run in runs}
 
 
 def all_figures(
     trained: list[Run], unfinished: list[Run], results: list[Result], comparisons: list[Comparison]
 ) -> dict[str, Figure]:
-    """Every figure that these runs give something for, by name."""
+    """Every figure that these runs give something for, by name. Different tasks never share one."""
     figures: dict[str, Figure] = {}
     colours = palette([*labels(trained), *map(trained_as, results)])
     curves = [*curves_of(trained, colours), *_unfinished_curves(unfinished)]
-    for task in sorted({task_of(curve.run) for curve in curves}):
-        own = [curve for curve in curves if task_of(curve.run) == task]
-        for x in ("step", "minutes"):
-            figures[f"learning-curve-{task}-{x}"] = learning_curve(own, x, references(task))
-    for key in LOSSES:
-        if any(curve.of(key)[0] for curve in curves):
-            figures[key.replace("/", "-").replace("_", "-")] = loss_curve(curves, key)
-    if comparisons:
-        figures["paired-comparison"] = differences(comparisons)
+    known = references([*trained, *unfinished])
+    several = len({curve.name for curve in curves}) > 1
+    tasks = sorted({curve.run.protocol.task for curve in curves})
+    for task in tasks:
+        own = [curve for curve in curves if curve.run.protocol.task == task]
+        figures |= _training_figures(own, slug(task), known[task], several, task if len(tasks) > 1 else "")
+    for task in dict.fromkeys(c.one.protocol.task for c in comparisons):
+        own_comparisons = [c for c in comparisons if c.one.protocol.task == task]
+        figures[f"paired-comparison-{slug(task)}"] = differences(own_comparisons)
     figures |= {f"heat-map-{i}": figure for i, figure in enumerate(heat_maps(results), 1)}
     figures |= {f"latency-{i}": figure for i, figure in enumerate(_latencies(results, colours), 1)}
     return figures
 
 
+def _training_figures(
+    curves: list["Curve"], task: str, lines: Sequence[Reference], several: bool, title: str
+) -> dict[str, Figure]:
+    """The curves of one task. `several`: the report has more than one curve, so even a single one needs its name."""
+    figures: dict[str, Figure] = {}
+    scored = any(curve.of("rollout/score")[0] for curve in curves)
+    for x in ("step", "minutes") if scored else ():
+        figures[f"learning-curve-{task}-{x}"] = learning_curve(curves, x, lines, several, title)
+    for key in LOSSES:
+        if any(curve.of(key)[0] for curve in curves):
+            name = f"{key.replace('/', '-').replace('_', '-')}-{task}"
+            figures[name] = loss_curve(curves, key, several and not scored, title)
+    return figures
+
+
 LOSSES = {
+    ACTION_ERROR: "Validation action error",
     "train/loss": "Training loss",
     "val/loss": "Validation loss",
-    "val/action_mse": "Validation action error",
 }
 
 
@@ -124,8 +122,8 @@ class Curve(NamedTuple):
     colour: str
 
     def of(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values. A step that was logged twice counts once, as it was last."""
-        points = {row["step"]: row[key] for row in self.run.metrics if row.get(key) is not None}
+        """Steps and values."""
+        points = self.run.curve(key)
         return list(points), list(points.values())
 
     def over(self, x: str, key: str) -> pd.Series:
@@ -155,29 +153,40 @@ def _unfinished_curves(runs: list[Run]) -> list[Curve]:
     return [curve for curve in made if curve.of("train/loss")[0]]
 
 
-def learning_curve(curves: list[Curve], x: str, lines: Sequence[Reference]) -> Figure:
+def learning_curve(curves: list[Curve], x: str, lines: Sequence[Reference], several: bool, task: str) -> Figure:
     """Score of the rollouts over steps or training minutes, with published scores to compare with."""
     figure = Figure(figsize=SIZE)
     axes = figure.add_subplot()
     _draw_curves(axes, curves, x, "rollout/score")
-    _draw_references(axes, lines)
-    axes.set(title="Score of the rollouts", ylabel="score", ylim=(0, 1.02))
+    scores = [score for curve in curves for score in curve.of("rollout/score")[1]]
+    if all(0 <= score <= 1 for score in [*scores, *(line.score for line in lines)]):
+        axes.set_ylim(0, 1.02)
+    for reference in lines:
+        axes.axhline(reference.score, color=GREY, ls=reference.line, lw=1.1, zorder=1)
+    axes.set(title=_titled("Score of the rollouts", task), ylabel="score")
     axes.set_xlabel("training step" if x == "step" else "minutes of training")
-    _legend(figure, axes)
+    _legend(figure, axes, several, lines)
     return figure
 
 
-def loss_curve(curves: list[Curve], key: str) -> Figure:
-    """One of `LOSSES` over steps. Colours as in the learning curves, so without a legend."""
+def loss_curve(curves: list[Curve], key: str, legend: bool, task: str) -> Figure:
+    """One of `LOSSES` over steps. Colours as in the learning curves, which have the legend."""
     figure = Figure(figsize=SMALL)
     axes = figure.add_subplot()
     _draw_curves(axes, curves, "step", key)
-    axes.set(title=LOSSES[key], xlabel="training step", yscale="log")
+    axes.set(title=_titled(LOSSES[key], task), xlabel="training step", yscale="log")
     axes.grid(True, which="minor", axis="y", lw=0.4)
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
+    if legend:
+        _legend(figure, axes, legend)
     return figure
+
+
+def _titled(title: str, more: str) -> str:
+    """Two lines: one would be cut off in a narrow figure."""
+    return f"{title}\n{more}" if more else title
 
 
 def _draw_curves(axes: Axes, curves: list[Curve], x: str, key: str) -> None:
@@ -205,32 +214,30 @@ def _mean_curve(curves: list[pd.Series], x: str) -> pd.Series:
     return pd.concat(curves, axis=1, join="inner").mean(axis=1)
 
 
-def _draw_references(axes: Axes, lines: Sequence[Reference]) -> None:
-    for reference in lines:
-        axes.axhline(reference.score, color=GREY, ls=reference.line, lw=1.1, zorder=1)
-    for line in sorted(lines, key=lambda r: r.score):
-        lower = any(0 < other.score - line.score < 0.06 for other in lines)  # its text would run into that line
-        axes.annotate(
-            f"{line.name}: {line.score:g} on {line.protocol}",
-            (0.99, line.score), xycoords=("axes fraction", "data"), xytext=(0, -2 if lower else 2),
-            textcoords="offset points", ha="right", va="top" if lower else "bottom", fontsize=7, color=GREY,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )  # fmt: skip
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes, several: bool, lines: Sequence[Reference] = ()) -> None:
+    """Below the axes: curves, unless there is a single one in the whole report, and the grey lines."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1 or any("seeds" in text or ":" in text for text in labels):
-        columns = 2 if max(map(len, labels)) < 34 else 1
-        figure.legend(handles[:16], labels[:16], loc="outside lower left", ncols=columns)
+    if not (several or len(labels) > 1 or any("seeds" in text or ":" in text for text in labels)):
+        handles, labels = [], []
+    names = [f"{line.name}: {line.score:g} on {line.protocol}" for line in lines]
+    greys = [Line2D([], [], color=GREY, ls=line.line, lw=1.1) for line in lines]
+    handles, labels = [*handles[:16], *greys], [*labels[:16], *names]
+    if labels:
+        per_line = int(14 * figure.get_figwidth())  # characters that fit next to a handle
+        columns = 2 if max(map(len, labels)) < per_line // 2 - 4 else 1
+        wrapped = [textwrap.fill(text, per_line) for text in labels]
+        n_lines = sum(text.count("\n") + 1 for text in wrapped) / columns
+        figure.set_figheight(figure.get_figheight() + 0.15 * max(0, n_lines - 2))
+        figure.legend(handles, wrapped, loc="outside lower left", ncols=columns)
 
 
 def differences(comparisons: list[Comparison]) -> Figure:
     """Differences in score with their intervals, one a line."""
     one_reference = len({id(c.reference) for c in comparisons}) == 1
-    names = [c.one.label if one_reference else f"{c.one.label}\nless {c.reference.label}" for c in comparisons]
+    pairs = [[c.one.label] if one_reference else [c.one.label, f"minus {c.reference.label}"] for c in comparisons]
+    names = ["\n".join(textwrap.fill(name, 36) for name in pair) for pair in pairs]
     width = SIZE[0] + 0.06 * max(len(line) for name in names for line in name.splitlines())
-    figure = Figure(figsize=(width, 1.1 + (0.26 if one_reference else 0.38) * len(comparisons)))
+    figure = Figure(figsize=(width, 1.2 + sum(0.14 + 0.12 * len(name.splitlines()) for name in names)))
     axes = figure.add_subplot()
     for y, c in enumerate(comparisons):
         clear = c.score.low > 0 or c.score.high < 0
@@ -239,7 +246,9 @@ def differences(comparisons: list[Comparison]) -> Figure:
         axes.plot(c.score.value, y, "o", color=colour, ms=6)
     axes.axvline(0, color=INK, lw=1)
     axes.set(title="Difference in score, with its 95 % interval", ylim=(len(comparisons) - 0.4, -0.6))
-    axes.set_xlabel(f"score less that of {comparisons[0].reference.label}" if one_reference else "")
+    axes.set_xlabel(
+        f"score minus that of\n{textwrap.fill(comparisons[0].reference.label, 60)}" if one_reference else ""
+    )
     axes.set_yticks(range(len(comparisons)), names, fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
@@ -278,7 +287,7 @@ def _heat_map(results: list[Result], title: str) -> Figure:
         colour = "white" if score.value < (np.nanmin(grid) + np.nanmax(grid)) / 2 else "black"
         axes.text(x, y - 0.12, f"{score.value:.3f}", ha="center", va="center", color=colour, weight="bold", fontsize=10)
         axes.text(x, y + 0.2, f"[{score.low:.2f}, {score.high:.2f}]", ha="center", va="center", color=colour, size=7.5)
-    axes.set(title=f"Score, {title}", xlabel="inference steps", ylabel="horizon")
+    axes.set(title=_titled("Score", title), xlabel="inference steps", ylabel="horizon")
     axes.set(xticks=range(len(columns)), yticks=range(len(rows)), xticklabels=columns, yticklabels=rows)
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -327,9 +336,9 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
-    axes.set(title=f"Score against latency, {results[0].protocol}", ylabel="score")
-    axes.set(xlabel="milliseconds an action chunk, one observation")
-    _legend(figure, axes)
+    axes.set(title=_titled("Score against latency", f"{results[0].protocol}"), ylabel="score")
+    axes.set(xlabel="milliseconds per action chunk, one observation")
+    _legend(figure, axes, several=True)
     return figure
 
 

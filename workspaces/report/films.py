@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from dp.processes import N_CORES, in_processes
 from dp.rollouts.runner import EpisodeResult
-from dp.tasks.pusht.env import PushTEnv
+from dp.types import Env
 from workspaces.report.runs import Run, own
 from workspaces.video import write_video
 
@@ -27,8 +28,9 @@ MAX_FILMED = 50
 
 
 class Take(NamedTuple):
-    """An episode to film."""
+    """An episode to film, in an environment that `make_env` makes."""
 
+    make_env: Callable[[], Env]
     file: Path
     run: Path
     seed: int
@@ -39,8 +41,8 @@ class Take(NamedTuple):
 def film(runs: Iterable[Run], folder: Path) -> Films:
     """Makes videos in `folder` of episodes that have none, on all cores. Those that are there already are kept.
 
-    Episodes whose actions are not known are left out, and so are those that do not come out as they did: another
-    version of the environment than the one they ran in.
+    Left out are episodes of a task without an environment here, those whose actions are not known, and those that do
+    not come out as they did: another version of the environment than the one they ran in.
     """
     takes = [take for run in runs for take in _takes(run, folder)]
     missing = {take.file: take for take in takes if not take.file.is_file()}
@@ -50,15 +52,16 @@ def film(runs: Iterable[Run], folder: Path) -> Films:
         bar = tqdm(made, total=len(missing), desc="videos", leave=False, disable=None)
         strangers = {take.file for take, same in bar if not same}
     if strangers:
-        log.warning("%d episodes run otherwise here than they did: another environment; no videos", len(strangers))
+        log.warning("%d episodes run differently here: another version of the environment; no videos", len(strangers))
     return {(take.run, take.seed): take.file for take in takes if take.file not in strangers}
 
 
 def _takes(run: Run, folder: Path) -> list[Take]:
     worst = sorted(run.episodes, key=lambda row: row["max_reward"])[:MAX_FILMED]
     wanted = {row["seed"]: row["max_reward"] for row in worst if run.video(row["seed"]) is None}
-    if not wanted or not run.actions.is_file():
+    if not wanted or run.task.env is None or not run.actions.is_file():
         return []
+    make_env = partial(run.task.env, obs_names=run.task.obs_names)
     try:
         with np.load(own(run.actions)) as file:
             actions = {seed: file[str(seed)] for seed in wanted}
@@ -66,11 +69,13 @@ def _takes(run: Run, folder: Path) -> list[Take]:
         log.warning("%s is damaged (%s): no videos of its episodes", run.actions, error)
         return []
     names = {seed: f"{seed}-{hashlib.sha256(array).hexdigest()[:16]}.mp4" for seed, array in actions.items()}
-    return [Take(folder / names[seed], run.path, seed, actions[seed], reward) for seed, reward in wanted.items()]
+    return [
+        Take(make_env, folder / names[seed], run.path, seed, actions[seed], reward) for seed, reward in wanted.items()
+    ]
 
 
 def _film(take: Take) -> bool:
-    env = PushTEnv([])
+    env = take.make_env()
     env.reset(take.seed)
     episode = EpisodeResult(take.seed, frames=[env.render()])
     for action in take.actions:

@@ -2,42 +2,45 @@
 
 import base64
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from dp.tasks import Reference
 from workspaces import record
-from workspaces.report.atlas import NEAR, OUTCOMES, Sheet
-from workspaces.report.figures import Reference
+from workspaces.report.failure_map import OUTCOMES, SCALE, Sheet
+from workspaces.report.figures import slug
 from workspaces.report.recipe import Recipe
-from workspaces.report.tables import Result, Table, interval
+from workspaces.report.runs import Run
+from workspaces.report.tables import ACTION_ERROR, Result, Table, interval, labels
 
 NUMBER = re.compile(r"[−+<> ]*[\d.–]+( %)?( \[.*\])?( / \d+)?")
 
 CAPTIONS = {
-    "learning-curve-image-minutes": "The same over the time spent in training steps, without validation and rollouts.",
-    "learning-curve-state-minutes": "The same over the time spent in training steps, without validation and rollouts.",
-    "learning-curve": "Mean over training seeds (thick) and each seed (thin). Grey lines are published scores, each "
-    "with its own protocol: compare with them only what was measured the same way. Dashed: not finished.",
-    "train-loss": "Mean since the last log. Colours as above; dashed: not finished.",
+    "learning-curve": "Mean over training seeds (thick) and each seed (thin). Dashed: not finished.",
+    "train-loss": "Mean since the last log. Dashed: not finished.",
     "val-loss": "EMA policy on held-out episodes, with the same noise every time.",
     "val-action-mse": "Squared error of sampled actions on held-out episodes, in normalised units.",
-    "paired-comparison": "Blue: better, orange: worse, grey: the interval holds 0.",
+    "paired-comparison": "Blue: better, orange: worse, grey: the interval includes 0.",
     "heat-map": "Score and its 95 % interval.",
     "latency": "Bars are 95 % intervals of the score. Filled points are on the front: no other is both faster and "
     "better. Numbers are inference steps. Latency is that of the machine the evaluation ran on.",
 }
+MINUTES = "The same over the time spent in training steps, without validation and rollouts."
+PUBLISHED = "Grey lines are published scores. Compare them only with what was measured under the same protocol."
 
 
 def render(
     title: str,
     runs: Path,
     results: list[Result],
+    trained: list[Run],
     tables: dict[str, Table],
     figures: dict[str, str],
-    references: list[Reference],
+    references: Mapping[str, Sequence[Reference]],
     sheets: list[Sheet],
     not_shown: list[str],
     recipes: list[Recipe],
@@ -54,17 +57,22 @@ def render(
         made=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
         commit=record.commit(),
         best=_best(results),
+        best_errors=_best_errors(trained),
+        several_tasks=len({run.protocol.task for run in trained} | {r.protocol.task for r in results}) > 1,
         tables={name: _table(name, table) for name, table in tables.items()},
         figures={
-            name: {"src": _data(svg.encode(), "image/svg+xml"), "caption": _caption(name)}
+            name: {"src": _data(svg.encode(), "image/svg+xml"), "caption": _caption(name, references)}
             for name, svg in figures.items()
         },
-        references=references,
+        references={task: lines for task, lines in references.items() if lines},
         sheets=sheets,
         not_shown=not_shown,
         recipes=recipes,
         outcomes=OUTCOMES,
-        near=NEAR,
+        scale=SCALE,
+        successes=_distinct((sheet.run.words.success, sheet.run.protocol.task) for sheet in sheets),
+        near_misses=_distinct((sheet.run.task.near_miss, sheet.run.protocol.task) for sheet in sheets),
+        starts=list(dict.fromkeys(sheet.starts for sheet in sheets if sheet.starts)),
     )
 
 
@@ -85,6 +93,27 @@ def _best(results: list[Result]) -> list[Result]:
             for p in dict.fromkeys(r.protocol for r in results)]  # fmt: skip
 
 
+def _best_errors(trained: list[Run]) -> list[tuple[str, float, str]]:
+    """(task, lowest validation action error of a training, its name) of each task that has no scores."""
+    named = list(zip(trained, labels(trained), strict=True))
+    best = []
+    for task in dict.fromkeys(run.protocol.task for run in trained):
+        own = [(run, name) for run, name in named if run.protocol.task == task]
+        errors = [(min(curve.values()), name) for run, name in own if (curve := run.curve(ACTION_ERROR))]
+        if errors and not any(run.curve("rollout/score") for run, _ in own):
+            best.append((task, *min(errors)))
+    return best
+
+
+def _distinct(pairs: Iterable[tuple[Any, str]]) -> dict[Any, str]:
+    """What tasks say -> the tasks that say so, without what is None. No names where all of them say the same."""
+    said: dict[Any, list[str]] = {}
+    for words, task in dict.fromkeys(pairs):
+        said.setdefault(words, []).append(task)
+    names = {words: ", ".join(tasks) if len(said) > 1 else "" for words, tasks in said.items()}
+    return {words: tasks for words, tasks in names.items() if words is not None}
+
+
 def _table(name: str, table: Table) -> dict[str, Any]:
     """What the template needs of it."""
     shown = table.shown.astype(str)
@@ -101,8 +130,12 @@ def _table(name: str, table: Table) -> dict[str, Any]:
     }
 
 
-def _caption(name: str) -> str:
-    return next((text for start, text in CAPTIONS.items() if name.startswith(start)), "")
+def _caption(name: str, references: Mapping[str, Sequence[Reference]]) -> str:
+    if name.startswith("learning-curve-") and name.endswith("-minutes"):
+        return MINUTES
+    caption = next((text for start, text in CAPTIONS.items() if name.startswith(start)), "")
+    published = any(name == f"learning-curve-{slug(task)}-step" for task, lines in references.items() if lines)
+    return f"{caption} {PUBLISHED}" if published else caption
 
 
 def _data(content: bytes, kind: str) -> str:

@@ -11,13 +11,20 @@ from dp.files import write_json
 log = logging.getLogger(__name__)
 
 CURVES = {
-    "Score": ["rollout/score", "rollout/success", "rollout/train_score", "rollout/final_coverage"],
+    "Score": ["rollout/score", "rollout/success", "rollout/train_score"],
     "Training": ["train/loss", "val/loss", "val/action_mse", "train/lr", "train/grad_norm", "train/samples_per_s"],
 }
 """Section of the dashboard -> metrics drawn over the optimizer step."""
 
 
-def publish(target: Path, project: str, group: str, settings: Collection[str], seeds: Collection[int]) -> None:
+def publish(
+    target: Path,
+    project: str,
+    group: str,
+    settings: Collection[str],
+    seeds: Collection[int],
+    quantities: Collection[str] = (),
+) -> None:
     """Makes the dashboard of `group` on wandb; without a login, says what would be made.
 
     Its specification is written to `target` either way. Raises ValueError where wandb's library for it is missing.
@@ -25,12 +32,13 @@ def publish(target: Path, project: str, group: str, settings: Collection[str], s
     Args:
         settings: configuration keys, with dots, that the runs are grouped by.
         seeds: of the episodes that have videos.
+        quantities: keys of the environment's named quantities at the end.
     """
     import wandb
 
     online = wandb.login(prompt=False, verify=False)
     entity = wandb.Api().default_entity if online else "you"
-    made = _dashboard(entity or "you", project, group, settings, seeds)
+    made = _dashboard(entity or "you", project, group, settings, seeds, quantities)
     write_json(target, json.loads(made._to_model().model_dump_json(by_alias=True)))
     panels = ", ".join(f"{section.name} ({len(section.panels)} panels)" for section in made.sections)
     if online:
@@ -44,7 +52,14 @@ def publish(target: Path, project: str, group: str, settings: Collection[str], s
         )  # fmt: skip
 
 
-def _dashboard(entity: str, project: str, group: str, settings: Collection[str], seeds: Collection[int]) -> Any:
+def _dashboard(
+    entity: str,
+    project: str,
+    group: str,
+    settings: Collection[str],
+    seeds: Collection[int],
+    quantities: Collection[str],
+) -> Any:
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as views
@@ -55,6 +70,7 @@ def _dashboard(entity: str, project: str, group: str, settings: Collection[str],
         name: [panels.LinePlot(title=metric, x="step", y=[metric]) for metric in metrics]
         for name, metrics in CURVES.items()
     }
+    curves["Score"] += [panels.LinePlot(title=name, x="step", y=[f"rollout/{name}"]) for name in quantities]
     latency, last, best = (panels.SummaryMetric(m) for m in ("rollout/inference_ms", "last.score", "best.score"))
     comparison: list[Any] = [
         panels.BarPlot(title="last score", metrics=[last]),

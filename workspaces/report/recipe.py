@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from workspaces.base import Config
-from workspaces.report.runs import Protocol, Run
+from workspaces.report.runs import Run
 from workspaces.report.tables import data_of, training_minutes, value_of
 from workspaces.settings import flatten, keys_with
 from workspaces.timer import duration
@@ -100,7 +100,7 @@ def _facts(runs: list[Run]) -> Iterator[Fact]:
     for name in set(names) - set(same):
         yield _fact(name, runs, lambda run, name=name: (run.record.get("versions") or {}).get(name))
     yield Fact("time", {_times(runs): []})
-    yield Fact("protocol", {_sentence(protocol): [] for protocol in dict.fromkeys(run.protocol for run in runs)})
+    yield Fact("protocol", {sentence: [] for sentence in map(_sentence, runs)})
 
 
 def _machine(run: Run) -> str | None:
@@ -132,10 +132,12 @@ def _wall_s(run: Run) -> float | None:
     return (datetime.fromisoformat(ended) - datetime.fromisoformat(begun)).total_seconds() if begun and ended else None
 
 
-def _sentence(protocol: Protocol) -> str:
-    steps = f"at most {protocol.max_steps} control steps at 10 Hz" if isinstance(protocol.max_steps, int) else (
-        f"{protocol.max_steps}")  # fmt: skip
+def _sentence(run: Run) -> str:
+    protocol, steps = run.protocol, run.protocol.max_steps
+    if not protocol.n_episodes:
+        return "validation on held-out episodes, no rollouts"
+    most = f"at most {steps} control steps" if isinstance(steps, int) else steps
+    name = f"{protocol.name}: " if protocol.name else ""
     return (
-        f"{protocol.last - protocol.first + 1} episodes on env seeds {protocol.first}–{protocol.last}, {steps}; "
-        "initial states from numpy.random.RandomState(seed), as in the reference environment"
+        f"{name}{protocol.n_episodes} episodes on env seeds {protocol.first}–{protocol.last}, {most}; {run.words.reset}"
     )

@@ -2,17 +2,20 @@
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from hydra.errors import HydraException
 
+from dp.tasks import Task
 from workspaces import record
 from workspaces.base import Config
-from workspaces.load import migrate
+from workspaces.load import migrate, task_of
 from workspaces.settings import groups_with
 from workspaces.trust import check_component
 
@@ -24,24 +27,32 @@ ROW: dict[str, Any] = {
     "max_reward": (int, float),
     "success": bool,
     "length": int,
-    "final_coverage": (int, float),
 }
-"""What is written about an episode."""
+"""What every episode's row has. A named quantity of the environment at the end has a key that starts with FINAL."""
+
+FINAL = "final_"
 
 FIXED = groups_with("identity")
 """What the configuration of an evaluation says about the training where it does not hold all of it."""
 
 
-class Protocol(NamedTuple):
-    """What a score must be quoted with. Scores of different ones are never averaged."""
+@dataclass(frozen=True)
+class Protocol:
+    """What a score must be quoted with. Scores of different ones are never averaged.
 
+    task: its name. first, last: env seeds. max_steps: control steps, or words. name: as the task calls it, if it does;
+    two protocols with the same numbers are the same one.
+    """
+
+    task: str
     first: int
     last: int
     max_steps: int | str
+    name: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        if self.first == 100_000 and self.max_steps == 300 and self.last in (100_049, 100_499):
-            return f"paper-{self.n_episodes}"
+        if self.name:
+            return self.name
         steps = f"{self.max_steps} steps" if isinstance(self.max_steps, int) else self.max_steps
         return f"seeds {self.first}–{self.last}, {steps}"
 
@@ -49,12 +60,27 @@ class Protocol(NamedTuple):
     def n_episodes(self) -> int:
         return self.last - self.first + 1
 
+    @classmethod
+    def without_rollouts(cls, task: str) -> "Protocol":
+        """Of a training that is validated and never rolled out."""
+        return cls(task, 0, -1, 0, "validation only")
+
+
+class Words(NamedTuple):
+    """The metric in words that follow a number, and how a seed makes an initial state."""
+
+    score: str
+    success: str
+    reset: str
+
 
 @dataclass(frozen=True)
 class Run:
     """One run that can be read.
 
     config: of the training, for an evaluation with the scheduler and `n_action_steps` that it was made with.
+    task: its facts, or no more than its name where its class is not trusted. words: as the run recorded them, else the
+    task's.
     metrics: the lines of metrics.jsonl. episodes: test episodes of the evaluation, or of the last rollout.
     checkpoint: file that was evaluated. trained_in: directory of the training, None where it is not known.
     """
@@ -66,6 +92,8 @@ class Run:
     config: Config
     metrics: list[dict[str, Any]]
     protocol: Protocol
+    task: Task
+    words: Words
     episodes: list[dict[str, Any]] = field(default_factory=list)
     inference_ms: float | None = None
     step: int | None = None
@@ -85,6 +113,10 @@ class Run:
         if self.record.get("ended"):
             return datetime.fromisoformat(self.record["ended"]).timestamp()
         return (self.path / "config.yaml").stat().st_mtime
+
+    def curve(self, key: str) -> dict[int, float]:
+        """Step -> value of a metric. A step that was logged twice counts once, as it was last."""
+        return {row["step"]: row[key] for row in self.metrics if row.get(key) is not None}
 
     def video(self, seed: int) -> Path | None:
         """The video of an episode, if it was recorded."""
@@ -114,19 +146,34 @@ class Found:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def find(root: Path) -> Found:
-    """Reads every run in `root`: one run, a directory of runs, a sweep. Raises ValueError where there is none."""
+def find(root: Path, trusted: Collection[str] = ()) -> Found:
+    """Reads every run in `root`: one run, a directory of runs, a sweep. Raises ValueError where there is none.
+
+    trusted: packages besides ours whose tasks may be imported.
+    """
     if not root.is_dir():
         raise ValueError(f"runs={root}, expected a directory: a run, a directory of runs, or a sweep under multirun/")
     found = Found()
     for path in sorted({*_run_dirs(root), *_jobs(root)}):
-        _take(path, found)
+        _take(path, found, trusted)
     if not (found.finished or found.unfinished or found.left_out):
         raise ValueError(f"runs={root} holds no run, expected directories with run.json (as python run.py writes it)")
+    found.finished = _with_recorded_words(found.finished)
     return found
 
 
-def _take(path: Path, found: Found) -> None:
+def _with_recorded_words(runs: list[Run]) -> list[Run]:
+    """Trainings record no words: those of a task whose class is not imported have the words of its evaluations."""
+    recorded = {run.task.name: run.words for run in runs if run.verb == "evaluate"}
+    return [
+        replace(run, words=recorded.get(run.task.name, run.words))
+        if run.verb == "train" and type(run.task) is Task
+        else run
+        for run in runs
+    ]
+
+
+def _take(path: Path, found: Found, trusted: Collection[str]) -> None:
     """Puts what `path` holds where it belongs."""
     state = "waiting"
     try:
@@ -137,13 +184,13 @@ def _take(path: Path, found: Found) -> None:
         if (record.read(path) or {}).get("verb", "train") not in ("train", "evaluate"):
             return  # of a verb that has no results
         if state == "finished":
-            found.finished.append(_read(path, state))
+            found.finished.append(_read(path, state, trusted))
             return
         found.left_out.append(LeftOut(path, state, _reason(path, state)))
-        run = _read(path, state)
+        run = _read(path, state, trusted)
         if run.verb == "train":
             found.unfinished.append(run)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError, HydraException) as error:
         if state in ("waiting", "finished"):
             found.left_out.append(LeftOut(path, "damaged", _damage(error)))
 
@@ -197,39 +244,64 @@ def _tail(path: Path, n: int) -> list[str]:
     return own(path).read_text(errors="replace").splitlines()[-n:] if path.is_file() else []
 
 
-def _read(path: Path, state: record.State) -> Run:
+def _read(path: Path, state: record.State, trusted: Collection[str]) -> Run:
     """Raises ValueError, KeyError or OSError for what a finished run does not look like."""
     about, config = record.read(path) or {}, _config(path)
-    common = {"path": path, "state": state, "record": about, "metrics": _metrics(path, whole=state == "finished")}
+    task = task_of(config, trusted)
+    common: dict[str, Any] = {
+        "path": path,
+        "task": task,
+        "state": state,
+        "record": about,
+        "metrics": _metrics(path, whole=state == "finished"),
+    }
     evaluates = about.get("verb") == "evaluate" or (path / "evaluation.json").is_file()
     return _evaluation(config, common) if evaluates else _training(config, common)
 
 
 def _training(config: Config, common: dict[str, Any]) -> Run:
-    runner, steps = config["env_runner"], config["workspace"]["num_steps"]
-    protocol = Protocol(runner["start_seed"], runner["start_seed"] + runner["n_episodes"] - 1, runner["max_steps"])
-    run = Run(verb="train", config=config, protocol=protocol, step=steps, **common)
+    steps, task = config["workspace"]["num_steps"], common["task"]
+    has_env = config["task"].get("env") is not None
+    protocol = _protocol(config["env_runner"], task) if has_env else Protocol.without_rollouts(task.name)
+    words = Words(task.score, task.success, task.reset)
+    run = Run(verb="train", config=config, protocol=protocol, words=words, step=steps, **common)
     if run.state != "finished":
         return run
+    if not (has_env and run.curve("rollout/score")):
+        return replace(run, protocol=Protocol.without_rollouts(task.name))
     file = _rollouts(run.path, steps)
     rows = [row for row in _json(file) if protocol.first <= row["seed"] <= protocol.last]  # the rest: training seeds
     inference_ms = [row["rollout/inference_ms"] for row in run.metrics if "rollout/inference_ms" in row]
     return replace(run, episodes=_checked(rows, protocol, file), inference_ms=(inference_ms or [None])[-1])
 
 
+def _protocol(runner: dict[str, Any], task: Task) -> Protocol:
+    """Of the rollouts of a training: the numbers that its configuration gives, else those of the protocol it names."""
+    named, known = runner.get("protocol"), {protocol.name: protocol for protocol in task.protocols}
+    numbers = ("n_episodes", "start_seed", "max_steps")
+    if any(runner.get(key) is None for key in numbers):
+        default = known[named] if named else task.protocols[0]
+        runner = {key: getattr(default, key) if runner.get(key) is None else runner[key] for key in numbers}
+    n_episodes, first, max_steps = (runner[key] for key in numbers)
+    return Protocol(task.name, first, first + n_episodes - 1, max_steps, task.name_of(n_episodes, first, max_steps))
+
+
 def _evaluation(config: Config, common: dict[str, Any]) -> Run:
-    file = common["path"] / "evaluation.json"
+    file, task = common["path"] / "evaluation.json", common["task"]
     evaluation = _json(file) if common["state"] == "finished" else {}
     if not evaluation:
         raise ValueError("an evaluation without evaluation.json")
-    first, last = evaluation["protocol"]["seeds"]
-    protocol = Protocol(first, last, evaluation["protocol"]["max_steps"])
+    about = evaluation["protocol"]
+    first, last = about["seeds"]
+    name = about.get("name")
+    protocol = Protocol(task.name, first, last, about["max_steps"], None if name == "custom" else name)
     checkpoint = evaluation.get("checkpoint")
     trained_in = _trained_in(checkpoint, common["path"])
     return Run(
         verb="evaluate",
         config=_config_of_evaluation(config, trained_in, checkpoint),
         protocol=protocol,
+        words=Words(*(_words(about.get(key) or getattr(task, key)) for key in Words._fields)),
         episodes=_checked(evaluation["episodes"], protocol, file),
         inference_ms=evaluation.get("inference_ms"),
         step=evaluation.get("step"),
@@ -237,6 +309,11 @@ def _evaluation(config: Config, common: dict[str, Any]) -> Run:
         trained_in=trained_in,
         **common,
     )
+
+
+def _words(text: str) -> str:
+    """Without the interval's name: the report computes intervals of its own."""
+    return re.sub(r"; 95 % \w+ interval$", "", str(text))
 
 
 def _trained_in(checkpoint: str | None, evaluated_in: Path) -> Path | None:
@@ -262,12 +339,17 @@ def _config_of_evaluation(config: Config, trained_in: Path | None, checkpoint: s
 
 def _checked(rows: Any, protocol: Protocol, file: Path) -> list[dict[str, Any]]:
     """Raises ValueError unless there is one sound row for each seed of the protocol, in their order."""
-    whole = isinstance(rows, list) and all(
-        isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in ROW.items()) for row in rows
-    )
+    whole = isinstance(rows, list) and all(isinstance(row, dict) and _sound(row) for row in rows)
     if not whole or [row["seed"] for row in rows] != list(range(protocol.first, protocol.last + 1)):
         raise ValueError(f"{file.name}: expected one episode for each of the seeds {protocol.first}–{protocol.last}")
     return rows
+
+
+def _sound(row: dict[str, Any]) -> bool:
+    quantities = [value for key, value in row.items() if key.startswith(FINAL)]
+    return all(isinstance(row.get(key), kind) for key, kind in ROW.items()) and all(
+        isinstance(value, (int, float)) for value in quantities
+    )
 
 
 def _rollouts(path: Path, step: int | None) -> Path:

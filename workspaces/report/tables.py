@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 
 from dp.intervals import Difference, Estimate, crossed_mean, paired_difference, wilson
-from dp.tasks.pusht.sources import OFFICIAL_SHA256
 from workspaces import build
-from workspaces.report.runs import Found, LeftOut, Protocol, Run
+from workspaces.report.runs import FINAL, Found, LeftOut, Protocol, Run
 from workspaces.settings import flatten, keys_without
 
 NO_SETTING = keys_without("identity", "training", "length", "sampling")
 """Keys that say where, how fast and under which protocol a run was made, not what it is."""
 
 STEPS = "scheduler.num_inference_steps"
+TASK = "task.name"
+ACTION_ERROR = "val/action_mse"
 
 Setting = dict[str, Any]
 """The keys in which settings of a report differ, with their values."""
@@ -47,12 +48,12 @@ class Result:
 
     @property
     def score(self) -> Estimate:
-        """The paper's: mean best reward."""
+        """Mean best reward."""
         return crossed_mean(self.values("max_reward"))
 
     @property
     def success(self) -> Estimate:
-        """Share of episodes whose coverage exceeded 0.95.
+        """Share of episodes that succeed.
 
         With Wilson's interval for one seed, and for the episodes alone where all of them agree in every seed:
         `crossed_mean` would give no width at all.
@@ -63,9 +64,14 @@ class Result:
         return crossed_mean(values)
 
     @property
-    def final_coverage(self) -> Estimate:
-        """Mean coverage at the end."""
-        return crossed_mean(self.values("final_coverage"))
+    def quantities(self) -> list[str]:
+        """Keys of the environment's named quantities at the end, which every episode has."""
+        rows = [row for run in self.runs for row in run.episodes]
+        return [key for key in rows[0] if key.startswith(FINAL) and all(key in row for row in rows)]
+
+    def quantity(self, key: str) -> Estimate:
+        """Mean of a named quantity at the end."""
+        return crossed_mean(self.values(key))
 
     @property
     def inference_ms(self) -> float:
@@ -78,8 +84,8 @@ class Result:
 
 
 def short(key: str) -> str:
-    """scheduler._target_ -> scheduler; scheduler.num_inference_steps -> num_inference_steps."""
-    return key.removesuffix("._target_").rpartition(".")[2]
+    """scheduler._target_ -> scheduler; scheduler.num_inference_steps -> num_inference_steps; task.name -> task."""
+    return "task" if key == TASK else key.removesuffix("._target_").rpartition(".")[2]
 
 
 def value_of(value: object) -> str:
@@ -115,7 +121,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
 def _flat(run: Run) -> dict[str, Any]:
     """What could be a setting, the most telling first."""
     flat = {key: value for key, value in flatten(run.config).items() if not key.startswith(NO_SETTING)}
-    early = ("name", "horizon", "n_obs_steps", "n_action_steps")
+    early = ("name", TASK, "horizon", "n_obs_steps", "n_action_steps")
     first = {key: flat.pop(key) for key in early if key in flat} | {"data": data_of(run)}
     if run.checkpoint is not None and "best" in run.checkpoint.rpartition("/")[2]:
         flat["checkpoint"] = "best"
@@ -123,11 +129,11 @@ def _flat(run: Run) -> dict[str, Any]:
 
 
 def data_of(run: Run) -> str | None:
-    """What was trained on, wherever it lies: "official", or its name and the beginning of its sha256."""
+    """What was trained on, wherever it lies: the task's name for it, or its own and the beginning of its sha256."""
     dataset = run.config.get("dataset", {})
     paths, sha256 = dataset.get("path"), dataset.get("sha256")
-    if sha256 in OFFICIAL_SHA256:
-        return "official"
+    if sha256 in run.task.data_names:
+        return run.task.data_names[sha256]
     if not paths:
         return None
     name = " + ".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths))
@@ -144,6 +150,8 @@ def _without_echoes(flat: list[dict[str, Any]], keys: list[str]) -> list[str]:
         group = target.removesuffix("_target_")
         told = {key for key in keys if key.startswith(group) and key not in (target, STEPS)}
         keys = [key for key in keys if key not in told or not _follows(flat, key, target)]
+    if TASK in keys:  # observations and action go with the task
+        keys = [key for key in keys if key == TASK or not (key.startswith("task.") and _follows(flat, key, TASK))]
     if "name" in keys:
         told = {key for key in keys if key != "name" and _follows(flat, key, "name")}
         keys = [key for key in keys if key != "name"] if 0 < len(told) <= 2 else [k for k in keys if k not in told]
@@ -173,13 +181,14 @@ def count(found: Found) -> list[Run]:
 
 
 def results(runs: list[Run]) -> list[Result]:
-    """Runs that count, as settings with their replicates; best score first, protocol by protocol."""
+    """Runs that count and have episodes, as settings with their replicates; best score first, protocol by protocol."""
+    runs = [run for run in runs if run.episodes]
     groups: dict[object, Result] = {}
     for run, setting in zip(runs, settings(runs), strict=True):
         groups.setdefault((repr(setting), run.protocol), Result(setting, run.protocol, [])).runs.append(run)
     for group in groups.values():
         group.runs.sort(key=lambda run: run.config["seed"])
-    return sorted(groups.values(), key=lambda r: (str(r.protocol), -r.score.value))
+    return sorted(groups.values(), key=lambda r: (r.protocol.task, str(r.protocol), -r.score.value))
 
 
 def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
@@ -190,20 +199,49 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
         sources = " and ".join(sorted({"evaluation" if r.verb == "evaluate" else "last rollout" for r in result.runs}))
         keys = {short(key): value_of(value) for key, value in result.setting.items()} or {"setting": result.label}
         seeds, episodes = len(result.runs), result.protocol.n_episodes
-        facts = {"protocol": str(result.protocol), "from": sources}
+        facts = {"task": result.protocol.task, "protocol": str(result.protocol), "from": sources}
         numbers = {"inference ms": result.inference_ms, "training min": float(np.mean(minutes or [np.nan]))}
-        estimates = {name: getattr(result, name.replace(" ", "_")) for name in ("score", "success", "final coverage")}
+        estimates = {"score": result.score, "success": result.success}
+        estimates |= {quantity_name(key): result.quantity(key) for key in result.quantities}
         rows.append({**keys, **_spread(estimates), **numbers, "training seeds": seeds, "episodes": episodes, **facts})
         texts = {f"{name} [95 %]": interval(e, percent=name == "success") for name, e in estimates.items()}
         texts |= {name: number(value, 1) for name, value in numbers.items()}
         shown.append({**keys, **texts, "seeds × episodes": f"{seeds} × {episodes}", **facts})
     note = (
-        "Score: mean over episodes of the best reward, reward = min(1, coverage / 0.95). Success: share of episodes in "
-        "which coverage exceeds 0.95. Intervals cover both the training seeds and the episodes; with one training "
-        "seed they cannot tell how much another one would differ."
+        f"{metric_words(results)} Intervals cover both the training seeds and the episodes. With one training seed, "
+        "they cannot tell how much another seed would differ."
     )
-    frame, same = _without_constants(pd.DataFrame(shown), ("protocol", "from"))
+    several = len({result.protocol.task for result in results}) > 1
+    dropped = () if several else ("task",)
+    frame, same = _without_constants(
+        _with_dashes(shown).drop(columns=[*dropped], errors="ignore"), ("protocol", "from")
+    )
     return Table("Results", pd.DataFrame(rows), frame, " ".join([note, *same]))
+
+
+def metric_words(results: list[Result]) -> str:
+    """What score and success are, task by task where they differ."""
+    words: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        for run in result.runs:
+            tasks = words.setdefault((run.words.score, run.words.success), [])
+            tasks += [] if result.protocol.task in tasks else [result.protocol.task]
+    return " ".join(
+        f"Score{of}: {score}. Success{of}: {success}."
+        for (score, success), tasks in words.items()
+        for of in [f" ({', '.join(tasks)})" if len(words) > 1 else ""]
+    )
+
+
+def quantity_name(key: str) -> str:
+    """final_tip_height -> final tip height."""
+    return key.replace("_", " ")
+
+
+def _with_dashes(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A table for people: what a row lacks, because its task has no such quantity, is a dash."""
+    frame = pd.DataFrame(rows)
+    return frame.astype(object).where(frame.notna(), "–")
 
 
 def _without_constants(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -226,13 +264,14 @@ def _spread(estimates: dict[str, Estimate]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two results on the same episodes: `score` and `success` of `one` less those of `reference`."""
+    """Two results on the same episodes: `score`, `success` and named quantities of `one` less those of `reference`."""
 
     one: Result
     reference: Result
     n_episodes: int
     score: Difference
     success: Difference
+    quantities: dict[str, Difference]
 
 
 def compare(results: list[Result], baseline: Mapping[str, object] | None) -> list[Comparison]:
@@ -277,7 +316,7 @@ def _reference(one: Result, results: list[Result], wanted: Setting) -> Result | 
 
 def _shares_seeds(a: Result, b: Result) -> bool:
     common = min(a.protocol.last, b.protocol.last) - max(a.protocol.first, b.protocol.first) + 1
-    return a.protocol.max_steps == b.protocol.max_steps and common > 1
+    return a.protocol.task == b.protocol.task and a.protocol.max_steps == b.protocol.max_steps and common > 1
 
 
 def _compare(one: Result, reference: Result) -> Comparison:
@@ -291,7 +330,15 @@ def _compare(one: Result, reference: Result) -> Comparison:
     def difference(key: str) -> Difference:
         return paired_difference(common(one, key), common(reference, key))
 
-    return Comparison(one, reference, last - first + 1, difference("max_reward"), difference("success"))
+    shared = [key for key in one.quantities if key in reference.quantities]
+    return Comparison(
+        one=one,
+        reference=reference,
+        n_episodes=last - first + 1,
+        score=difference("max_reward"),
+        success=difference("success"),
+        quantities={quantity_name(key): difference(key) for key in shared},
+    )
 
 
 def comparison_table(comparisons: list[Comparison], baseline: object) -> Table:
@@ -302,22 +349,24 @@ def comparison_table(comparisons: list[Comparison], baseline: object) -> Table:
     for c in comparisons:
         names = {"setting": c.one.label, "compared with": c.reference.label}
         counts = {"common episodes": c.n_episodes, "training seeds": f"{len(c.one.runs)} / {len(c.reference.runs)}"}
-        numbers = _spread({"score difference": Estimate(*c.score[:3]), "success difference": Estimate(*c.success[:3])})
+        differences = {"score": c.score, "success": c.success, **c.quantities}
+        estimates = {f"{name} difference": Estimate(*difference[:3]) for name, difference in differences.items()}
+        numbers = _spread(estimates)
         rows.append({**names, **counts, **numbers, "p better score": c.score.p_better})
         texts = {
-            "score difference [95 %]": interval(Estimate(*c.score[:3]), sign=True),
-            "success difference [95 %]": interval(Estimate(*c.success[:3]), percent=True, sign=True),
-            "P(better score)": probability(c.score.p_better),
+            f"{name} [95 %]": interval(e, percent=name == "success difference", sign=True)
+            for name, e in estimates.items()
         }
+        texts["P(better score)"] = probability(c.score.p_better)
         shown.append({**(names if several else {"setting": c.one.label}), **texts, **counts})
-    chosen = "the one beside it" if several else references[0] if references else ""
+    chosen = "the setting next to it" if several else references[0] if references else ""
     picked = "" if baseline else ", the best one, which was picked with these very episodes"
     note = (
-        f"Each setting less {chosen}{picked}, on the same env seeds: what is hard for both cancels out. An interval "
-        "that leaves out 0 is a difference that other seeds and episodes would show, too. P is the probability "
+        f"Each row is a setting minus {chosen}{picked}, on the same env seeds, so that what is hard for both cancels "
+        "out. If an interval excludes 0, other seeds and episodes would show a difference, too. P is the probability "
         "that the setting's true mean is higher (flat prior)."
     )
-    return Table("Paired comparison", pd.DataFrame(rows), pd.DataFrame(shown), note)
+    return Table("Paired comparison", pd.DataFrame(rows), _with_dashes(shown), note)
 
 
 def training_minutes(run: Run | None) -> float | None:
@@ -327,36 +376,60 @@ def training_minutes(run: Run | None) -> float | None:
 
 
 def training_table(runs: list[Run]) -> Table:
-    """One row a training setting: as the paper quotes it."""
-    rows = []
+    """One row per training setting: scores of the rollouts, and the validation's action error where one has none."""
     groups: dict[tuple[str, Protocol], list[Run]] = {}
     for run, name in zip(runs, labels(runs), strict=True):
         groups.setdefault((name, run.protocol), []).append(run)
-    for (name, protocol), group in groups.items():
-        curves = [[row["rollout/score"] for row in run.metrics if "rollout/score" in row] for run in group]
-        curves = [curve for curve in curves if curve]
-        rows.append(
-            {
-                "setting": name,
-                "best score †": _mean(max(curve) for curve in curves),
-                "mean of last 10": _mean(np.mean(curve[-10:]) for curve in curves),
-                "last score": _mean(curve[-1] for curve in curves),
-                "rollouts": min(map(len, curves), default=0),
-                "steps": int(np.mean([run.step or 0 for run in group])),
-                "training min": _mean(training_minutes(run) for run in group),
-                "training seeds": len(group),
-                "episodes": protocol.n_episodes,
-                "protocol": str(protocol),
-            }
-        )
+    scored = any(run.curve("rollout/score") for run in runs)
+    validated = not all(run.curve("rollout/score") for run in runs)
+    several = len({run.protocol.task for run in runs}) > 1
+    rows = [
+        {
+            "setting": name,
+            **({"task": protocol.task} if several else {}),
+            **(_scores(group) if scored else {}),
+            **(_errors(group) if validated else {}),
+            "steps": int(np.mean([run.step or 0 for run in group])),
+            "training min": _mean(training_minutes(run) for run in group),
+            "training seeds": len(group),
+            **({"episodes": protocol.n_episodes, "protocol": str(protocol)} if scored else {}),
+        }
+        for (name, protocol), group in groups.items()
+    ]
     frame = pd.DataFrame(rows)
     digits = {"training min": 1, "best score †": 3, "mean of last 10": 3, "last score": 3}
-    note = (
-        "Scores of the rollouts during training, averaged over the training seeds, in the paper's two ways. "
-        "† The best checkpoint was chosen on the very episodes that it is scored on, which flatters it; the paper does "
-        "the same. Where there were fewer than ten rollouts, the mean is over all of them."
-    )
+    digits |= {"best action error ‡": 4, "last action error": 4}
+    note = " ".join(([SCORE_NOTE] if scored else []) + ([ERROR_NOTE] if validated else []))
     return Table("Trainings", frame, _rounded(frame, digits), note)
+
+
+SCORE_NOTE = (
+    "Scores of the rollouts during training, averaged over the training seeds. † The best checkpoint was chosen on the "
+    "very episodes that it is scored on, which flatters it. If there were fewer than ten rollouts, the mean is over "
+    "all of them."
+)
+ERROR_NOTE = (
+    "Action errors are mean squared errors of sampled actions on held-out episodes, in normalised units, averaged over "
+    "the training seeds. ‡ The best checkpoint was chosen by this very error, which flatters it."
+)
+
+
+def _scores(group: list[Run]) -> dict[str, float]:
+    curves = [list(curve.values()) for run in group if (curve := run.curve("rollout/score"))]
+    return {
+        "best score †": _mean(max(curve) for curve in curves),
+        "mean of last 10": _mean(float(np.mean(curve[-10:])) for curve in curves),
+        "last score": _mean(curve[-1] for curve in curves),
+        "rollouts": min(map(len, curves), default=0),
+    }
+
+
+def _errors(group: list[Run]) -> dict[str, float]:
+    curves = [list(curve.values()) for run in group if (curve := run.curve(ACTION_ERROR))]
+    return {
+        "best action error ‡": _mean(min(curve) for curve in curves),
+        "last action error": _mean(curve[-1] for curve in curves),
+    }
 
 
 def _mean(values: Iterable[float | None]) -> float:
@@ -365,22 +438,26 @@ def _mean(values: Iterable[float | None]) -> float:
 
 def runs_table(runs: list[Run], counted: list[Run], root: Path) -> Table:
     """Every finished run, so that each number above can be traced to its files. Directories from `root` on."""
+    several = len({run.protocol.task for run in runs}) > 1
+    scored, unscored = any(run.episodes for run in runs), not all(run.episodes for run in runs)
     rows = [
         {
             "directory": _from(root, run.path),
             "verb": run.verb,
             "setting": name,
+            **({"task": run.protocol.task} if several else {}),
             "seed": run.config["seed"],
             "protocol": str(run.protocol),
-            "score": float(np.mean([row["max_reward"] for row in run.episodes])),
-            "in the results": "yes" if run in counted else "no",
+            **({"score": _mean([row["max_reward"] for row in run.episodes])} if scored else {}),
+            **({"last action error": _errors([run])["last action error"]} if unscored else {}),
+            **({"in the results": "yes" if run in counted and run.episodes else "no"} if scored else {}),
             "ended": (run.record.get("ended") or "")[:16].replace("T", " "),
         }
         for run, name in zip(runs, labels(runs), strict=True)
     ]
     frame = pd.DataFrame(rows)
-    note = "A training is not among the results where one of its checkpoints was evaluated: the evaluation is."
-    return Table("Finished runs", frame, _rounded(frame, {"score": 3}), note)
+    note = "If a checkpoint of a training was evaluated, the results use the evaluation instead." if scored else ""
+    return Table("Finished runs", frame, _rounded(frame, {"score": 3, "last action error": 4}), note)
 
 
 def _from(root: Path, path: Path) -> str:
@@ -393,12 +470,14 @@ def left_out_table(left_out: list[LeftOut], root: Path) -> Table:
         [{"directory": _from(root, left.path), "state": left.state, "reason": left.reason} for left in left_out],
         columns=["directory", "state", "reason"],
     )
-    return Table("Left out", frame, frame, "Listed, and in no average. Trainings among them are dashed in the curves.")
+    return Table("Left out", frame, frame, "No average includes these. Trainings among them have dashed curves.")
 
 
 def interval(estimate: Estimate, percent: bool = False, sign: bool = False) -> str:
     """0.975 [0.966, 0.982], or 45.8 % [41.5, 50.2]."""
     scale, form = (100, ".1f") if percent else (1, ".3f")
+    if np.isnan(estimate.value):
+        return "–"
     value, low, high = (f"{scale * x:{'+' if sign else ''}{form}}" for x in estimate)
     return f"{value}{' %' if percent else ''} [{low}, {high}]".replace("-", "−")
 

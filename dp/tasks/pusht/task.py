@@ -1,10 +1,11 @@
 """What PushT says of itself: protocols, published scores, and its metric in words."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
-from dp.tasks.task import Columns, Protocol, Reference, Task
+from dp.tasks.pusht.sources import OFFICIAL_SHA256
+from dp.tasks.task import Columns, Protocol, Reference, Scene, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,10 +19,13 @@ IMAGE = (
     Reference("LeRobot's model card", 0.955, "1 seed × 500 episodes", "-."),
 )
 STATE = (
-    Reference("paper, best checkpoint", 0.95, "3 seeds × 50 episodes", "--"),
-    Reference("paper, mean of last 10", 0.91, "3 seeds × 50 episodes", ":"),
+    Reference("paper (keypoints), best checkpoint", 0.95, "3 seeds × 50 episodes", "--"),
+    Reference("paper (keypoints), mean of last 10", 0.91, "3 seeds × 50 episodes", ":"),
 )
 """DP-CNN on PushT: Chi et al. 2023, tables 1 and 2 (state: keypoints); lerobot/diffusion_pusht."""
+
+MAP = (44.0, 456.0, 500.0, 88.0)
+"""Bounds of the part of the workspace that blocks start in: left, right, bottom, top, pixels (y points down)."""
 
 
 class PushT(Task):
@@ -32,6 +36,7 @@ class PushT(Task):
     reset: ClassVar[str] = "initial state from numpy.random.RandomState(seed), as in the reference environment"
     near_miss: ClassVar[float | None] = 0.9  # the block covered 85.5 % of the goal
     packages: ClassVar[tuple[str, ...]] = ("gym-pusht", "pymunk", "pygame", "gymnasium")
+    data_names: ClassVar[Mapping[str, str]] = dict.fromkeys(OFFICIAL_SHA256, "official")
     default_protocols: ClassVar[tuple[Protocol, ...]] = (
         Protocol("paper-50", 50, 100_000, 300),
         Protocol("paper-500", 500, 100_000, 300),
@@ -55,8 +60,19 @@ class PushT(Task):
 
         return FRAMES, FACTS
 
+    def scene(self, seed: int) -> Scene:
+        env = _env()
+        env.reset(seed)
+        block, goal = env.outlines()
+        return Scene("T", [block], [goal], MAP)
+
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
         """The agent stays where it is. Raises ValueError where the policy does not see where that is."""
         if "agent_pos" not in obs:
             raise ValueError(f"staying put needs the observation agent_pos, the task has {sorted(obs)}")
         return obs["agent_pos"][:, -1]
+
+
+@cache
+def _env() -> PushTEnv:
+    return PushTEnv([])

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from dp.tasks import Task
+from dp.tasks.pusht import PushT
 from tests.workspaces.conftest import RUN, SMALL
 from workspaces import build
 from workspaces.report import ReportWorkspace
-from workspaces.report.runs import Protocol, Run
+from workspaces.report.runs import Protocol, Run, Words
 
 CONFIGS = RUN.parent / "configs"
 QUICK = ["env_runner.max_steps=20", "env_runner.n_workers=0", "logger.mode=disabled", "device=cpu"]
@@ -60,14 +62,30 @@ def report() -> Callable[..., ReportWorkspace]:
     return call
 
 
+def pusht(*obs: str) -> PushT:
+    shape_meta = {"obs": {name: {"shape": [2]} for name in obs}, "action": {"shape": [2]}}
+    return PushT(f"pusht_{'image' if 'image' in obs else 'state'}", shape_meta)
+
+
+STATE, IMAGE = pusht("agent_pos", "block_pose"), pusht("agent_pos", "image")
+
+
 def made_up(
-    rewards: list[float], first: int = 100_000, max_steps: int = 300, path: str = "run", **settings: Any
+    rewards: list[float],
+    first: int = 100_000,
+    max_steps: int = 300,
+    path: str = "run",
+    task: Task = STATE,
+    **settings: Any,
 ) -> Run:
-    """A run with these best rewards. Keyword arguments with `__` for dots are its configuration."""
+    """A run of `task` with these best rewards; without any, one that was never rolled out.
+
+    Keyword arguments with `__` for dots are its configuration.
+    """
     config: dict[str, Any] = {
         "name": "pusht", "seed": 0, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8,
         "scheduler": {"_target_": "diffusers.DDIMScheduler", "num_inference_steps": 10},
-        "task": {"shape_meta": {"obs": {"agent_pos": [2]}}}, "workspace": {"num_steps": 10},
+        "task": {"name": task.name}, "workspace": {"num_steps": 10},
     }  # fmt: skip
     about = {
         key: settings.pop(key) for key in ("verb", "state", "record", "metrics", "inference_ms") if key in settings
@@ -82,6 +100,12 @@ def made_up(
         {"seed": first + i, "max_reward": r, "success": r >= 1, "length": max_steps, "final_coverage": r / 2}
         for i, r in enumerate(rewards)
     ]
-    protocol = Protocol(first, first + len(rewards) - 1, max_steps)
+    protocol = Protocol(
+        task.name, first, first + len(rewards) - 1, max_steps, task.name_of(len(rewards), first, max_steps)
+    )
+    if not rewards:
+        protocol = Protocol.without_rollouts(task.name)
+    words = Words(task.score, task.success, task.reset)
     common = {"verb": "train", "state": "finished", "record": {"ended": "2030-01-01T00:00:00+00:00"}, "metrics": []}
-    return Run(path=Path(path), config=config, protocol=protocol, episodes=rows, step=10, **(common | about))
+    facts: dict[str, Any] = {"task": task, "words": words, "protocol": protocol, "episodes": rows, "step": 10}
+    return Run(path=Path(path), config=config, **facts, **(common | about))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.workspaces.report.conftest import made_up
+from tests.workspaces.report.conftest import IMAGE, made_up
 from workspaces.report import figures
 from workspaces.report.tables import compare, results
 
@@ -29,20 +29,23 @@ def texts(figure):
     return " ".join(t.get_text() for axes in figure.axes for t in axes.texts)
 
 
+def legend(figure):
+    return " ".join(text.get_text() for box in figure.legends for text in box.get_texts())
+
+
 def test_published_scores_are_those_of_the_runs_own_task_with_their_protocol():
-    image = {"shape_meta": {"obs": {"image": [3, 96, 96]}}}
-    made = drawn([made_up([0.5], metrics=CURVE), made_up([0.5], metrics=CURVE, task=image)])
-    state = texts(made["learning-curve-state-step"])
-    assert "paper, best checkpoint: 0.95 on 3 seeds × 50 episodes" in state
+    made = drawn([made_up([0.5], metrics=CURVE), made_up([0.5], metrics=CURVE, task=IMAGE)])
+    state = legend(made["learning-curve-pusht_state-step"])
+    assert "paper (keypoints), best checkpoint: 0.95 on 3 seeds × 50 episodes" in state
     assert "LeRobot" not in state
-    image = texts(made["learning-curve-image-step"])
+    image = legend(made["learning-curve-pusht_image-step"])
     assert "paper, mean of last 10: 0.84" in image
     assert "LeRobot's model card: 0.955 on 1 seed × 500 episodes" in image
 
 
 def test_curves_run_over_steps_and_over_minutes():
     made = drawn([made_up([0.5], metrics=CURVE)])
-    steps, minutes = (made[f"learning-curve-state-{x}"].axes[0].lines[0].get_xdata() for x in ("step", "minutes"))
+    steps, minutes = (made[f"learning-curve-pusht_state-{x}"].axes[0].lines[0].get_xdata() for x in ("step", "minutes"))
     assert list(steps) == [1, 5, 10]
     assert list(minutes) == [1.0, 5.0, 10.0]
 
@@ -51,7 +54,7 @@ def test_the_mean_is_over_finished_seeds_alone():
     low = [{**row, "rollout/score": 0.0} for row in CURVE]
     runs = [made_up([0.5], metrics=CURVE, seed=0), made_up([0.5], metrics=low, seed=1)]
     killed = made_up([], metrics=[{**row, "rollout/score": 1.0} for row in CURVE], state="interrupted", path="killed")
-    lines = drawn(runs, [killed])["learning-curve-state-step"].axes[0].lines
+    lines = drawn(runs, [killed])["learning-curve-pusht_state-step"].axes[0].lines
     named = {line.get_label(): line for line in lines}
     assert list(named["pusht (2 seeds)"].get_ydata()) == pytest.approx([1 / 40, 5 / 40, 10 / 40])
     assert named["killed: interrupted"].get_linestyle() == "--"

@@ -20,7 +20,12 @@ def test_a_sweep_becomes_a_page_tables_and_figures(sweep):
     out = sweep / "report"
     assert str(out / "report.html") in result.stderr
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert {"report.html", "tables/results.csv", "tables/results.md", "figures/learning-curve-state-step.png"} <= names
+    assert {
+        "report.html",
+        "tables/results.csv",
+        "tables/results.md",
+        "figures/learning-curve-pusht_state-step.png",
+    } <= names
     assert not (out / "run.json").exists()
 
     frame = pd.read_csv(out / "tables/results.csv").set_index("horizon")

@@ -15,13 +15,13 @@ from dp.tasks.pusht.env import PushTEnv
 from dp.tasks.pusht.state import initial_state
 from tests.workspaces.conftest import RUN
 from tests.workspaces.report.conftest import made_up
-from workspaces.report import atlas, figures, films, tables
+from workspaces.report import failure_map, figures, films, tables
 from workspaces.report.runs import find
 
 
 def sheets(runs, folder=Path("report")):
     with figures.style():
-        return atlas.sheets(tables.results(runs), folder)
+        return failure_map.sheets(tables.results(runs), folder)
 
 
 def test_episodes_are_sorted_worst_first_and_named_by_their_outcome():
@@ -38,7 +38,7 @@ def test_episodes_are_sorted_worst_first_and_named_by_their_outcome():
 def test_the_best_settings_are_shown():
     runs = [made_up([h / 100], horizon=h) for h in range(1, 15)]
     shown = sheets(runs)
-    assert len(shown) == atlas.MAX_SETTINGS
+    assert len(shown) == failure_map.MAX_SETTINGS
     assert shown[0].name.startswith("horizon=14")
 
 
@@ -88,7 +88,7 @@ def test_of_many_episodes_the_worst_are_filmed(sweep, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_into_the_page_is_linked(sweep, tmp_path, monkeypatch):
-    monkeypatch.setattr(atlas, "MAX_VIDEO_BYTES", 0)
+    monkeypatch.setattr(failure_map, "MAX_VIDEO_BYTES", 0)
     cards = sheets(evaluated(sweep), tmp_path)[0].cards
     assert not any(card.video for card in cards)
     assert all((tmp_path / card.video_link).is_file() for card in cards)
@@ -100,7 +100,7 @@ def test_an_episode_that_runs_otherwise_here_is_not_filmed(sweep, tmp_path, capl
     cards = {card.seed: card for card in sheets([run], tmp_path)[0].cards}
     assert cards[100002].video is cards[100002].video_link is None
     assert cards[100003].video
-    assert "1 episodes run otherwise here" in caplog.text
+    assert "1 episodes run differently here" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut off"])
@@ -115,7 +115,7 @@ def test_without_their_actions_only_recorded_episodes_have_a_video(sweep, tmp_pa
 def test_the_command_replays_the_episode_and_records_it(sweep, tmp_path, name):
     run = next(run for run in find(sweep).finished if run.path.name == name)
     row = run.episodes[2]
-    python, script, *overrides = shlex.split(atlas.replay(run, row["seed"]))
+    python, script, *overrides = shlex.split(failure_map.replay(run, row["seed"]))
     assert (python, script) == ("python", "run.py")
     command = [sys.executable, str(RUN), *overrides, f"run_dir={tmp_path / 'again'}"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -128,7 +128,7 @@ def test_what_was_typed_is_typed_again():
     typed = ["workspace=evaluate", "checkpoint=old.pt", "scheduler=ddpm", "workspace.engine=eager", "run_dir=x",
              "env_runner.n_episodes=500", "env_runner.start_seed=7", "env_runner.max_steps=20"]  # fmt: skip
     run = made_up([0.5], first=7, max_steps=20, verb="evaluate", record={"overrides": typed})
-    command = atlas.replay(run, 7)
+    command = failure_map.replay(run, 7)
     assert "scheduler=ddpm workspace.engine=eager env_runner.max_steps=20 env_runner.start_seed=7" in command
     assert command.count("max_steps") == 1
     assert "500" not in command
