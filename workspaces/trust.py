@@ -141,9 +141,7 @@ def check_fields(state: Mapping[str, Any], where: str) -> None:
 
 def _check_best(entry: object, where: str) -> None:
     numbers = entry.items() if isinstance(entry, dict) else ()
-    sound = all(
-        type(value) in (int, float) or name == "metric" for name, value in numbers if name not in ("file", "metric")
-    )
+    sound = all(type(value) in (int, float) or name == "metric" for name, value in numbers if name != "file")
     sound = sound and type(dict(numbers).get("metric", "")) is str
     if not sound or not {"step", "file", "score"} <= dict(numbers).keys():
         raise ValueError(f"{where} has {entry!r:.60} among the best, expected step, file and score: not loaded")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dp.tasks.pusht.demonstration import Recorder
+    from dp.tasks.pusht.env import PushTEnv
     from dp.types import Obs
 
 IMAGE = (
@@ -74,5 +75,7 @@ class PushT(Task):
 
 
 @cache
-def _env() -> PushTEnv:
+def _env() -> "PushTEnv":
+    from dp.tasks.pusht.env import PushTEnv
+
     return PushTEnv([])
