@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dp.rollouts.env import Env as Env  # there, because the processes that step environments do without torch
+from dp.tasks.env import Env as Env  # there, because the processes that step environments do without torch
 
 Obs = dict[str, Tensor]
 """Name -> (B, To, ...). Images are uint8 (B, To, Y, X, 3) raw and float (B, To, 3, Y, X) in [0, 1] for encoders."""

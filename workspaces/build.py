@@ -153,7 +153,7 @@ def objective(config: Config) -> Objective:
 
 
 def collector(config: Config) -> Any:
-    """A `dp.tasks.pusht.demonstration.Collector`, or, for collector=checkpoint, `dp.tasks.pusht.rollouts.rollouts`."""
+    """A `dp.tasks.demonstration.Collector`, or, for collector=checkpoint, `dp.rollouts.demonstrator.rollouts`."""
     return _make(config["collector"])
 
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from dp.data.recording import DemonstrationStore
 from dp.processes import N_CORES, in_processes
 from dp.rollouts.demonstrator import rollouts
-from dp.rollouts.recorder import Collector, Demonstration, Finished
 from dp.rollouts.runner import EnvRunner
+from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build
 from workspaces.base import Config, Signals, StopNow, Workspace
 from workspaces.errors import Interrupted
@@ -38,8 +38,8 @@ class CollectWorkspace(Workspace):
     """One store of demonstrations, filled up to `n_episodes`. Which they are does not depend on `n_workers`.
 
     Args:
-        config: the composed configuration. `collector` is a `dp.tasks.pusht.demonstration.Collector`,
-            or, with `checkpoint`, the rollouts of a policy.
+        config: the composed configuration. `collector` is a `dp.tasks.demonstration.Collector`, or,
+            with `checkpoint`, the rollouts of a policy.
         path: of the store; None: collected.zarr in the run directory if that is given, else in data/.
         n_episodes: how many the store has in the end.
         start_seed: of the first; the others follow.

@@ -102,9 +102,9 @@ def task_of(config: Config, trusted: Collection[str] = ()) -> Task:
     """
     task = config["task"]
     try:
-        trust.check_targets(config, trusted)
+        trust.check_targets(config, trusted, places=("task", "task.env"))
     except ValueError:
-        return Task(str(task.get("name", "task")), task["shape_meta"])
+        return Task(str(task.get("name", "task")), task["shape_meta"], protocols=task.get("protocols"))
     from workspaces import build
 
     return build.task(config)

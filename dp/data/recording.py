@@ -1,4 +1,4 @@
-"""A zarr store that grows by whole demonstrations, in the layout of the official PushT data, and survives being killed.
+"""A zarr store that grows by whole demonstrations and survives being killed.
 
     data/<array> (N, ...) for every frame   meta/episode_ends (E,)   meta/<fact> (E, ...) for every episode
 
@@ -18,7 +18,7 @@ import zarr
 from numcodecs import Blosc
 
 from dp.files import lock, write_bytes, write_json
-from dp.rollouts.recorder import Demonstration
+from dp.tasks.demonstration import Demonstration
 
 COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """The official data set's."""

@@ -5,8 +5,8 @@ from collections.abc import Callable, Generator, Iterable
 
 import torch
 
-from dp.rollouts.recorder import Demonstration, Recording
 from dp.rollouts.runner import EnvRunner
+from dp.tasks.demonstration import Demonstration, Recording
 from dp.types import Policy
 
 

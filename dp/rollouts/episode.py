@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from dp.rollouts.env import Env
+from dp.tasks.env import Env
 
 
 @dataclass

@@ -87,7 +87,7 @@ class EnvRunner:
         make_env: makes an environment.
         n_obs_steps: To.
         n_episodes: test episodes, from seed `start_seed` on.
-        start_seed: of the test episodes (the paper's: 100000).
+        start_seed: env seed of the first test episode.
         n_train_episodes: episodes from the initial states of training demonstrations.
         max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
         protocol: the name of this way to test, for whoever quotes a score.

@@ -12,7 +12,7 @@ from jaxtyping import Float
 if TYPE_CHECKING:  # the processes that step environments import this file, and not torch
     from torch import Tensor
 
-    from dp.rollouts.recorder import Recording
+    from dp.tasks.demonstration import Recording
     from dp.types import Env, Obs
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -143,7 +143,7 @@ class Task:
 
     def recorder(self) -> "Callable[[int], Recording]":
         """Begins a recording from a seed, in an environment of its own. Raises ValueError without a simulator."""
-        from dp.rollouts.recorder import Recorder
+        from dp.tasks.recorder import Recorder
 
         if self.make_env is None:
             raise ValueError(f"task {self.name} has no simulator (task.env=null): nothing can be recorded")

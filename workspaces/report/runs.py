@@ -17,7 +17,7 @@ from workspaces import record
 from workspaces.base import Config
 from workspaces.load import migrate, task_of
 from workspaces.settings import groups_with
-from workspaces.trust import check_component
+from workspaces.trust import check_component, plain
 
 PARTS = ("checkpoints", "media", "rollouts", "wandb")
 """Folders of a run directory: there are no runs in them."""
@@ -375,7 +375,7 @@ def _config(path: Path) -> Config:
     config = yaml.safe_load(own(path / "config.yaml").read_text())
     if not isinstance(config, dict):
         raise ValueError("config.yaml holds no configuration")
-    return migrate(config)
+    return migrate(plain(config, "config.yaml"))
 
 
 def _metrics(path: Path, whole: bool) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from dp.rollouts.recorder import Finished
+from dp.tasks.demonstration import Finished
 from dp.tasks.pusht.demonstration import Demonstration, Recorder
 from dp.tasks.pusht.env import PushTEnv
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dp.rollouts.env import Env
 from dp.rollouts.episode import Episode
+from dp.tasks.env import Env
 from dp.tasks.gymnasium import GymnasiumEnv
 
 

@@ -36,7 +36,7 @@ class Env(Protocol):
     def terminated(self) -> bool: ...
 
     def info(self) -> dict[str, float]:
-        """Named quantities of the present state, for example {"coverage": 0.83}: the same names every time."""
+        """Named quantities of the present state, for example {"distance": 0.12}: the same names every time."""
 
     def render(self) -> UInt8[np.ndarray, "Y X 3"]:
         """A picture for people. Both sides are even, as video codecs need."""

@@ -1,0 +1,57 @@
+"""What a recorded episode is, whoever acted in it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class Demonstration(Protocol):
+    """One recorded episode: frame t is what was seen before action t was executed."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def success(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def frames(self) -> Mapping[str, np.ndarray]:
+        """Array of the store under data/ -> its rows (T, ...)."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """Array of the store under meta/ -> what it says of this episode."""
+
+    def final(self) -> Mapping[str, float]:
+        """Named quantities of the environment after the last action."""
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """An episode that is being recorded."""
+
+    def step(self, action: np.ndarray) -> bool:
+        """Executes `action`. Returns whether the task is solved now."""
+        ...
+
+    def demonstration(self) -> Demonstration:
+        """Everything so far."""
+        ...
+
+
+@runtime_checkable
+class Collector(Protocol):
+    """Makes demonstrations: the same one for the same seed, in whichever process."""
+
+    def __call__(self, seed: int) -> Demonstration | None:
+        """From the initial state of `seed`; None where nothing worth keeping came about.
+
+        May raise `Finished`. With an attribute `in_this_process` that is true it is never sent to worker processes.
+        """
+        ...
+
+
+class Finished(Exception):
+    """The demonstrator will make no more."""
