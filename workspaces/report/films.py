@@ -4,7 +4,6 @@ import hashlib
 import logging
 import zipfile
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +58,9 @@ def film(runs: Iterable[Run], folder: Path) -> Films:
 def _takes(run: Run, folder: Path) -> list[Take]:
     worst = sorted(run.episodes, key=lambda row: row["max_reward"])[:MAX_FILMED]
     wanted = {row["seed"]: row["max_reward"] for row in worst if run.video(row["seed"]) is None}
-    if not wanted or run.task.env is None or not run.actions.is_file():
+    make_env = run.task.make_env
+    if not wanted or make_env is None or not run.actions.is_file():
         return []
-    make_env = partial(run.task.env, obs_names=run.task.obs_names)
     try:
         with np.load(own(run.actions)) as file:
             actions = {seed: file[str(seed)] for seed in wanted}
@@ -77,7 +76,7 @@ def _takes(run: Run, folder: Path) -> list[Take]:
 def _film(take: Take) -> bool:
     env = take.make_env()
     env.reset(take.seed)
-    episode = EpisodeResult(take.seed, frames=[env.render()])
+    episode = EpisodeResult(take.seed, control_hz=env.control_hz, frames=[env.render()])
     for action in take.actions:
         env.step(action)
         episode.rewards.append(env.reward)
