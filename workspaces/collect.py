@@ -23,7 +23,6 @@ from workspaces.errors import Interrupted
 from workspaces.evaluate import Loaded, load_policy
 from workspaces.load import MOVED
 from workspaces.settings import flatten
-from workspaces.statistics import describe
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +162,8 @@ class CollectWorkspace(Workspace):
 
     def _summary(self) -> str:
         megabytes = sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()) / 1e6
-        rows = [f"  {name}: {value}" for name, value in describe(self.path).items()]
-        train = f"train on them: python run.py +experiment=pusht_state_small dataset.path={self.path}"
+        rows = [f"  {name}: {value}" for name, value in self.task.statistics(self.path).items()]
+        train = f"train on them: dataset.path={self.path}"
         return "\n".join([f"{self.path}, {megabytes:.1f} MB", *rows, train])
 
     def close(self, failed: bool) -> None:

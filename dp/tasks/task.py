@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -158,6 +159,10 @@ class Task:
     def scene(self, seed: int) -> Scene | None:
         """What the episode of `seed` starts with; None where a map would show nothing."""
         return None
+
+    def statistics(self, store: Path) -> Mapping[str, str]:
+        """What there is to say about a store of demonstrations, by name."""
+        return {}
 
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
         """Actions (B, Da) that change as little as possible: what the baseline `do_nothing` does."""

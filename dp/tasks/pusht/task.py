@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from dp.tasks.pusht.sources import OFFICIAL_SHA256
@@ -66,6 +67,12 @@ class PushT(Task):
         env.reset(seed)
         block, goal = env.outlines()
         return Scene("T", [block], [goal], MAP)
+
+    def statistics(self, store: Path) -> Mapping[str, str]:
+        """Next to the official demonstrations' in `dp.tasks.pusht.statistics.OFFICIAL`."""
+        from dp.tasks.pusht.statistics import describe
+
+        return describe(store)
 
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
         """The agent stays where it is. Raises ValueError where the policy does not see where that is."""
