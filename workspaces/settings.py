@@ -188,8 +188,8 @@ def check_whole(key: str, value: object, least: int) -> None:
 def check_typed(config: Config, overrides: Sequence[str]) -> None:
     """Compares typed values with the types that their arguments are declared with, for typos such as lr=1e-4x.
 
-    Only numbers are compared. `auto` is no typo: `workspaces.build` replaces it. Only classes whose arguments were typed
-    are looked at, so nothing else is imported.
+    Only numbers are compared. `auto` is no typo: `workspaces.build` replaces it. Only classes whose arguments were
+    typed are looked at, so nothing else is imported.
 
     Raises:
         ValueError: for anything else where the argument of a class is declared as a number.
