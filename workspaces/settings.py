@@ -204,9 +204,12 @@ def check_typed(config: Config, overrides: Sequence[str]) -> None:
 
 
 def _declared(target: str, name: str) -> set[object]:
-    """The types that the argument `name` may have; empty where nothing is declared."""
-    parameter = inspect.signature(get_object(target), eval_str=True).parameters.get(name)
-    return _alternatives(parameter.annotation) if parameter is not None else set()
+    """The types that the argument `name` may have; empty where they are not declared, or not known at run time."""
+    try:
+        parameters = inspect.signature(get_object(target), eval_str=True).parameters
+    except NameError:  # of a type that is imported for type checkers only
+        return set()
+    return _alternatives(parameters[name].annotation) if name in parameters else set()
 
 
 def _alternatives(annotation: object) -> set[object]:

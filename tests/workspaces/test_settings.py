@@ -119,4 +119,5 @@ def test_words_that_an_argument_allows_and_values_that_are_not_numbers_pass():
         config = OmegaConf.to_container(compose("config", ["dataset.path=[a,b]", "optimizer.fused=null"]), resolve=True)
     assert isinstance(config, dict)
     typed = ["workspace.precision=auto", "env_runner.n_workers=auto", "dataset.path=[a,b]", "optimizer.fused=null"]
+    typed += ["task.env=null", "task.name=mine"]
     settings.check_typed(config, [*typed, "encoder=resnet18", "+sweep=seeds", "denoiser.channels=[1]", "horizon=8"])

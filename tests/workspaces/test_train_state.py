@@ -1,0 +1,119 @@
+"""The state of a training: what it saves, it takes up again, whole."""
+
+import copy
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from dp.modalities import Normalizer
+from tests.test_configs import CONFIGS
+from tests.workspaces.conftest import assert_equal
+from workspaces import build, checkpoint
+from workspaces.train_state import TrainState, choose_precision, load_run
+
+CPU = torch.device("cpu")
+
+
+def config(*overrides: str) -> dict:
+    small = ["+experiment=pusht_state_small", "denoiser.channels=[16]", "denoiser.step_embed_dim=16", *overrides]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return build.settings(compose("config", small))
+
+
+def fresh(seed: int) -> TrainState:
+    torch.manual_seed(seed)
+    return TrainState.fresh(config(), Normalizer({"agent_pos": (2,), "block_pose": (4,), "action": (2,)}), CPU)
+
+
+def step(state: TrainState) -> None:
+    obs = {"agent_pos": torch.rand(4, 2, 2), "block_pose": torch.rand(4, 2, 4)}
+    loss = state.policy.loss({"obs": obs, "action": torch.rand(4, 16, 2)})
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    state.lr_schedule.step()
+    state.ema.update(state.policy)
+    state.step += 1
+    state.pending.append(torch.stack([loss.detach(), torch.tensor(1.0)]))
+
+
+def trained() -> TrainState:
+    state = fresh(0)
+    for _ in range(3):
+        step(state)
+    state.evaluated, state.metrics_offset, state.timer.before_s = True, 123, 1000.0
+    state.best = [{"step": 2, "file": "best-000002-0.500.pt", "score": 0.5}]
+    state.precision = "bf16"
+    return state
+
+
+def test_everything_that_is_saved_is_taken_up(tmp_path):
+    saved = trained().state_dict()
+    checkpoint.save(tmp_path / "last.pt", saved)
+    other = fresh(1)
+    other.load_state_dict(checkpoint.load(tmp_path / "last.pt"))
+    other.precision = "bf16"
+    again = other.state_dict()
+    assert again.pop("training_s") == pytest.approx(saved.pop("training_s"), abs=60)
+    assert_equal(again, saved, "state")
+
+
+def test_the_next_step_is_the_same_to_the_bit():
+    state, other = trained(), fresh(1)
+    other.load_state_dict(copy.deepcopy(state.state_dict()))  # torch's optimizers share what they load
+    rng = torch.get_rng_state()
+    step(state)
+    torch.set_rng_state(rng)
+    step(other)
+    for part in ("policy", "ema", "optimizer", "lr_schedule", "step", "pending"):
+        assert_equal(state.state_dict()[part], other.state_dict()[part], part)
+
+
+def test_a_state_of_an_earlier_version_is_taken_up():
+    saved = trained().state_dict()
+    del saved["precision"], saved["n_threads"]
+    other = fresh(1)
+    other.load_state_dict(saved)
+    assert other.step == 3
+    assert other.n_threads is None
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    state = trained()
+    state.pending.append(torch.tensor([float("nan"), 1.0]))
+    with pytest.raises(ValueError, match="training diverged at step 3: loss nan"):
+        state.save(tmp_path, {})
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_saving_deletes_what_is_no_longer_among_the_best(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("best-000001-0.100.pt", "best-000002-0.500.pt"):
+        (folder / name).touch()
+    trained().save(tmp_path, {})
+    assert sorted(file.name for file in folder.iterdir()) == ["best-000002-0.500.pt", "last.pt"]
+
+
+def test_a_run_with_other_settings_is_refused_and_one_elsewhere_is_not(tmp_path):
+    assert load_run(tmp_path, config()) is None
+    trained().save(tmp_path, {"config": config()})
+    elsewhere = ("device=cpu", "n_threads=3", "workspace.num_steps=7", "env_runner.n_workers=0", "dataset.path=x")
+    assert load_run(tmp_path, config(*elsewhere))
+    for other in ("optimizer.lr=1e-5", "seed=4", "env_runner.n_episodes=3", "workspace.n_best=9", "dataset.sha256=x"):
+        with pytest.raises(ValueError, match=f"holds another run: {other.partition('=')[0]}="):
+            load_run(tmp_path, config(other))
+
+
+def test_auto_means_what_it_meant_and_choosing_draws_no_random_number():
+    rng = torch.get_rng_state()
+    assert choose_precision("auto", CPU, None) in ("fp32", "bf16")
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert (
+        choose_precision("auto", CPU, {"precision": "bf16", "config": {"workspace": {"precision": "bf16"}}}) == "bf16"
+    )
+    assert choose_precision("auto", CPU, {"config": {"workspace": {"precision": "bf16"}}}) == "bf16"
+    assert (
+        choose_precision("fp32", CPU, {"precision": "bf16", "config": {"workspace": {"precision": "bf16"}}}) == "fp32"
+    )
