@@ -51,8 +51,7 @@ def make_policy(
 ) -> DiffusionPolicy:
     torch.manual_seed(0)
     shapes = SHAPES[network["encoder"]]
-    specs = {name: Spec("rgb" if len(shape) == 3 else "low_dim", shape, name) for name, shape in shapes.items()}
-    encoder = {"state": StateEncoder, "cnn": CNNEncoder, "resnet18": ResNetEncoder}[network["encoder"]](specs)
+    encoder = {"state": StateEncoder, "cnn": CNNEncoder, "resnet18": ResNetEncoder}[network["encoder"]](specs(shapes))
     denoiser = UNet1d(2, 2 * encoder.out_dim, network["channels"], network["kernel"], norm=network["norm"])
     return DiffusionPolicy(
         encoder,

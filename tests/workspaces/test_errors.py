@@ -13,10 +13,10 @@ from tests.workspaces.conftest import RUN
     [
         ("workspace.num_stps=3", "unknown key workspace.num_stps. Did you mean workspace.num_steps"),
         ("horizn=3", "unknown key horizn. Did you mean horizon"),
-        ("encoder=resnt18", "unknown choice encoder=resnt18. Did you mean resnet18?"),
+        ("encoder=resnt18", "unknown choice encoder=resnt18. Did you mean resnet18 or resnet18_paper?"),
         ("+experiment=pusht_imge", "unknown choice experiment=pusht_imge. Did you mean pusht_image"),
         ("experiment=pusht_image", "write +experiment="),
-        ("encoder=zzz", "Known: cnn, resnet18, state"),
+        ("encoder=zzz", "Known: cnn, resnet18, resnet18_paper, state"),
         ("n_action_steps=16", "horizon=16 is too short: n_obs_steps - 1 + n_action_steps = 17. Use horizon=17"),
         ("n_action_steps=0", "n_action_steps=0, expected a whole number of at least 1"),
         ("horizon=abc", "horizon=abc, expected a whole number"),

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from workspaces import evaluate, settings, sweep, train_state
-from workspaces.report import atlas, recipe, runs, tables
+from workspaces.report import failure_map, recipe, runs, tables
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -73,11 +73,13 @@ def test_the_lists_of_old_are_what_they_were():
     assert set(evaluate.OWN) >= {"workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger"}
     assert set(evaluate.MAY_OVERRIDE) - set(evaluate.OWN) == {"scheduler", "n_action_steps"}
     assert {"name", "task", "encoder", "denoiser", "horizon", "n_obs_steps", "noise_draws"} <= set(runs.FIXED)
-    assert set(atlas.OVERRIDDEN) >= {
+    assert set(failure_map.OVERRIDDEN) >= {
         "run_dir", "env_runner.start_seed", "env_runner.n_episodes", "env_runner.n_videos", "logger", "workspace",
         "checkpoint", "hydra",
     }  # fmt: skip
-    assert not {"device", "n_threads", "trust", "scheduler", "env_runner", "env_runner.max_steps"} & {*atlas.OVERRIDDEN}
+    assert not {"device", "n_threads", "trust", "scheduler", "env_runner", "env_runner.max_steps"} & {
+        *failure_map.OVERRIDDEN
+    }
 
 
 @pytest.mark.parametrize("override", ["logger.mode=disabled", "device=cpu", "n_threads=1", "+launcher=joblib"])

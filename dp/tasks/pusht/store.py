@@ -19,7 +19,7 @@ from dp.data.recording import read_settings
 from dp.modalities import Spec
 from dp.processes import N_CORES, in_processes
 from dp.tasks.pusht import state as pusht
-from dp.tasks.pusht.demonstration import FACTS
+from dp.tasks.pusht.demonstration import FACTS, FRAMES
 from dp.tasks.pusht.env import IMAGE_SIZE
 from dp.tasks.pusht.pictures import PACKING, Recorded, pack_episode
 from dp.tasks.pusht.sources import DEFAULT_PATH
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 IMAGE = Spec("rgb", (3, IMAGE_SIZE, IMAGE_SIZE), "image")
 IMAGE_KEY = "task.shape_meta.obs.image"
 
-SHAPES = {"state": (5,), "action": (2,), "noise": (2,), "n_contacts": (1,)}
+SHAPES = {name: shape for name, (_, shape) in FRAMES.items()}
 """Of one frame, by array."""
 
 START_TOLERANCE_PX = 1e-2

@@ -52,7 +52,7 @@ def network(cond_dim: int = 12) -> UNet1d:
 
 def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(1)
-    return torch.randn(batch, 16, 2), torch.linspace(0, 99, batch).long(), torch.randn(batch, 12)
+    return torch.randn(batch, 16, 2), torch.linspace(0, 99, batch).long()[:, None], torch.randn(batch, 2, 6)
 
 
 def sampled(unet: UNet1d, batch: int) -> Tensor:
@@ -61,7 +61,7 @@ def sampled(unet: UNet1d, batch: int) -> Tensor:
     scheduler.set_timesteps(8)
     with torch.no_grad(), kernels.sampling_loop():
         for k in scheduler.timesteps.tolist():
-            x = scheduler.step(unet(x, torch.full((batch,), k), cond), k, x).prev_sample
+            x = scheduler.step(unet(x, torch.full((batch, 1), k), cond), k, x).prev_sample
     return x
 
 

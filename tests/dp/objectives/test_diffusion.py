@@ -22,6 +22,7 @@ from dp.modalities import Normalizer
 from dp.objectives import Diffusion
 from dp.objectives.schedulers import ExactDenoiser, Gaussian
 from dp.policy import DiffusionPolicy
+from tests.specs import specs
 
 SCHEDULERS = sorted(name for name in dir(diffusers) if name.endswith("Scheduler"))
 PREDICTION_TYPES = ["epsilon", "sample", "v_prediction"]
@@ -233,8 +234,8 @@ def test_another_objective_trains_and_samples_with_the_same_policy_and_network()
     torch.manual_seed(0)
     network = UNet1d(2, 4, channels=(16, 32), kernel_size=3, step_embed_dim=16, norm="layer")
     box = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
-    normalizer = Normalizer.fit({"agent_pos": box, "action": box})
-    policy = DiffusionPolicy(StateEncoder({"agent_pos": (2,)}), network, Flow(8), normalizer, 8, 2, 4, 2)
+    normalizer = Normalizer.fit(specs(agent_pos=(2,), action=(2,)), {"agent_pos": box, "action": box})
+    policy = DiffusionPolicy(StateEncoder(specs(agent_pos=(2,))), network, Flow(8), normalizer, 8, 2, 4, 2)
     optimizer, generator = torch.optim.AdamW(policy.parameters(), 3e-3), seeded(0)
     for _ in range(200):
         pos = torch.rand(64, 2, 2, generator=generator) - 0.5
