@@ -22,6 +22,8 @@ def written(file: Path) -> set[str]:
     """The keys that a file of configs/ sets, from the root on."""
     text = file.read_text()
     content = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
+    if not content:  # another name for other files
+        return set()
     group = file.parent.relative_to(CONFIGS).as_posix().replace("/", ".")
     return set(settings.flatten(content if "@package _global_" in text else {group: content}))
 

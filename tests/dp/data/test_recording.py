@@ -199,5 +199,5 @@ def test_trailing_rows_are_tolerated_only_in_what_was_collected(
         (path / name / ".zarray").write_text(json.dumps(metadata))
     assert_holds(path, demonstrations)
     (path / ".zattrs").write_text("{}")
-    with pytest.raises(ValueError, match="the last episode ends at"):
+    with pytest.raises(ValueError, match="the last episode of meta/episode_ends ends at"):
         ReplayBuffer.load(path, NAMES)
