@@ -21,13 +21,11 @@ from dp import kernels
 from dp.files import lock, write_bytes
 from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from workspaces import record
+from workspaces.config import Config
 from workspaces.errors import Interrupted, explain
 from workspaces.startup import short_turns
 
 log = logging.getLogger(__name__)
-
-Config = dict[str, Any]
-"""A resolved configuration: dicts, lists, strings, numbers, booleans, None."""
 
 
 class Workspace:

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -22,9 +22,10 @@ from dp.modalities import Normalizer, parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.processes import N_CORES
 from dp.rollouts.runner import EnvRunner
+from dp.rollouts.trial import try_out
 from dp.tasks import Task
 from dp.types import Objective
-from workspaces import record
+from workspaces import record, trust
 from workspaces import settings as checks
 from workspaces.base import Config, Workspace
 from workspaces.logger import Logger
@@ -94,6 +95,20 @@ def task(config: Config) -> Task:
     return _make(config["task"])
 
 
+def task_of(config: Config, trusted: Collection[str] = ()) -> Task:
+    """The task that a run directory's `config` names, for its facts and pictures.
+
+    A class that is neither ours nor in one of the packages `trusted` is not imported: then a `Task` that knows no more
+    than its name and observations, without an environment.
+    """
+    named = config["task"]
+    try:
+        trust.check_targets(config, trusted, places=("task", "task.env"))
+    except ValueError:
+        return Task(str(named.get("name", "task")), named["shape_meta"], protocols=named.get("protocols"))
+    return task(config)
+
+
 def demonstrations(config: Config) -> Demonstrations:
     obs, action = parse_shape_meta(config["task"]["shape_meta"])
     return _make({**config["dataset"], "_partial_": True})(obs=obs, action=action)
@@ -158,14 +173,16 @@ def collector(config: Config) -> Any:
 
 
 def env_runner(config: Config) -> EnvRunner | None:
-    """None for a task without a simulator."""
+    """None for a task without a simulator. Raises ValueError for an environment that does not do what it must."""
     make_env = task(config).make_env
     if make_env is None:
         return None
+    obs, action = parse_shape_meta(config["task"]["shape_meta"])
+    try_out(make_env, obs, action, config["env_runner"]["start_seed"])
     settings = dict(config["env_runner"])
     if settings["n_workers"] == "auto":
         settings["n_workers"] = N_CORES
-    return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"])
+    return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"], obs_names=list(obs))
 
 
 def loader(config: Config, windows: WindowDataset, step: int, device: torch.device) -> Loader:

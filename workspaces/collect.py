@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from dp.data.recording import DemonstrationStore
 from dp.processes import N_CORES, in_processes
-from dp.rollouts.demonstrator import rollouts
 from dp.rollouts.runner import EnvRunner
 from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build
@@ -64,7 +63,7 @@ class CollectWorkspace(Workspace):
         if not isinstance(n_episodes, int) or n_episodes < 1:
             raise ValueError(f"workspace.n_episodes={n_episodes}, expected a whole number of at least 1")
         collector = build.collector(config)
-        by_policy = getattr(collector, "func", None) is rollouts
+        by_policy = bool(config["collector"].get("_partial_"))  # it takes a policy before it takes seeds
         if by_policy != (config["checkpoint"] is not None):
             raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
         loaded = None

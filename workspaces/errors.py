@@ -66,6 +66,8 @@ def _explain(error: Exception) -> str | None:
         return f"error: {_unknown_key(error)}"
     if isinstance(error, HydraException):
         return "error: " + " ".join(str(error).split("\n")[:2])
+    if isinstance(error, (ImportError, InstantiationException)) and (reason := _not_importable(error)):
+        return f"error: {reason}"
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     ours = any(raised_in.is_relative_to(place) for place in OURS)
     if ours and isinstance(error, (ValueError, OSError)):
@@ -73,6 +75,20 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"error: {error.strerror}: {error.filename}"
     return None
+
+
+def _not_importable(error: Exception) -> str | None:
+    """What a `_target_` names, and why it cannot be imported; None for an error of another kind."""
+    text = str(error)
+    named = re.search(r"Error (?:loading|locating target) '([^']+)'", text)
+    if named is None:
+        return None
+    reasons = [line for line in text.splitlines() if re.match(r"\w*(Error|Exception)\(", line)]
+    missing = f" ({reasons[-1]})" if reasons else ""
+    return (
+        f"{named[1]} cannot be imported{missing}. Install a package of your own (pip install -e), or put its folder on "
+        "the path: PYTHONPATH=FOLDER python run.py ..."
+    )
 
 
 def _unknown_choice(error: MissingConfigException) -> str:
@@ -96,6 +112,8 @@ def _unknown_key(error: ConfigCompositionException) -> str:
     if key in _groups():
         return f"{key} is a group that is not chosen by default: write +{key}=... ({', '.join(_options(key))})"
     known = [*_keys(), *_groups()]
+    if any(name == key or name.startswith(f"{key}.") for name in known):
+        return f"{key} holds other keys than these: write ++{key}.KEY=VALUE for each key to add or set"
     return f"unknown key {key}. {_suggest(key, known)}"
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from workspaces.base import Config
+from workspaces.config import Config
 
 if TYPE_CHECKING:
     import pandas as pd

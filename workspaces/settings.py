@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from hydra.utils import get_object
 
-from workspaces.base import Config
+from workspaces.config import Config
 from workspaces.logger import check_mode
 from workspaces.trust import check_component
 

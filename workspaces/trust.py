@@ -17,8 +17,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from dp.tasks import Task
-
-Config = dict[str, Any]
+from workspaces.config import Config
 
 
 @runtime_checkable
@@ -228,6 +227,11 @@ def _is_from(target: object, trusted: Collection[str]) -> bool:
     if not isinstance(target, str) or target.partition(".")[0] not in trusted:
         return False
     found = _imported(target)
+    if found is None:
+        raise ValueError(
+            f"{target} cannot be imported, although trust names its package: pip install -e it, or put it on the path "
+            "with PYTHONPATH=FOLDER"
+        )
     return callable(found) and getattr(found, "__module__", "").partition(".")[0] == target.partition(".")[0]
 
 

@@ -43,8 +43,8 @@ class CNNEncoder(ImageEncoder):
                 height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             if height < 1 or width < 1:
                 raise ValueError(
-                    f"encoder.crop={crop} is too small for {len(channels)} strided convolutions: "
-                    f"{size[0]} x {size[1]} pixels shrink to nothing"
+                    f"encoder.crop={crop} leaves {size[0]} x {size[1]} pixels, too small for {len(channels)} strided "
+                    "convolutions: give a larger crop, larger images, or fewer encoder.channels"
                 )
             convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
             flat = channels[-1] * height * width

@@ -1,6 +1,7 @@
 """An episode as a policy lives it: To observations in, Ta actions out."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,10 +35,11 @@ class Episode:
     Args:
         env: an environment, reset by this class.
         n_obs_steps: To.
+        obs_names: the observations to keep; None: all.
     """
 
-    def __init__(self, env: Env, n_obs_steps: int) -> None:
-        self.env = env
+    def __init__(self, env: Env, n_obs_steps: int, obs_names: Sequence[str] | None = None) -> None:
+        self.env, self._obs_names = env, obs_names
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
 
     def reset(self, seed: int, max_steps: int, record: bool) -> Chunk:
@@ -48,7 +50,7 @@ class Episode:
         self.env.reset(seed)
         self._steps, self._max_steps, self._record = 0, max_steps, record
         for _ in range(self._history.maxlen or 0):
-            self._history.append(self.env.observe())
+            self._history.append(self._look())
         return Chunk(self._stacked(), control_hz=self.env.control_hz, frames=self._frames())
 
     def step(self, actions: Float[np.ndarray, "Ta Da"]) -> Chunk:
@@ -64,12 +66,16 @@ class Episode:
             if self.env.terminated:
                 break
             if number > len(planned) - (self._history.maxlen or 0):
-                self._history.append(self.env.observe())
+                self._history.append(self._look())
         chunk.info = self.env.info()
         chunk.ended = self.env.terminated or self._steps == self._max_steps
         if not chunk.ended:
             chunk.obs = self._stacked()
         return chunk
+
+    def _look(self) -> dict[str, np.ndarray]:
+        obs = self.env.observe()
+        return obs if self._obs_names is None else {name: obs[name] for name in self._obs_names}
 
     def _stacked(self) -> dict[str, np.ndarray]:
         return {name: np.stack([obs[name] for obs in self._history]) for name in self._history[0]}

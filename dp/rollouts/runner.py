@@ -91,6 +91,7 @@ class EnvRunner:
         n_train_episodes: episodes from the initial states of training demonstrations.
         max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
         protocol: the name of this way to test, for whoever quotes a score.
+        obs_names: what the policy sees of an environment's observations; None: all of them.
         n_envs: environments at once.
         n_workers: processes that step them, started at the first rollout and kept; 0 steps them in this one.
         n_videos: test episodes to record, from the first on.
@@ -111,6 +112,7 @@ class EnvRunner:
         n_workers: int,
         n_videos: int,
         protocol: str = "custom",
+        obs_names: Sequence[str] | None = None,
     ) -> None:
         for name, value, least in (
             ("n_episodes", n_episodes, 1),
@@ -126,7 +128,7 @@ class EnvRunner:
         self.max_steps, self.protocol = max_steps, protocol
         self.seeds = list(range(start_seed, start_seed + n_episodes))
         self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
-        self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps), min(n_workers, n_envs))
+        self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps, obs_names), min(n_workers, n_envs))
 
     def run(self, policy: Policy, device: torch.device) -> RolloutResult:
         """The test episodes."""
@@ -187,8 +189,8 @@ class EnvRunner:
         return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]
 
 
-def _make_episode(make_env: Callable[[], Env], n_obs_steps: int) -> Episode:
-    return Episode(make_env(), n_obs_steps)
+def _make_episode(make_env: Callable[[], Env], n_obs_steps: int, obs_names: Sequence[str] | None) -> Episode:
+    return Episode(make_env(), n_obs_steps, obs_names)
 
 
 def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator], device: torch.device) -> np.ndarray:

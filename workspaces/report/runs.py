@@ -15,7 +15,8 @@ from hydra.errors import HydraException
 from dp.tasks import Task
 from workspaces import record
 from workspaces.base import Config
-from workspaces.load import migrate, task_of
+from workspaces.build import task_of
+from workspaces.load import migrate
 from workspaces.settings import groups_with
 from workspaces.trust import check_component, plain
 

@@ -1,0 +1,48 @@
+"""A look at an environment before anybody trains for it: what could fail at the first rollout fails at the start."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from dp.modalities import Spec
+from dp.tasks.env import Env
+
+T = TypeVar("T")
+
+
+def try_out(make_env: Callable[[], Env], obs: Mapping[str, Spec], action: Spec, seed: int) -> None:
+    """Makes an environment, looks at its observations, and takes a step of zeros.
+
+    Raises:
+        ValueError: where it cannot, naming the method; where an observation is missing, or of another shape or type
+            than is declared.
+    """
+    env = _tried("making it", make_env)
+    _tried("reset(seed)", lambda: env.reset(seed))
+    seen = _tried("observe()", env.observe)
+    for name, spec in obs.items():
+        if name not in seen:
+            raise ValueError(f"the environment observes {sorted(seen)}, but task.shape_meta.obs declares {name}")
+        _compare(name, np.asarray(seen[name]), spec)
+    _tried("step(action)", lambda: env.step(np.zeros(action.shape, np.float32)))
+    _tried("reward, success and terminated", lambda: (env.reward, env.success, env.terminated))
+    _tried("info()", lambda: {name: float(value) for name, value in env.info().items()})
+
+
+def _tried(what: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except Exception as error:
+        raise ValueError(f"the environment fails in {what}: {type(error).__name__}: {error}") from error
+
+
+def _compare(name: str, seen: np.ndarray, spec: Spec) -> None:
+    image = spec.type == "rgb"
+    shape = (*spec.shape[1:], 3) if image else spec.shape
+    if seen.shape != shape or (seen.dtype == np.uint8) != image:
+        wanted = f"uint8 {shape}, channels last" if image else f"float32 {shape}"
+        raise ValueError(
+            f"the environment's {name} is {seen.dtype} {seen.shape}, but task.shape_meta.obs.{name} declares "
+            f"{spec.type} {list(spec.shape)}: observe() must return {wanted}"
+        )
