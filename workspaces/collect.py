@@ -62,17 +62,10 @@ class CollectWorkspace(Workspace):
         super().__init__(config)
         if not isinstance(n_episodes, int) or n_episodes < 1:
             raise ValueError(f"workspace.n_episodes={n_episodes}, expected a whole number of at least 1")
-        collector = build.collector(config)
-        by_policy = bool(config["collector"].get("_partial_"))  # it takes a policy before it takes seeds
-        if by_policy != (config["checkpoint"] is not None):
-            raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
-        loaded = None
-        if config["checkpoint"] is None:
+        loaded = load_policy(config, "auto", self.device) if config["checkpoint"] is not None else None
+        if loaded is None:
             build.check(build.resolve(config))
-            self.task = build.task(config)
-        else:
-            loaded = load_policy(config, "auto", self.device)
-            self.task = build.task(loaded.config)
+        self.task = build.task(loaded.config if loaded is not None else config)
         self.seeds = self.task.demonstration_seeds
         if start_seed not in self.seeds:
             raise ValueError(
@@ -90,8 +83,11 @@ class CollectWorkspace(Workspace):
         self.settings["workspace.start_seed"] = start_seed
         self.signals = Signals()
         self._runner: EnvRunner | None = None
-        self._make: Callable[[Iterable[int]], Made]
-        self._make = partial(_in_order, collector, self.n_workers)
+        collector = build.collector(config)
+        by_policy = bool(config["collector"].get("_partial_"))  # it takes a policy before it takes seeds
+        if by_policy != (loaded is not None):
+            raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
+        self._make: Callable[[Iterable[int]], Made] = partial(_in_order, collector, self.n_workers)
         if loaded is not None:
             self._make = self._rollouts(collector, loaded)
         self.source = "checkpoint" if by_policy else type(collector).__name__.lower()
