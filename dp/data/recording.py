@@ -8,6 +8,7 @@ so the files are written here; version 2 of the format, which both versions of z
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ ENDS = "meta/episode_ends"
 
 CHUNK_ROWS = {"data": 4096, "meta": 1024}
 """A thousand episodes are some 150 files, and an append rewrites one chunk of each array, however many there are."""
+
+MAX_CHUNK_BYTES = 4 << 20
+"""Of images: an append rewrites the last chunk."""
 
 SETTINGS = "collected_with"
 """The attribute of the store that says how it was made."""
@@ -121,7 +125,7 @@ class _Column:
 
     def __init__(self, store: Path, name: str, dtype: str, row: tuple[int, ...], length: int) -> None:
         self.folder, self.dtype, self.row, self.length = store / name, dtype, row, length
-        self.chunk_rows = CHUNK_ROWS[name.partition("/")[0]]
+        self.chunk_rows = _chunk_rows(name, dtype, row)
         full = length - length % self.chunk_rows
         self._open_chunk = _read(self.folder)[full:length]
 
@@ -159,7 +163,7 @@ def _create(path: Path, settings: Mapping[str, Any], specs: Columns) -> None:
         write_json(temporary / group / ".zgroup", {"zarr_format": 2})
     write_json(temporary / ".zattrs", {SETTINGS: settings})
     for name, (dtype, row) in {**specs, ENDS: ("<i8", ())}.items():
-        _write_metadata(temporary / name, dtype, row, CHUNK_ROWS[name.partition("/")[0]], 0)
+        _write_metadata(temporary / name, dtype, row, _chunk_rows(name, dtype, row), 0)
     temporary.rename(path)
 
 
@@ -185,6 +189,11 @@ def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Map
         )
 
 
+def _chunk_rows(name: str, dtype: str, row: tuple[int, ...]) -> int:
+    row_bytes = np.dtype(dtype).itemsize * math.prod(row)
+    return max(1, min(CHUNK_ROWS[name.partition("/")[0]], MAX_CHUNK_BYTES // row_bytes))
+
+
 def _read(folder: Path) -> np.ndarray:
     array = zarr.open(str(folder), mode="r")
     assert isinstance(array, zarr.Array)
@@ -196,7 +205,7 @@ def _length(folder: Path) -> int:
 
 
 def _write_metadata(folder: Path, dtype: str, row: tuple[int, ...], chunk_rows: int, length: int) -> None:
-    fill_value = {"f": 0.0, "i": 0, "b": False, "U": ""}[dtype[1]]
+    fill_value = {"f": 0.0, "i": 0, "u": 0, "b": False, "U": ""}[dtype[1]]
     metadata = {
         "chunks": [chunk_rows, *row],
         "compressor": COMPRESSOR.get_config(),
