@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import pygame
 import pytest
 
 from dp.tasks.pusht.demonstration import Recorder
@@ -109,5 +110,6 @@ def test_a_person_drives_keeps_redoes_skips_and_ends(person, tmp_path):
 def test_without_a_display_it_says_so(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
     monkeypatch.setenv("DISPLAY", ":4242")
+    pygame.display.quit()  # another test of this process may have left one open
     with pytest.raises(ValueError, match="collector=mouse needs a display"):
         Mouse()(1000)
