@@ -174,6 +174,10 @@ def check_targets(config: Config, trusted: Collection[str] = (), places: Collect
         target = node.get("_target_")
         if not _is_ours(target, package, kind) and not _is_from(target, trusted):
             raise ValueError(_distrust(f"{place}._target_={target}", target))
+        for argument in getattr(_imported(str(target)), "module_arguments", ()):
+            module, _, name = str(node.get(argument)).partition(":")
+            if name and module.partition(".")[0] not in trusted:
+                raise ValueError(_distrust(f"{place}.{argument}={node.get(argument)}", module))
         own = {"_target_", *(["_partial_"] if node.get("_partial_") is (place in PARTIAL) else [])}
         below = {name.removeprefix(f"{place}.") for name in TRUSTED if name.startswith(f"{place}.")}
         _check_nested({key: value for key, value in node.items() if key not in own | below}, place, trusted)

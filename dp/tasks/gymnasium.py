@@ -1,7 +1,7 @@
 """Any gymnasium environment as an `Env` (Towers et al. 2024, arXiv 2407.17032)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -33,6 +33,9 @@ class GymnasiumEnv:
     Raises:
         ValueError: for an unknown id, a key that the observation or `info` lacks, and actions that are no box.
     """
+
+    module_arguments: ClassVar[tuple[str, ...]] = ("id",)
+    """Arguments that may import a module ("module:name"): a file names only those that its reader trusts."""
 
     def __init__(
         self,

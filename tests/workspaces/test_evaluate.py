@@ -158,6 +158,17 @@ def test_a_strangers_configuration_is_refused(trained, tmp_path, monkeypatch, pl
     assert not any(tmp_path.iterdir())
 
 
+def test_a_gymnasium_id_imports_only_trusted_modules(trained):
+    config = torch.load(trained / "checkpoints/last.pt", weights_only=True)["config"]
+    env = {"_target_": "dp.tasks.gymnasium.GymnasiumEnv", "_partial_": True, "id": "antigravity:Env-v0"}
+    config["task"]["env"] = env
+    with pytest.raises(ValueError, match=r"not to be trusted.*trust=\[antigravity\]"):
+        trust.check_targets(trust.plain(config, "it"))
+    trust.check_targets(trust.plain(config, "it"), ["antigravity"])
+    env["id"] = "Pendulum-v1"
+    trust.check_targets(trust.plain(config, "it"))
+
+
 def test_a_strangers_checkpoint_runs_nothing(trained, tmp_path):
     state = torch.load(trained / "checkpoints/last.pt", weights_only=True)
     trust.check_targets(trust.plain(state["config"], "it"))
