@@ -17,7 +17,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -142,11 +142,14 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     for entry in ("step", "versions"):
         if entry not in state:
             raise ValueError(f"checkpoint={path} lacks {entry}: not loaded")
-    check_targets(state["config"], packages_of(config))
-    config = build.resolve(merge(state["config"], config, record.overrides()))
-    build.check(config)
-    policy = build.policy(config)
-    load_weights(policy, state["ema"]["model"], path)
+    try:
+        check_targets(state["config"], packages_of(config))
+        config = build.resolve(merge(state["config"], config, record.overrides()))
+        build.check(config)
+        policy = build.policy(config)
+        load_weights(policy, state["ema"]["model"], path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint={path} is damaged ({type(error).__name__}: {error}): not loaded") from error
     policy.to(device).eval().requires_grad_(False)
     engines.speed_up_sampling(engine, policy)
     return Loaded(policy, config, {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]})

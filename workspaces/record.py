@@ -85,6 +85,8 @@ def state_of(run_dir: Path) -> State:
 
 def in_use(run_dir: Path) -> bool:
     """Whether a process has the directory (`Workspace.take_run_dir`)."""
+    if not (run_dir / ".lock").is_file():  # opening a FIFO would wait for ever
+        return False
     try:
         with (run_dir / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -154,7 +154,7 @@ def check_weights(weights: object, where: str) -> None:
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
             raise ValueError(f"{where}: {name} is no dense tensor: not loaded")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
             raise ValueError(f"{where}: {name} has values that are not finite: not loaded")
 
 
@@ -175,9 +175,11 @@ def check_targets(config: Config, trusted: Collection[str] = (), places: Collect
         if not _is_ours(target, package, kind) and not _is_from(target, trusted):
             raise ValueError(_distrust(f"{place}._target_={target}", target))
         for argument in getattr(_imported(str(target)), "module_arguments", ()):
-            module, _, name = str(node.get(argument)).partition(":")
-            if name and module.partition(".")[0] not in trusted:
+            module, colon, _ = str(node.get(argument)).partition(":")
+            if colon and module.partition(".")[0] not in trusted:
                 raise ValueError(_distrust(f"{place}.{argument}={node.get(argument)}", module))
+        if place in PARTIAL and node.get("_partial_") is not True:
+            raise ValueError(f"the checkpoint has {place}._partial_={node.get('_partial_')}, expected true: not loaded")
         own = {"_target_", *(["_partial_"] if node.get("_partial_") is (place in PARTIAL) else [])}
         below = {name.removeprefix(f"{place}.") for name in TRUSTED if name.startswith(f"{place}.")}
         _check_nested({key: value for key, value in node.items() if key not in own | below}, place, trusted)

@@ -165,6 +165,13 @@ def test_a_gymnasium_id_imports_only_trusted_modules(trained):
     with pytest.raises(ValueError, match=r"not to be trusted.*trust=\[antigravity\]"):
         trust.check_targets(trust.plain(config, "it"))
     trust.check_targets(trust.plain(config, "it"), ["antigravity"])
+    env["id"] = "antigravity:"  # gymnasium imports it before it looks at the name
+    with pytest.raises(ValueError, match="not to be trusted"):
+        trust.check_targets(trust.plain(config, "it"))
+    env |= {"id": "Pendulum-v1", "_partial_": False}
+    with pytest.raises(ValueError, match="expected true"):
+        trust.check_targets(trust.plain(config, "it"))
+    env["_partial_"] = True
     env["id"] = "Pendulum-v1"
     trust.check_targets(trust.plain(config, "it"))
 

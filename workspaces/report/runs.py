@@ -20,6 +20,9 @@ from workspaces.load import migrate
 from workspaces.settings import groups_with
 from workspaces.trust import check_component, plain
 
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, yaml.YAMLError, HydraException)
+"""What reading a damaged run directory raises."""
+
 PARTS = ("checkpoints", "media", "rollouts", "wandb")
 """Folders of a run directory: there are no runs in them."""
 
@@ -191,7 +194,16 @@ def _take(path: Path, found: Found, trusted: Collection[str]) -> None:
         run = _read(path, state, trusted)
         if run.verb == "train":
             found.unfinished.append(run)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError, HydraException) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        RecursionError,
+        yaml.YAMLError,
+        HydraException,
+    ) as error:
         if state in ("waiting", "finished"):
             found.left_out.append(LeftOut(path, "damaged", _damage(error)))
 
@@ -227,7 +239,7 @@ def _state(path: Path) -> record.State:
     """As run.json and the lock say; a run from before there was run.json is finished if its results are there."""
     if record.read(path) is not None or record.in_use(path) or not (path / "config.yaml").is_file():
         return record.state_of(path)
-    steps = _config(path)["workspace"].get("num_steps")
+    steps = _step(_config(path)["workspace"].get("num_steps"))
     return "finished" if (path / "evaluation.json").is_file() or _rollouts(path, steps).is_file() else "interrupted"
 
 
@@ -261,7 +273,7 @@ def _read(path: Path, state: record.State, trusted: Collection[str]) -> Run:
 
 
 def _training(config: Config, common: dict[str, Any]) -> Run:
-    steps, task = config["workspace"]["num_steps"], common["task"]
+    steps, task = _step(config["workspace"]["num_steps"]), common["task"]
     has_env = config["task"].get("env") is not None
     protocol = _protocol(config["env_runner"], task) if has_env else Protocol.without_rollouts(task.name)
     words = Words(task.score, task.success, task.reset)
@@ -305,7 +317,7 @@ def _evaluation(config: Config, common: dict[str, Any]) -> Run:
         words=Words(*(_words(about.get(key) or getattr(task, key)) for key in Words._fields)),
         episodes=_checked(evaluation["episodes"], protocol, file),
         inference_ms=evaluation.get("inference_ms"),
-        step=evaluation.get("step"),
+        step=_step(evaluation.get("step")),
         checkpoint=checkpoint,
         trained_in=trained_in,
         **common,
@@ -318,12 +330,16 @@ def _words(text: str) -> str:
 
 
 def _trained_in(checkpoint: str | None, evaluated_in: Path) -> Path | None:
-    """The run directory that a checkpoint lies in; where everything was moved, the one beside the evaluation."""
+    """The run directory that a checkpoint lies in; where everything was moved, the one next to the evaluation.
+
+    One far from the evaluation is not read: the file may name any directory of this machine.
+    """
     if checkpoint is None:
         return None
     there = Path(checkpoint).parent.parent
     for candidate in (there, evaluated_in.parent / there.name):
-        if (candidate / "config.yaml").is_file():
+        near = candidate.resolve().is_relative_to(evaluated_in.resolve().parent.parent)
+        if near and not candidate.is_symlink() and (candidate / "config.yaml").is_file():
             return candidate.resolve()
     return None
 
@@ -338,10 +354,21 @@ def _config_of_evaluation(config: Config, trained_in: Path | None, checkpoint: s
     return {**{key: config[key] for key in (*FIXED, "seed") if key in config}, **chosen}
 
 
+def _step(value: object) -> int | None:
+    """`value` as a part of file names. Raises ValueError for anything but a whole number, or None."""
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(f"step {value!r:.40}, expected a whole number")
+    return value
+
+
 def _checked(rows: Any, protocol: Protocol, file: Path) -> list[dict[str, Any]]:
     """Raises ValueError unless there is one sound row for each seed of the protocol, in their order."""
     whole = isinstance(rows, list) and all(isinstance(row, dict) and _sound(row) for row in rows)
-    if not whole or [row["seed"] for row in rows] != list(range(protocol.first, protocol.last + 1)):
+    if (
+        not whole
+        or len(rows) != protocol.n_episodes
+        or [row["seed"] for row in rows] != list(range(protocol.first, protocol.last + 1))
+    ):
         raise ValueError(f"{file.name}: expected one episode for each of the seeds {protocol.first}–{protocol.last}")
     return rows
 

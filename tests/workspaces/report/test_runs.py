@@ -139,3 +139,20 @@ def test_a_sweep_names_only_directories_of_its_own(sweep, name):
     (sweep / "sweep.json").write_text(json.dumps({"jobs": [{"dir": name}]}))
     with pytest.raises(ValueError, match="damaged"):
         find(sweep)
+
+
+@pytest.mark.parametrize("step", ["../../secret/private", "12", [1], -1, True])
+def test_a_step_that_is_no_number_leads_nowhere(sweep, step):
+    file = sweep / "h16-evaluated/evaluation.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "step": step}))
+    assert "step" in reasons(find(sweep))["h16-evaluated"][1]
+
+
+def test_a_training_far_away_is_not_read(sweep, tmp_path):
+    far = tmp_path / "far/a/b/run"
+    shutil.copytree(sweep / "h16", far)
+    file = sweep / "h16-evaluated/evaluation.json"
+    elsewhere = {**json.loads(file.read_text()), "checkpoint": str(far / "checkpoints/last.pt")}
+    file.write_text(json.dumps(elsewhere))
+    run = next(run for run in find(sweep).finished if run.path.name == "h16-evaluated")
+    assert run.trained_in is None
