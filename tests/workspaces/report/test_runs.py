@@ -148,8 +148,8 @@ def test_a_step_that_is_no_number_leads_nowhere(sweep, step):
     assert "step" in reasons(find(sweep))["h16-evaluated"][1]
 
 
-def test_a_training_far_away_is_not_read(sweep, tmp_path):
-    far = tmp_path / "far/a/b/run"
+def test_a_training_far_away_is_not_read(sweep, tmp_path_factory):
+    far = tmp_path_factory.mktemp("far") / "run"
     shutil.copytree(sweep / "h16", far)
     file = sweep / "h16-evaluated/evaluation.json"
     elsewhere = {**json.loads(file.read_text()), "checkpoint": str(far / "checkpoints/last.pt")}
