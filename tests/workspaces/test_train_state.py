@@ -7,6 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from dp.modalities import Normalizer
+from tests.specs import specs
 from tests.test_configs import CONFIGS
 from tests.workspaces.conftest import assert_equal
 from workspaces import build, checkpoint
@@ -18,12 +19,12 @@ CPU = torch.device("cpu")
 def config(*overrides: str) -> dict:
     small = ["+experiment=pusht_state_small", "denoiser.channels=[16]", "denoiser.step_embed_dim=16", *overrides]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return build.settings(compose("config", small))
+        return build.resolve(build.settings(compose("config", small)))
 
 
 def fresh(seed: int) -> TrainState:
     torch.manual_seed(seed)
-    return TrainState.fresh(config(), Normalizer({"agent_pos": (2,), "block_pose": (4,), "action": (2,)}), CPU)
+    return TrainState.fresh(config(), Normalizer(specs(agent_pos=(2,), block_pose=(4,), action=(2,))), CPU)
 
 
 def step(state: TrainState) -> None:
