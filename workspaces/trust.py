@@ -179,7 +179,9 @@ def check_targets(config: Config, trusted: Collection[str] = (), places: Collect
             if colon and module.partition(".")[0] not in trusted:
                 raise ValueError(_distrust(f"{place}.{argument}={node.get(argument)}", module))
         if place in PARTIAL and node.get("_partial_") is not True:
-            raise ValueError(f"the checkpoint has {place}._partial_={node.get('_partial_')}, expected true: not loaded")
+            raise ValueError(
+                f"the checkpoint has {place}._partial_={node.get('_partial_')}, expected true, which is not to be trusted: not loaded"
+            )
         own = {"_target_", *(["_partial_"] if node.get("_partial_") is (place in PARTIAL) else [])}
         below = {name.removeprefix(f"{place}.") for name in TRUSTED if name.startswith(f"{place}.")}
         _check_nested({key: value for key, value in node.items() if key not in own | below}, place, trusted)

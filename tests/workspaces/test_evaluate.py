@@ -169,7 +169,7 @@ def test_a_gymnasium_id_imports_only_trusted_modules(trained):
     with pytest.raises(ValueError, match="not to be trusted"):
         trust.check_targets(trust.plain(config, "it"))
     env |= {"id": "Pendulum-v1", "_partial_": False}
-    with pytest.raises(ValueError, match="expected true"):
+    with pytest.raises(ValueError, match="expected true, which is not to be trusted"):
         trust.check_targets(trust.plain(config, "it"))
     env["_partial_"] = True
     env["id"] = "Pendulum-v1"
