@@ -180,7 +180,8 @@ def check_targets(config: Config, trusted: Collection[str] = (), places: Collect
                 raise ValueError(_distrust(f"{place}.{argument}={node.get(argument)}", module))
         if place in PARTIAL and node.get("_partial_") is not True:
             raise ValueError(
-                f"the checkpoint has {place}._partial_={node.get('_partial_')}, expected true, which is not to be trusted: not loaded"
+                f"the checkpoint has {place}._partial_={node.get('_partial_')}, expected "
+                "true, which is not to be trusted: not loaded"
             )
         own = {"_target_", *(["_partial_"] if node.get("_partial_") is (place in PARTIAL) else [])}
         below = {name.removeprefix(f"{place}.") for name in TRUSTED if name.startswith(f"{place}.")}
