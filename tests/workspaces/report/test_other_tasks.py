@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from workspaces.report import figures
 from workspaces.report.runs import find
 
 TOY = {
-    "_target_": "toylab.Task",
+    "_target_": "elsewhere.Task",
     "name": "toy/reach",
     "shape_meta": {
         "obs": {
@@ -22,7 +21,7 @@ TOY = {
         "action": {"shape": [7]},
     },
     "protocols": None,
-    "env": {"_target_": "toylab.Env", "_partial_": True},
+    "env": {"_target_": "elsewhere.Env", "_partial_": True},
 }
 PUSHT = ("coverage", "0.95", "paper", "T begins", "its T", "PushT", "LeRobot")
 
@@ -30,8 +29,8 @@ PUSHT = ("coverage", "0.95", "paper", "T begins", "its T", "PushT", "LeRobot")
 def config(task: dict, **settings) -> dict:
     return {
         "name": "toy", "seed": 0, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8, "noise_draws": 1,
-        "task": task, "encoder": {"_target_": "toylab.Encoder"}, "denoiser": {"_target_": "toylab.Denoiser"},
-        "scheduler": {"_target_": "toylab.Sampler", "num_inference_steps": 4},
+        "task": task, "encoder": {"_target_": "elsewhere.Encoder"}, "denoiser": {"_target_": "elsewhere.Denoiser"},
+        "scheduler": {"_target_": "elsewhere.Sampler", "num_inference_steps": 4},
         "env_runner": {"n_episodes": 3, "start_seed": 7, "max_steps": 50}, "workspace": {"num_steps": 20},
         "logger": {"mode": "disabled", "group": None}, **settings,
     }  # fmt: skip
@@ -84,11 +83,13 @@ def text_of(html: Path) -> str:
     return re.sub(r"data:[\w/-]+;base64,[^\"]*", "", html.read_text())
 
 
-def test_the_report_of_another_task_says_nothing_of_ours_and_imports_nothing(toys, report):
+def test_the_report_of_another_task_says_nothing_of_ours_and_imports_nothing(toys, report, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
     workspace = report(toys)
     everything = text_of(workspace.html) + "".join(p.read_text() for p in workspace.run_dir.glob("tables/*"))
     assert [word for word in PUSHT if word in everything] == []
-    assert "toylab" not in sys.modules
+    assert not (tmp_path / "imported").exists()
     assert "left-out" not in workspace.tables
     assert "the arm at a drawn pose" in everything
     assert "mean height of the cup. Success" in everything  # without the name of the interval
