@@ -6,6 +6,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from dp.limits import Share, Size
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -20,10 +22,10 @@ class EMA(Generic[Model]):
     def __init__(
         self,
         model: Model,
-        power: float = 0.75,
-        inv_gamma: float = 1.0,
-        min_decay: float = 0.0,
-        max_decay: float = 0.9999,
+        power: Size = 0.75,
+        inv_gamma: Size = 1.0,
+        min_decay: Share = 0.0,
+        max_decay: Share = 0.9999,
     ) -> None:
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.power, self.inv_gamma = power, inv_gamma

@@ -3,12 +3,16 @@
 What a sweep is lives in `workspaces/sweep.py`. Hydra imports this file at every start: it must cost nothing.
 """
 
-from typing import TYPE_CHECKING, Any
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Interval
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from dp.limits import Positive
 
 if TYPE_CHECKING:
     from workspaces.sweep import Sweep
@@ -22,8 +26,16 @@ class _Sweeper(Sweeper):
         status_s: seconds between two status tables.
     """
 
-    def __init__(self, params: dict[str, str] | None, status_s: float) -> None:
+    def __init__(self, params: dict[str, str] | None, status_s: Annotated[float, Interval(gt=0, le=86_400)]) -> None:
+        self._check({"params": params, "status_s": status_s})
         self.params, self.status_s = params or {}, status_s
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Raises ValueError for values that the constructor does not declare."""
+        from workspaces.arguments import check_value
+
+        for name, value in settings.items():
+            check_value(f"hydra.sweeper.{name}", value, inspect.signature(type(self)).parameters[name].annotation)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         def launch(jobs: list[list[str]], first: int) -> None:
@@ -58,9 +70,15 @@ class OptunaSweeper(_Sweeper):
     """
 
     def __init__(
-        self, params: dict[str, str] | None, status_s: float, n_trials: int, n_parallel: int, sampler: Any
+        self,
+        params: dict[str, str] | None,
+        status_s: Annotated[float, Interval(gt=0, le=86_400)],
+        n_trials: Positive,
+        n_parallel: Positive,
+        sampler: Any,
     ) -> None:
         super().__init__(params, status_s)
+        self._check({"status_s": status_s, "n_trials": n_trials, "n_parallel": n_parallel})
         self.n_trials, self.n_parallel, self.sampler = n_trials, n_parallel, sampler
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -1,8 +1,11 @@
 """From configuration to objects. The only place that calls `instantiate`, always with plain containers."""
 
+import importlib
 import inspect
+import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -10,15 +13,16 @@ from typing import Any, cast
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from dp.data import Demonstrations
 from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
 from dp.data.windows import WindowDataset
 from dp.ema import EMA
-from dp.modalities import Normalizer, parse_shape_meta
+from dp.modalities import Normalizer, Spec, parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.processes import N_CORES
 from dp.rollouts.runner import EnvRunner
@@ -27,8 +31,17 @@ from dp.tasks import Task
 from dp.types import Objective
 from workspaces import record, trust
 from workspaces import settings as checks
+from workspaces.arguments import MISSING, check_arguments, shown
 from workspaces.base import Config, Workspace
+from workspaces.errors import cause_of, is_explained, is_ours
 from workspaces.logger import Logger
+from workspaces.memory import MEMORY, MemoryLimit
+
+GROUPS = (
+    "task", "dataset", "encoder", "denoiser", "objective", "scheduler", "optimizer", "lr_schedule", "ema",
+    "env_runner", "logger",
+)  # fmt: skip
+"""What training is made of: each is a class and its arguments."""
 
 CUSTOM = "custom"
 """The name of numbers that no protocol of the task has."""
@@ -36,16 +49,33 @@ CUSTOM = "custom"
 
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
-    verb = cast(type[Workspace], get_class(composed.workspace._target_))
     config = settings(composed)
+    verb = _verb(config["workspace"])
     if in_sweep():
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
-    checks.check_typed(config, record.overrides())
+    checks.check_values({**config, "n_action_steps": 1} if config["n_action_steps"] == "auto" else config)
     if verb.resolves:
         check(resolve(config))
+        for group in GROUPS:  # of the user's own, before anything takes long
+            group_settings = _settings(config, group)
+            _check(group, group_settings, inspect.signature(_target(group_settings)).parameters)
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
-    return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
+    arguments = {key: value for key, value in config["workspace"].items() if key in taken}
+    check_arguments("workspace", verb, arguments, given=["config"])
+    return verb(config=config, **arguments)
+
+
+def _verb(settings: Any) -> type[Workspace]:
+    target = settings.get("_target_") if isinstance(settings, dict) else settings
+    package, _, name = str(target).rpartition(".")
+    try:
+        verb = getattr(importlib.import_module(package), name)
+    except (ModuleNotFoundError, AttributeError, ValueError):
+        verb = None
+    if not (inspect.isclass(verb) and issubclass(verb, Workspace)):
+        raise ValueError(f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect or report")
+    return verb
 
 
 def in_sweep() -> bool:
@@ -54,8 +84,11 @@ def in_sweep() -> bool:
 
 
 def settings(composed: DictConfig) -> Config:
-    """A composed configuration in plain containers."""
-    return cast(Config, OmegaConf.to_container(composed, resolve=True))
+    """A composed configuration in plain containers. Raises ValueError for an interpolation `${...}` to nowhere."""
+    try:
+        return cast(Config, OmegaConf.to_container(composed, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
 def resolve(config: Config) -> Config:
@@ -86,13 +119,36 @@ def check(config: Config) -> None:
     """Raises ValueError for settings that contradict each other, and for a scheduler that the objective cannot train,
     before anything is read or written."""
     checks.check(config)
-    if config["task"]["shape_meta"]:
+    if config["task"]["shape_meta"] != MISSING:
+        _check_batch(config)
         objective(config)
+
+
+def _check_batch(config: Config) -> None:
+    """Raises ValueError for a batch that cannot fit in memory. A network needs at least 100 numbers per action."""
+    obs, _ = shape_meta(config)
+    batch_size = config["workspace"].get("batch_size")
+    if not isinstance(batch_size, int):  # of a verb that does not train
+        return
+    observed = config["n_obs_steps"] * sum(math.prod(spec.shape) for spec in obs.values())
+    n_bytes = 4 * batch_size * (observed + 100 * config["noise_draws"] * config["horizon"])
+    if n_bytes > MEMORY:
+        raise ValueError(
+            f"workspace.batch_size={batch_size} with noise_draws={config['noise_draws']} and "
+            f"horizon={config['horizon']} takes {n_bytes / 1e9:.0f} GB or more, but this machine has "
+            f"{MEMORY / 1e9:.0f} GB: give a smaller workspace.batch_size"
+        )
 
 
 def task(config: Config) -> Task:
     """The facts of the task, with what makes its environment (`Task.env`)."""
-    return _make(config["task"])
+    return _make(config, "task")
+
+
+def shape_meta(config: Config) -> tuple[dict[str, Spec], Spec]:
+    """(observations by name, action) of the task. Raises ValueError, naming an entry."""
+    with _named(config, "task"):
+        return parse_shape_meta(config["task"]["shape_meta"])
 
 
 def task_of(config: Config, trusted: Collection[str] = ()) -> Task:
@@ -110,8 +166,8 @@ def task_of(config: Config, trusted: Collection[str] = ()) -> Task:
 
 
 def demonstrations(config: Config) -> Demonstrations:
-    obs, action = parse_shape_meta(config["task"]["shape_meta"])
-    return _make({**config["dataset"], "_partial_": True})(obs=obs, action=action)
+    obs, action = shape_meta(config)
+    return _make(config, "dataset", obs=obs, action=action)
 
 
 def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, WindowDataset]:
@@ -121,16 +177,19 @@ def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, Window
 
 
 def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPolicy:
-    """The policy, its weights fresh. Without a normalizer: one to load a checkpoint's statistics into."""
-    obs, action = parse_shape_meta(config["task"]["shape_meta"])
+    """The policy, its weights fresh. Without a normalizer: one to load a checkpoint's statistics into.
+
+    Raises ValueError for arguments that a part of it refuses, and for networks that do not fit in memory.
+    """
+    obs, action = shape_meta(config)
     (action_dim,) = action.shape
     n_obs_steps, horizon = config["n_obs_steps"], config["horizon"]
-    with _typed(config, "encoder"):
-        encoder = _make(config["encoder"], specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
-    trained_by = objective(config)
-    with _typed(config, "denoiser"):
+    with MemoryLimit(MEMORY // 2):  # the weights and their average
+        encoder = _make(config, "encoder", specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
+        trained_by = objective(config)
         denoiser = _make(
-            config["denoiser"],
+            config,
+            "denoiser",
             action_dim=action_dim,
             horizon=horizon,
             n_obs_steps=n_obs_steps,
@@ -153,15 +212,14 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
 
 def objective(config: Config) -> Objective:
     """What the policy is trained for. Raises ValueError for a scheduler or a number of steps that it cannot use."""
-    _, action = parse_shape_meta(config["task"]["shape_meta"])
+    _, action = shape_meta(config)
     (action_dim,) = action.shape
-    scheduler = dict(config["scheduler"])
-    num_inference_steps = scheduler.pop("num_inference_steps")
-    with _typed(config, "objective", "scheduler"):
+    with _named(config, "scheduler"):
         return _make(
-            config["objective"],
-            scheduler=_make(scheduler),
-            num_inference_steps=num_inference_steps,
+            config,
+            "objective",
+            scheduler=_make(config, "scheduler"),
+            num_inference_steps=config["scheduler"]["num_inference_steps"],
             action_dim=action_dim,
             horizon=config["horizon"],
         )
@@ -169,7 +227,7 @@ def objective(config: Config) -> Objective:
 
 def collector(config: Config) -> Any:
     """A `dp.tasks.demonstration.Collector`, or, for collector=checkpoint, `dp.rollouts.demonstrator.rollouts`."""
-    return _make(config["collector"])
+    return _make(config, "collector")
 
 
 def env_runner(config: Config) -> EnvRunner | None:
@@ -177,12 +235,11 @@ def env_runner(config: Config) -> EnvRunner | None:
     make_env = task(config).make_env
     if make_env is None:
         return None
-    obs, action = parse_shape_meta(config["task"]["shape_meta"])
-    try_out(make_env, obs, action, config["env_runner"]["start_seed"])
-    settings = dict(config["env_runner"])
-    if settings["n_workers"] == "auto":
-        settings["n_workers"] = N_CORES
-    return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"], obs_names=list(obs))
+    obs, action = shape_meta(config)
+    runner = _make(config, "env_runner", make_env=make_env, n_obs_steps=config["n_obs_steps"], obs_names=list(obs))
+    with _named(config, "task"):
+        try_out(make_env, obs, action, config["env_runner"]["start_seed"])
+    return runner
 
 
 def loader(config: Config, windows: WindowDataset, step: int, device: torch.device) -> Loader:
@@ -196,37 +253,85 @@ def loader(config: Config, windows: WindowDataset, step: int, device: torch.devi
 
 
 def optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return _make(config["optimizer"], params=parameters)
+    return _make(config, "optimizer", params=parameters)
 
 
 def lr_schedule(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    return _make(config["lr_schedule"], optimizer=optimizer, num_training_steps=config["workspace"]["num_steps"])
+    return _make(config, "lr_schedule", optimizer=optimizer, num_training_steps=config["workspace"]["num_steps"])
 
 
 def ema(config: Config, policy: DiffusionPolicy) -> EMA[DiffusionPolicy]:
-    return _make(config["ema"], model=policy)
+    return _make(config, "ema", model=policy)
 
 
 def logger(config: Config, workspace: Workspace, job_type: str, run_id: str | None = None) -> Logger:
-    return _make(config["logger"], run_dir=workspace.run_dir, config=config, job_type=job_type, run_id=run_id)
+    return _make(config, "logger", run_dir=workspace.run_dir, config=config, job_type=job_type, run_id=run_id)
 
 
-def _make(settings: Mapping[str, Any], **offered: Any) -> Any:
-    """What `settings` describe. Of the parts `offered`, it gets those that its signature names."""
-    make = instantiate({**settings, "_partial_": True}, _convert_="all")
-    named = inspect.signature(make.func).parameters
-    parts = {name: part for name, part in offered.items() if name in named}
-    return partial(make, **parts) if settings.get("_partial_") else make(**parts)
+def _settings(config: Config, group: str) -> dict[str, Any]:
+    """The settings of `group` as its class takes them. Raises ValueError where they name no class."""
+    settings = config[group]
+    if not isinstance(settings, dict) or not isinstance(settings.get("_target_"), str):
+        raise ValueError(f"{group}={shown(settings)}, expected a choice ({group}=NAME) or a class and its arguments")
+    if group == "scheduler":  # an objective's
+        return {name: value for name, value in settings.items() if name != "num_inference_steps"}
+    if group == "env_runner" and settings.get("n_workers") == "auto":
+        return {**settings, "n_workers": N_CORES}
+    return settings
+
+
+def _make(config: Config, group: str, /, **offered: Any) -> Any:
+    """What the settings of `group` describe. Of the parts `offered`, it gets those that its signature names.
+
+    Raises ValueError, with what was typed, for whatever goes wrong: the settings are the user's.
+    """
+    settings = _settings(config, group)
+    with _named(config, group):
+        make = _target(settings)
+        named = inspect.signature(make).parameters
+        parts = {name: part for name, part in offered.items() if name in named}
+        _check(group, settings, [*parts, *(named if settings.get("_partial_") else ())])
+        made = instantiate({**settings, "_partial_": True}, _convert_="all")
+        return partial(made, **parts) if settings.get("_partial_") else made(**parts)
+
+
+def _target(settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """The class or function that settings name."""
+    return instantiate({"_target_": settings["_target_"], "_partial_": True}).func
+
+
+def _check(key: str, settings: Mapping[str, Any], given: Collection[str]) -> None:
+    """Compares `settings`, and what is to be made below them, with what the classes take."""
+    below = {name: value for name, value in settings.items() if isinstance(value, dict) and "_target_" in value}
+    own = {name: value for name, value in settings.items() if name not in below}
+    check_arguments(key, _target(settings), own, [*given, *below])
+    for name, value in below.items():
+        named = inspect.signature(_target(value)).parameters
+        _check(f"{key}.{name}", value, list(named) if value.get("_partial_") else ())
 
 
 @contextmanager
-def _typed(config: Config, *groups: str) -> Iterator[None]:
-    """Puts the group before the argument that a ValueError begins with: "skip=no" becomes "denoiser.skip=no"."""
+def _named(config: Config, group: str) -> Iterator[None]:
+    """Turns whatever is raised into a ValueError that says which of the `group`'s settings it comes from."""
     try:
         yield
-    except ValueError as error:
-        argument = str(error).partition("=")[0]
-        for group in groups:
-            if argument in config[group]:
-                raise ValueError(f"{group}.{error}") from error
-        raise
+    except Exception as error:
+        cause = cause_of(error)
+        if isinstance(cause, OSError) or is_explained(cause):
+            raise
+        raise ValueError(_reason(config, group, cause)) from error
+
+
+def _reason(config: Config, group: str, error: Exception) -> str:
+    """ "skip=no, ..." becomes "denoiser.skip=no, ...". What is not ours to say follows what was typed."""
+    text = str(error)
+    if isinstance(error, ValueError) and is_ours(error):
+        argument = re.match(r"\w+", text)
+        known = (
+            argument is not None and argument[0] in config[group] and text[argument.end() :].startswith(("=", ":", "."))
+        )
+        return f"{group}.{text}" if known else text
+    typed = [override for override in record.overrides() if checks.group(override) == group] or [group]
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    said = text.strip().partition("\n")[0]
+    return f"{' '.join(typed)} cannot be used. {config[group]['_target_']} says: {kind}{said}"

@@ -8,10 +8,11 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from tqdm import tqdm
 
+from dp import limits
 from dp.data.recording import DemonstrationStore
 from dp.processes import N_CORES, in_processes
 from dp.rollouts.runner import EnvRunner
@@ -30,6 +31,14 @@ PATIENCE = 500
 
 Made = Generator[tuple[int, Demonstration | None], None, None]
 """Seed by seed, in their order."""
+
+
+class FilterSettings(TypedDict, total=False):
+    """What `Filter` takes."""
+
+    success_only: bool | None
+    min_final_coverage: limits.Share | None
+    max_length: limits.Positive | None
 
 
 class CollectWorkspace(Workspace):
@@ -54,14 +63,12 @@ class CollectWorkspace(Workspace):
         self,
         config: Config,
         path: str | None,
-        n_episodes: int,
-        start_seed: int,
-        n_workers: int | Literal["auto"],
-        filter: dict[str, Any],
+        n_episodes: limits.Positive,
+        start_seed: limits.EnvSeed,
+        n_workers: Literal["auto"] | limits.Workers,
+        filter: FilterSettings,
     ) -> None:
         super().__init__(config)
-        if not isinstance(n_episodes, int) or n_episodes < 1:
-            raise ValueError(f"workspace.n_episodes={n_episodes}, expected a whole number of at least 1")
         loaded = load_policy(config, "auto", self.device) if config["checkpoint"] is not None else None
         if loaded is None:
             build.check(build.resolve(config))
@@ -73,8 +80,6 @@ class CollectWorkspace(Workspace):
                 f"{self.task.name} keeps other seeds for tests"
             )
         self.n_workers = N_CORES if n_workers == "auto" else n_workers
-        if not isinstance(self.n_workers, int) or self.n_workers < 0:
-            raise ValueError(f"workspace.n_workers={n_workers}, expected auto or a whole number of at least 0")
         folder = Path(config["run_dir"] or "data")
         self.path = Path(path).expanduser() if path else folder / "collected.zarr"
         self.n_episodes, self.start_seed = n_episodes, start_seed
@@ -168,21 +173,11 @@ class CollectWorkspace(Workspace):
 
 @dataclass(frozen=True)
 class Filter:
-    """Which demonstrations are worth storing; None: no matter. Raises ValueError for values that make no sense."""
+    """Which demonstrations are worth storing; None: no matter."""
 
     success_only: bool | None = None
     min_final_coverage: float | None = None
     max_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.success_only not in (None, True, False):
-            raise ValueError(f"workspace.filter.success_only={self.success_only}, expected true, false or null")
-        if self.min_final_coverage is not None and not (
-            isinstance(self.min_final_coverage, (int, float)) and 0 <= self.min_final_coverage <= 1
-        ):
-            raise ValueError(f"workspace.filter.min_final_coverage={self.min_final_coverage}, expected 0 to 1, or null")
-        if self.max_length is not None and not (isinstance(self.max_length, int) and self.max_length >= 1):
-            raise ValueError(f"workspace.filter.max_length={self.max_length}, expected a whole number, or null")
 
     def objection(self, demonstration: Demonstration | None) -> str | None:
         """Why it is not stored; None where it is."""

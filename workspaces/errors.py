@@ -1,19 +1,30 @@
 """What a user sees when something is wrong: one or two lines for their mistakes, a traceback for ours."""
 
-import difflib
 import os
 import re
 import sys
 import traceback
 from pathlib import Path
 
+import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from workspaces.arguments import suggestion
 
 OURS = [Path(__file__).parent, Path(__file__).parent.parent / "dp"]
+HYDRA = Path(hydra.__file__).parent
 
 
 class Interrupted(Exception):
@@ -32,9 +43,9 @@ def full_tracebacks() -> None:
 
 def exit_with_message(error: Exception) -> int:
     """Prints what went wrong and returns the exit code."""
-    message = _explain(_root(error))
+    message = _explain(cause_of(error))
     if message is None or os.environ.get("DP_TRACEBACK") == "1":
-        traceback.print_exception(_root(error))
+        traceback.print_exception(cause_of(error))
     else:
         print(message, file=sys.stderr)
     return error.exit_code if isinstance(error, Interrupted) else 1
@@ -44,16 +55,31 @@ def explain(error: BaseException | None) -> str:
     """In a line or two what went wrong, also where it is not the user's doing."""
     if not isinstance(error, Exception):
         return type(error).__name__
-    error = _root(error)
+    error = cause_of(error)
     message = _explain(error)
     return message.removeprefix("error: ") if message else f"{type(error).__name__}: {error}"
 
 
-def _root(error: Exception) -> Exception:
+def cause_of(error: Exception) -> Exception:
     """What a constructor raised, without Hydra's wrapping."""
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this project's own code raised it."""
+    return _is_in(error, *OURS)
+
+
+def _is_in(error: BaseException, *places: Path) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(Path(frames[-1].filename).is_relative_to(place) for place in places)
+
+
+def is_explained(error: Exception) -> bool:
+    """Whether a user gets one or two lines for it, wherever it was raised."""
+    return isinstance(error, Interrupted | HydraException | ImportError) and _explain(error) is not None
 
 
 def _explain(error: Exception) -> str | None:
@@ -64,17 +90,31 @@ def _explain(error: Exception) -> str | None:
         return f"error: {_unknown_choice(error)}"
     if isinstance(error, ConfigCompositionException):
         return f"error: {_unknown_key(error)}"
+    if isinstance(error, OverrideParseException):
+        return f"error: {_unreadable(error)}"
     if isinstance(error, HydraException):
         return "error: " + " ".join(str(error).split("\n")[:2])
+    if isinstance(error, OmegaConfBaseException):
+        return f"error: {error.full_key or 'configuration'}: {str(error).splitlines()[0]}"
     if isinstance(error, (ImportError, InstantiationException)) and (reason := _not_importable(error)):
         return f"error: {reason}"
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    ours = any(raised_in.is_relative_to(place) for place in OURS)
-    if ours and isinstance(error, (ValueError, OSError)):
+    if is_ours(error) and isinstance(error, (ValueError, OSError)):
         return f"error: {error}"
+    if _is_in(error, HYDRA) and isinstance(error, ValueError):
+        return f"error: {_refused_by_hydra(error)}"
+    if isinstance(error, KeyError) and (reason := _deleted(error)):
+        return f"error: {reason}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"error: {error.strerror}: {error.filename}"
     return None
+
+
+def _deleted(error: KeyError) -> str | None:
+    """Which typed override deleted the key that is missing; None where none did."""
+    deleted = [typed for typed in _overrides() if typed.startswith("~")]
+    keys = [typed[1:].partition("=")[0] for typed in deleted]
+    found = [key for key in keys if error.args[:1] == (key.rpartition(".")[2],)]
+    return f"~{found[0]} deletes a setting that is needed: leave it out" if found else None
 
 
 def _not_importable(error: Exception) -> str | None:
@@ -93,17 +133,59 @@ def _not_importable(error: Exception) -> str | None:
 
 def _unknown_choice(error: MissingConfigException) -> str:
     """'encoder/resnet8' -> the closest file of that group."""
+    if any(typed.startswith(("--config-path", "-cp", "--config-name", "-cn")) for typed in sys.argv):
+        return str(error).split("\n")[0] + " It is looked for where --config-path and --config-name say"
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if group == "":
         group, choice = choice, ""
     options = sorted(error.options or _options(group))
     if group == "hydra/launcher":
         return f"{choice} is not installed: pip install 'dp-pusht[{choice.partition('_')[0]}]'"
-    return f"unknown choice {group}={choice}. {_suggest(choice, options)}"
+    return f"unknown choice {group}={choice}. {suggestion(choice, options)}"
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """What is wrong with the text of an override, in other words than the parser's."""
+    override = error.override.strip()
+    reason = str(error).strip().splitlines()[-1]
+    if "while evaluating" in reason:
+        return f"{override}: {reason.partition(': ')[2]}"
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override} has no value, expected KEY=VALUE"
+    if not re.fullmatch(r"[~+]{0,2}[\w$-]+([./@:][\w$-]+)*", key, re.ASCII):
+        return f"{override}: {key or 'nothing'} is no key, expected KEY=VALUE with a key such as workspace.num_steps"
+    quoted = value.strip("'\"").replace('"', '\\"')
+    return (
+        f"{override} cannot be read: brackets and quotes must be closed, and a value with other signs or letters than "
+        f"ASCII, or with blanks, needs quotes within quotes: '{key}=\"{quoted}\"'"
+    )
+
+
+def _refused_by_hydra(error: ValueError) -> str:
+    """Hydra's words, but for what it says of a group that is given something else than a choice."""
+    text = str(error).split("\n")[0]
+    if "Config group override" not in text:
+        return text
+    keys = {typed: typed.lstrip("+").partition("=")[0].partition("@")[0] for typed in sys.argv[1:] if "=" in typed}
+    found = [typed for typed, key in keys.items() if key in {"", "hydra", *_groups()}]
+    return (
+        f"{' '.join(found)}: expected KEY=VALUE, and of a group one of its choices (encoder=cnn; python run.py --help "
+        "lists them)"
+    )
 
 
 def _unknown_key(error: ConfigCompositionException) -> str:
     first = str(error).split("\n")[0]
+    ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", first)
+    if ambiguous is not None:
+        key, values = ambiguous.groups()
+        return (
+            f"{key}={values} has several values: -m (--multirun) sweeps over them, {key}=[{values}] is a list, and "
+            f"'{key}=\"{values}\"' is a text"
+        )
+    if "--multirun" in first:
+        return first
     typed = re.search(r"Could not override '([^']+)'|Key '([^']+)'", first)
     if typed is None:
         cause = f": {error.__cause__}" if error.__cause__ else ""
@@ -114,16 +196,11 @@ def _unknown_key(error: ConfigCompositionException) -> str:
     known = [*_keys(), *_groups()]
     if any(name == key or name.startswith(f"{key}.") for name in known):
         return f"{key} holds other keys than these: write ++{key}.KEY=VALUE for each key to add or set"
-    return f"unknown key {key}. {_suggest(key, known)}"
+    return f"unknown key {key}. {suggestion(key, known)}"
 
 
-def _suggest(typed: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(typed, known, n=3, cutoff=0.6)
-    if not close:  # what the user typed may be the last part of a longer name
-        close = [name for name in known if name.rpartition(".")[2] == typed.rpartition(".")[2]][:3]
-    if close:
-        return f"Did you mean {' or '.join(close)}?"
-    return f"Known: {', '.join(known)}" if len(known) < 16 else "python run.py --cfg job shows every key"
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _loader() -> ConfigLoader:

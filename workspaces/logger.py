@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from workspaces.config import Config
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODES = ("auto", "online", "offline", "disabled")
+Mode = Literal["auto", "online", "offline", "disabled"]
 
 
 class Logger:
@@ -30,7 +30,7 @@ class Logger:
         project, group, tags: wandb's; `group` may be null, and `tags`: then the experiment's name is one.
         run_id: of the wandb run to continue, or None for a new one.
 
-    Raises ValueError for an unknown mode. No failure of wandb ends a run: it is reported once, and wandb is left alone.
+    No failure of wandb ends a run: it is reported once, and wandb is left alone.
     """
 
     def __init__(
@@ -38,13 +38,12 @@ class Logger:
         run_dir: Path,
         config: Config,
         job_type: str,
-        mode: str,
+        mode: Mode,
         project: str,
         group: str | None,
         tags: Sequence[str] | None,
         run_id: str | None = None,
     ) -> None:
-        check_mode(mode)
         self.run_id = run_id or secrets.token_hex(4)
         self._path = run_dir / "metrics.jsonl"
         self._wandb: Any = None
@@ -169,8 +168,3 @@ class Logger:
         except Exception as error:  # whatever it is, training goes on
             log.warning("wandb failed and is left alone from now on (metrics.jsonl has everything): %s", error)
             self._run = None
-
-
-def check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"logger.mode={mode}, expected one of: {', '.join(MODES)}")

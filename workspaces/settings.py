@@ -4,16 +4,15 @@ Everything that treats keys differently derives from `TABLE`: which may change w
 takes from its checkpoint, which a sweep need not train for, which tell two rows of a report apart.
 """
 
-import inspect
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
-from hydra.utils import get_object
+from annotated_types import Interval
 
+from dp import limits
+from workspaces.arguments import MISSING, check_value
 from workspaces.config import Config
-from workspaces.logger import check_mode
+from workspaces.logger import Mode
 from workspaces.trust import check_component
 
 Role = Literal[
@@ -96,6 +95,32 @@ TABLE: dict[Role, Entry] = {
     ),
 }
 
+VALUES: dict[str, Any] = {
+    "name": str,
+    "seed": limits.Seed,
+    "device": str,
+    "n_threads": Literal["auto"] | Annotated[int, Interval(ge=1, le=1024)],
+    "kernels": Literal["auto", "reference"],
+    "run_dir": str | None,
+    "checkpoint": str | None,
+    "horizon": limits.WindowSteps,
+    "n_obs_steps": limits.WindowSteps,
+    "n_action_steps": limits.WindowSteps,
+    "noise_draws": limits.WindowSteps,
+    "logger.mode": Mode,
+    "scheduler.num_inference_steps": limits.DiffusionSteps,
+    "scheduler.num_train_timesteps": limits.DiffusionSteps,
+    "scheduler.beta_start": Annotated[float, Interval(gt=0, lt=1)],
+    "scheduler.beta_end": Annotated[float, Interval(gt=0, lt=1)],
+    "scheduler.prediction_type": Literal["epsilon", "sample", "v_prediction"],
+    "scheduler.variance_type": Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"],
+    "scheduler.solver_order": Literal[1, 2, 3],
+    "optimizer.lr": limits.NotNegative,
+    "lr_schedule.num_warmup_steps": limits.Count,
+}
+"""What a value must be where no constructor of ours declares it: settings of a whole run, and arguments of other
+people's classes that these take and ignore, or fail with later."""
+
 _ROLES: dict[str, Role] = {key: role for role, entry in TABLE.items() for key in entry.keys.split()}
 
 
@@ -147,10 +172,9 @@ def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, object]:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for settings that contradict each other, before anything is read or written."""
-    for name in ("horizon", "n_obs_steps", "n_action_steps", "noise_draws"):
-        check_whole(name, config[name], 1)
-    check_whole("seed", config["seed"], 0)
+    """Raises ValueError for values that no setting of this kind can have, and for settings that contradict each other,
+    before anything is read or written."""
+    check_values(config)
     horizon, n_obs, n_action = config["horizon"], config["n_obs_steps"], config["n_action_steps"]
     if horizon < n_obs - 1 + n_action:
         raise ValueError(
@@ -158,70 +182,19 @@ def check(config: Config) -> None:
             f"Use horizon={n_obs - 1 + n_action} or more, or n_action_steps={max(1, horizon - n_obs + 1)}"
         )
     scheduler = config["scheduler"]
-    check_whole("scheduler.num_inference_steps", scheduler["num_inference_steps"], 1)
     most = scheduler.get("num_train_timesteps")  # a scheduler of the user's own may have none
-    if most is not None:
-        check_whole("scheduler.num_train_timesteps", most, 1)
-        if scheduler["num_inference_steps"] > most:
-            raise ValueError(
-                f"scheduler.num_inference_steps={scheduler['num_inference_steps']}, expected 1 to "
-                f"scheduler.num_train_timesteps={most}"
-            )
-    if scheduler.get("prediction_type", "epsilon") not in ("epsilon", "sample", "v_prediction"):
+    if most is not None and scheduler["num_inference_steps"] > most:
         raise ValueError(
-            f"scheduler.prediction_type={scheduler['prediction_type']}, expected epsilon, sample or v_prediction"
+            f"scheduler.num_inference_steps={scheduler['num_inference_steps']}, expected 1 to "
+            f"scheduler.num_train_timesteps={most}"
         )
-    check_mode(config["logger"]["mode"])
+
+
+def check_values(config: Config) -> None:
+    """Raises ValueError where a setting of `VALUES` has a value that it cannot have."""
+    for key, declared in VALUES.items():
+        group, _, name = key.rpartition(".")
+        held = config.get(group) if group else config
+        if isinstance(held, dict) and name in held and held[name] != MISSING:
+            check_value(key, held[name], declared)
     check_component(config["name"], "name")
-
-
-def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{key}={value}, expected {', '.join(choices[:-1])} or {choices[-1]}")
-
-
-def check_whole(key: str, value: object, least: int) -> None:
-    """Raises ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{key}={value}, expected a whole number of at least {least}")
-
-
-def check_typed(config: Config, overrides: Sequence[str]) -> None:
-    """Compares typed values with the types that their arguments are declared with, for typos such as lr=1e-4x.
-
-    Only numbers are compared. `auto` is no typo: `workspaces.build` replaces it. Only classes whose arguments were
-    typed are looked at, so nothing else is imported.
-
-    Raises:
-        ValueError: for anything else where the argument of a class is declared as a number.
-    """
-    for override in overrides:
-        part, _, name = override.lstrip("+~").partition("=")[0].partition(".")
-        settings = config.get(part)
-        if isinstance(settings, dict) and "_target_" in settings and name in settings:
-            _check_number(f"{part}.{name}", settings[name], _declared(settings["_target_"], name))
-
-
-def _declared(target: str, name: str) -> set[object]:
-    """The types that the argument `name` may have; empty where they are not declared, or not known at run time."""
-    try:
-        parameters = inspect.signature(get_object(target), eval_str=True).parameters
-    except NameError:  # of a type that is imported for type checkers only
-        return set()
-    return _alternatives(parameters[name].annotation) if name in parameters else set()
-
-
-def _alternatives(annotation: object) -> set[object]:
-    """int | Literal["auto"] | None -> {int, "auto", None}."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Literal):
-        return {inner for part in get_args(annotation) for inner in _alternatives(part)}
-    return {annotation}
-
-
-def _check_number(key: str, value: object, declared: set[object]) -> None:
-    numeric = bool(declared & {int, float}) and not declared & {str, bool}
-    if numeric and (isinstance(value, bool) or (isinstance(value, str) and value not in {"auto", *declared})):
-        raise ValueError(f"{key}={value}, expected a number")
-    if numeric and isinstance(value, float) and float not in declared:
-        raise ValueError(f"{key}={value}, expected a whole number")

@@ -287,7 +287,10 @@ def quoted(value: str) -> str:
 
 
 def _combinations(swept: Mapping[str, Override]) -> Iterable[dict[str, str]]:
-    values = [list(override.sweep_string_iterator()) for override in swept.values()]
+    values = [list(dict.fromkeys(override.sweep_string_iterator())) for override in swept.values()]
+    for override, its_values in zip(swept.values(), values, strict=True):
+        if not its_values:
+            raise ValueError(f"{override.input_line} has no values to sweep over: give one or more, KEY=VALUE,VALUE")
     return [dict(zip(swept, combination, strict=True)) for combination in itertools.product(*values)]
 
 

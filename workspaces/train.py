@@ -1,20 +1,30 @@
 """Trains a policy, with rollouts in the loop. Killed at any moment, the same run directory goes on, to the bit."""
 
 import logging
+import math
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch
+from annotated_types import Interval
 from tqdm import tqdm
 
-from dp import engines
+from dp import engines, limits
 from workspaces import build, checkpoint, record
 from workspaces.assessment import Assessment, facts_of
 from workspaces.base import Config, Signals, StopNow, Workspace
-from workspaces.settings import check_choice, check_whole
 from workspaces.train_state import TrainState, choose_precision, load_run
 
 log = logging.getLogger(__name__)
+
+
+class Every(TypedDict):
+    """Optimizer steps between two of each."""
+
+    log: limits.Positive
+    validate: limits.Positive
+    rollout: limits.Positive
+    checkpoint: limits.Positive
 
 
 class TrainWorkspace(Workspace):
@@ -59,27 +69,20 @@ class TrainWorkspace(Workspace):
     def __init__(
         self,
         config: Config,
-        num_steps: int,
-        batch_size: int,
-        grad_accumulation: int,
-        max_grad_norm: float,
+        num_steps: limits.Positive,
+        batch_size: limits.Width,
+        grad_accumulation: limits.Width,
+        max_grad_norm: Annotated[float, Interval(gt=0, le=math.inf)],
         precision: Literal["auto", "fp32", "bf16"],
         engine: Literal["auto", "eager", "compile", "graph"],
-        every: dict[str, int],
-        n_best: int,
+        every: Every,
+        n_best: limits.Positive,
         loader: Literal["auto", "resident", "dataloader"],
-        n_loader_workers: int,
+        n_loader_workers: limits.Workers,
         small_experiment: str | None,
     ) -> None:
-        """Only checks the arguments, which `configs/workspace/train.yaml` explains; `run` builds the parts."""
+        """Keeps the arguments, which `configs/workspace/train.yaml` explains; `run` builds the parts."""
         super().__init__(config)
-        counts = {"num_steps": num_steps, "batch_size": batch_size, "grad_accumulation": grad_accumulation}
-        for name, count in {**counts, **{f"every.{name}": n for name, n in every.items()}}.items():
-            check_whole(f"workspace.{name}", count, 1)
-        if not max_grad_norm > 0:
-            raise ValueError(f"workspace.max_grad_norm={max_grad_norm}, expected a positive number, or inf")
-        check_choice("workspace.precision", precision, ("auto", "fp32", "bf16"))
-        check_choice("workspace.loader", loader, ("auto", "resident", "dataloader"))
         engines.choose(engine, self.device)
         self.num_steps, self.grad_accumulation, self.max_grad_norm = num_steps, grad_accumulation, max_grad_norm
         self.precision, self.engine, self.small_experiment = precision, engine, small_experiment

@@ -4,9 +4,11 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from jaxtyping import Float
 
 from dp.data.episodes import Episodes
@@ -14,6 +16,7 @@ from dp.data.formats.zarr import ZarrStore
 from dp.data.reading import read
 from dp.data.summary import describe
 from dp.data.windows import Split, WindowDataset, split_episodes, window_table
+from dp.limits import Positive, Seed
 from dp.modalities import Normalizer, Spec
 
 log = logging.getLogger(__name__)
@@ -85,9 +88,9 @@ def open_zarr(
     action: Spec,
     path: str | Sequence[str] | None,
     sha256: str | None = None,
-    val_ratio: float = 0.02,
-    max_train_episodes: int | None = None,
-    split_seed: int = 42,
+    val_ratio: Annotated[float, Interval(ge=0, lt=1)] = 0.02,
+    max_train_episodes: Positive | None = None,
+    split_seed: Seed = 42,
     episode_ends: str | None = None,
 ) -> Demonstrations:
     """Demonstrations in replay buffers that anybody wrote, see `dp.data.reading.read`.

@@ -4,18 +4,23 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval, MultipleOf
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from dp.kernels import ConcatLinear, Conv1d, ConvTranspose1d, GroupNorm, Mish, memoize
+from dp.limits import Width, Widths
 
 Norm = Literal["group", "layer"]
-Film = Literal["scale_bias", "residual"]
+Film = Literal["scale_bias", "residual", "bias"]
 Merge = Literal["concat", "add"]
+
+LAST_GROUPS = 8
+"""Groups of the last block's GroupNorm, whatever `n_groups` is, as in the reference implementation."""
 
 
 class UNet1d(nn.Module):
@@ -32,7 +37,8 @@ class UNet1d(nn.Module):
         step_embed_dim: width of the embedding of a time; even, at least 4.
         n_groups: groups of GroupNorm.
         norm: "group" (over the whole sequence) or "layer" (each timestep for itself; faster on a CPU).
-        film: "scale_bias" h * s + b (paper), or "residual" h * (1 + s) + b, which starts near the identity.
+        film: "scale_bias" h * s + b (paper), "residual" h * (1 + s) + b, which starts near the identity, or "bias"
+            h + b (the reference implementation's `cond_predict_scale=False`).
         cond_merge: step embedding and condition meet by "concat" (paper), or by "add" after projecting the condition.
         skip: the skip connections meet the decoder by "concat" (paper), or by "add", which needs constant width.
         n_times: times that the objective gives with every sample. The embeddings of two are added.
@@ -46,10 +52,10 @@ class UNet1d(nn.Module):
         self,
         action_dim: int,
         cond_dim: int,
-        channels: Sequence[int] = (512, 1024, 2048),
-        kernel_size: int = 5,
-        step_embed_dim: int = 128,
-        n_groups: int = 8,
+        channels: Widths = (512, 1024, 2048),
+        kernel_size: Annotated[int, Interval(ge=1, le=255)] = 5,
+        step_embed_dim: Annotated[int, Interval(ge=4, le=65_536), MultipleOf(2)] = 128,
+        n_groups: Width = 8,
         norm: Norm = "group",
         film: Film = "scale_bias",
         cond_merge: Merge = "concat",
@@ -57,13 +63,7 @@ class UNet1d(nn.Module):
         n_times: int = 1,
     ) -> None:
         super().__init__()
-        _check_choice("norm", norm, Norm)
-        _check_choice("film", film, Film)
-        _check_choice("cond_merge", cond_merge, Merge)
-        _check_choice("skip", skip, Merge)
-        _check_sizes(channels, kernel_size, step_embed_dim, n_groups, n_times)
-        if norm == "group" and any(width % n_groups for width in channels):
-            raise ValueError(f"channels={list(channels)}, expected multiples of n_groups={n_groups}, or norm=layer")
+        _check_sizes(channels, kernel_size, n_groups, norm, n_times)
         if skip == "add" and len(set(channels)) > 1:
             raise ValueError(f"skip=add needs levels of one width, got channels={list(channels)}: use skip=concat")
 
@@ -90,7 +90,7 @@ class UNet1d(nn.Module):
             up = _named_conv(ConvTranspose1d(outputs, outputs, 4, stride=2, padding=1))
             self.up_modules.append(nn.ModuleList([*blocks, up]))
         self.final_conv = nn.Sequential(
-            ConvBlock(channels[0], channels[0], kernel_size, n_groups, norm), Conv1d(channels[0], action_dim, 1)
+            ConvBlock(channels[0], channels[0], kernel_size, LAST_GROUPS, norm), Conv1d(channels[0], action_dim, 1)
         )
         # Last, so that a seed draws the same weights for all other layers whatever `n_times` is.
         self.more_step_encoders = nn.ModuleList([_step_encoder(step_embed_dim) for _ in range(n_times - 1)])
@@ -128,23 +128,20 @@ class UNet1d(nn.Module):
         return step
 
 
-def _check_choice(name: str, given: str, choices: object) -> None:
-    expected = get_args(choices)
-    if given not in expected:
-        raise ValueError(f"{name}={given}, expected {' or '.join(expected)}")
-
-
-def _check_sizes(channels: Sequence[int], kernel_size: int, step_embed_dim: int, n_groups: int, n_times: int) -> None:
-    if not channels or any(width < 1 for width in channels):
-        raise ValueError(f"channels={list(channels)}, expected a width of at least 1 for each of one or more levels")
-    if kernel_size < 1 or kernel_size % 2 == 0:
+def _check_sizes(channels: Sequence[int], kernel_size: int, n_groups: int, norm: Norm, n_times: int) -> None:
+    if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}, expected an odd number of at least 1")
-    if step_embed_dim < 4 or step_embed_dim % 2:
-        raise ValueError(f"step_embed_dim={step_embed_dim}, expected an even number of at least 4")
-    if n_groups < 1:
-        raise ValueError(f"n_groups={n_groups}, expected at least 1")
     if n_times not in (1, 2):
         raise ValueError(f"n_times={n_times}, expected 1 or 2 (times that the objective gives)")
+    if norm != "group":
+        return
+    if any(width % n_groups for width in channels):
+        raise ValueError(f"channels={list(channels)}, expected multiples of n_groups={n_groups}, or norm=layer")
+    if channels[0] % LAST_GROUPS:
+        raise ValueError(
+            f"channels={list(channels)}, expected the first to be a multiple of {LAST_GROUPS}, the groups of the last "
+            "block, or norm=layer"
+        )
 
 
 def _step_encoder(dim: int) -> nn.Sequential:
@@ -199,13 +196,17 @@ class FilmResidualBlock(nn.Module):
         )
         # The Mish before this layer is the same for every block: `UNet1d.forward` applies it once. The name's index
         # is the reference implementation's.
-        self.cond_encoder = nn.ModuleDict({"1": ConcatLinear(*film_dims, 2 * outputs)})
+        n_parts = 1 if film == "bias" else 2
+        self.cond_encoder = nn.ModuleDict({"1": ConcatLinear(*film_dims, n_parts * outputs)})
         self.residual_conv = Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, "L B Cin"], film: tuple[Float[Tensor, "B S"], Float[Tensor, "B C"]]
     ) -> Float[Tensor, "L B Cout"]:
-        scale, bias = self.cond_encoder["1"](*film).chunk(2, dim=-1)  # (B, Cout) each
+        modulation = self.cond_encoder["1"](*film)  # (B, Cout), or twice that
+        if self.film == "bias":
+            return self.blocks[1](self.blocks[0](x) + modulation) + self.residual_conv(x)
+        scale, bias = modulation.chunk(2, dim=-1)  # (B, Cout) each
         if self.film == "residual":
             scale = 1 + scale
         return self.blocks[1](self.blocks[0](x) * scale + bias) + self.residual_conv(x)

@@ -1,11 +1,12 @@
 """A compact image encoder for CPUs and small GPUs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from dp.encoders.image import Crop, ImageEncoder, PerChannel, Size
+from dp.limits import Width, Widths
 from dp.modalities import Spec
 
 
@@ -21,20 +22,26 @@ class CNNEncoder(ImageEncoder):
 
     Raises:
         ValueError: where there is no camera, or for a crop that does not fit or that the convolutions shrink to
-            nothing.
+            nothing, or for lists of unequal length.
     """
 
     def __init__(
         self,
         specs: Mapping[str, Spec],
         crop: Crop = 88,
-        channels: Sequence[int] = (32, 64, 96, 128),
-        kernel_sizes: Sequence[int] = (5, 3, 3, 3),
-        strides: Sequence[int] = (2, 2, 2, 2),
-        feature_dim: int = 128,
+        channels: Widths = (32, 64, 96, 128),
+        kernel_sizes: Widths = (5, 3, 3, 3),
+        strides: Widths = (2, 2, 2, 2),
+        feature_dim: Width = 128,
         mean: PerChannel = 0.5,
         std: PerChannel = 0.5,
     ) -> None:
+        if not len(channels) == len(kernel_sizes) == len(strides):
+            raise ValueError(
+                f"channels={list(channels)}, kernel_sizes={list(kernel_sizes)} and strides={list(strides)}: expected "
+                "as many of each, one per convolution"
+            )
+
         def network(size: Size) -> nn.Module:
             layers: list[nn.Module] = []
             height, width = size
@@ -43,7 +50,7 @@ class CNNEncoder(ImageEncoder):
                 height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             if height < 1 or width < 1:
                 raise ValueError(
-                    f"encoder.crop={crop} leaves {size[0]} x {size[1]} pixels, too small for {len(channels)} strided "
+                    f"crop={crop} leaves {size[0]} x {size[1]} pixels, too small for {len(channels)} strided "
                     "convolutions: give a larger crop, larger images, or fewer encoder.channels"
                 )
             convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)

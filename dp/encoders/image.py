@@ -53,7 +53,7 @@ class Standardize(nn.Module):
         super().__init__()
         means, stds = _numbers("mean", mean), _numbers("std", std)
         if not min(stds) > 0:
-            raise ValueError(f"encoder.std={std}, expected positive numbers")
+            raise ValueError(f"std={std}, expected positive numbers")
         self.register_buffer("mean", _per_channel(means), persistent=False)
         self.register_buffer("scale", _per_channel([1 / number for number in stds]), persistent=False)
 
@@ -128,11 +128,11 @@ def crop_size(crop: Crop, name: str, spec: Spec) -> Size:
             size = (sides[0], sides[1]) if len(sides) == 2 and all(type(side) is int for side in sides) else None
     if size is None:
         raise ValueError(
-            f"encoder.crop={crop}, expected pixels (a whole number), [height, width], a fraction (0.0 to 1.0) or null"
+            f"crop={crop}, expected pixels (a whole number), [height, width], a fraction (0.0 to 1.0) or null"
         )
     if not (1 <= size[0] <= height and 1 <= size[1] <= width):
         raise ValueError(
-            f"encoder.crop={crop} does not fit {name}, whose images have {height} x {width} pixels: "
+            f"crop={crop} does not fit {name}, whose images have {height} x {width} pixels: "
             "give a smaller crop, or encoder.crop=null for none"
         )
     return size
@@ -141,7 +141,7 @@ def crop_size(crop: Crop, name: str, spec: Spec) -> Size:
 def _numbers(name: str, value: PerChannel) -> list[float]:
     numbers = [value] if isinstance(value, int | float) else list(value)
     if len(numbers) not in (1, 3) or not all(isinstance(number, int | float) for number in numbers):
-        raise ValueError(f"encoder.{name}={value}, expected a number or three of them")
+        raise ValueError(f"{name}={value}, expected a number or three of them")
     return [float(number) for number in numbers]
 
 

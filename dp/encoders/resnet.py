@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dp.encoders.image import Crop, ImageEncoder, PerChannel, Size
 from dp.kernels import Conv2d
+from dp.limits import Width
 from dp.modalities import Spec
 
 Norm = Literal["group", "batch"]
@@ -39,7 +40,7 @@ class ResNetEncoder(ImageEncoder):
         self,
         specs: Mapping[str, Spec],
         crop: Crop = 84,
-        n_keypoints: int = 32,
+        n_keypoints: Width = 32,
         norm: Norm = "group",
         final_relu: bool = False,
         weights: str | None = None,
@@ -65,7 +66,7 @@ def trunk(norm: str, weights: str | None) -> nn.Sequential:
 
     norms: dict[str, Callable[[int], nn.Module]] = {"group": _group_norm, "batch": nn.BatchNorm2d}
     if norm not in norms:
-        raise ValueError(f"encoder.norm={norm}, expected group or batch")
+        raise ValueError(f"norm={norm}, expected group or batch")
     resnet = torchvision.models.resnet18(weights=None, norm_layer=norms[norm])
     if weights is not None:
         _load(resnet, Path(weights))
@@ -105,7 +106,7 @@ class SpatialSoftmax(nn.Module):
 def _load(resnet: nn.Module, path: Path) -> None:
     """Loads from torchvision's state dict all that `resnet` has, too, except for its classifier."""
     if not path.is_file():
-        raise ValueError(f"encoder.weights={path} is not a file")
+        raise ValueError(f"weights={path} is not a file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):  # nothing that torch.save wrote
@@ -117,5 +118,5 @@ def _load(resnet: nn.Module, path: Path) -> None:
     loaded = {name: entries[name] for name in wanted if isinstance(entries.get(name), Tensor)}
     if {name: tensor.shape for name, tensor in loaded.items()} != wanted:
         what = "convolutions and BatchNorm" if batch_norm else "convolutions"
-        raise ValueError(f"encoder.weights={path} does not hold torchvision's resnet18 (its {len(wanted)} {what})")
+        raise ValueError(f"weights={path} does not hold torchvision's resnet18 (its {len(wanted)} {what})")
     resnet.load_state_dict(loaded, strict=False)

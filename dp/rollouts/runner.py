@@ -5,16 +5,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from tqdm import tqdm
 
 from dp.intervals import Estimate, bootstrap_mean, wilson
 from dp.kernels.switch import BLOCK
+from dp.limits import Count, EnvSeed, Workers
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
 from dp.types import Env, Obs, Policy
+
+Episodes = Annotated[int, Interval(ge=1, le=10**7)]
+"""How many, and of how many control steps at the most."""
 
 
 @dataclass
@@ -89,7 +95,7 @@ class EnvRunner:
         n_episodes: test episodes, from seed `start_seed` on.
         start_seed: env seed of the first test episode.
         n_train_episodes: episodes from the initial states of training demonstrations.
-        max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
+        max_steps: control steps of an episode at the most. The attribute may become seed -> steps, where they differ.
         protocol: the name of this way to test, for whoever quotes a score.
         obs_names: what the policy sees of an environment's observations; None: all of them.
         n_envs: environments at once.
@@ -97,35 +103,27 @@ class EnvRunner:
         n_videos: test episodes to record, from the first on.
 
     Raises:
-        ValueError: for counts that make no sense.
+        ValueError: where the last seed is none that environments take.
     """
 
     def __init__(
         self,
         make_env: Callable[[], Env],
         n_obs_steps: int,
-        n_episodes: int,
-        start_seed: int,
-        n_train_episodes: int,
-        max_steps: int | Mapping[int, int],
-        n_envs: int,
-        n_workers: int,
-        n_videos: int,
+        n_episodes: Episodes,
+        start_seed: EnvSeed,
+        n_train_episodes: Count,
+        max_steps: Episodes,
+        n_envs: Annotated[int, Interval(ge=1, le=10_000)],
+        n_workers: Workers,
+        n_videos: Count,
         protocol: str = "custom",
         obs_names: Sequence[str] | None = None,
     ) -> None:
-        for name, value, least in (
-            ("n_episodes", n_episodes, 1),
-            ("start_seed", start_seed, 0),
-            ("n_train_episodes", n_train_episodes, 0),
-            ("max_steps", max_steps if isinstance(max_steps, int) else min(max_steps.values()), 1),
-            ("n_envs", n_envs, 1),
-            ("n_workers", n_workers, 0),
-            ("n_videos", n_videos, 0),
-        ):
-            if value < least:
-                raise ValueError(f"env_runner.{name}={value}, expected at least {least}")
-        self.max_steps, self.protocol = max_steps, protocol
+        if start_seed + n_episodes > 2**32:
+            raise ValueError(f"start_seed={start_seed}, expected one with n_episodes={n_episodes} seeds below 2**32")
+        self.max_steps: int | Mapping[int, int] = max_steps
+        self.protocol = protocol
         self.seeds = list(range(start_seed, start_seed + n_episodes))
         self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
         self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps, obs_names), min(n_workers, n_envs))

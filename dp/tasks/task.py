@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from dp.tasks.env import Env
+
 if TYPE_CHECKING:  # the processes that step environments import this file, and not torch
     from torch import Tensor
 
     from dp.tasks.demonstration import Recording
-    from dp.types import Env, Obs
+    from dp.types import Obs
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -99,7 +101,7 @@ class Task:
         self,
         name: str,
         shape_meta: Mapping[str, Any],
-        env: "Callable[..., Env] | None" = None,
+        env: Callable[..., Env] | None = None,
         protocols: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
         self.name, self.shape_meta, self.env = name, shape_meta, env
@@ -135,7 +137,7 @@ class Task:
         return ()
 
     @property
-    def make_env(self) -> "Callable[[], Env] | None":
+    def make_env(self) -> Callable[[], Env] | None:
         """Makes an environment that observes what the task says; None without a simulator."""
         if self.env is None:
             return None

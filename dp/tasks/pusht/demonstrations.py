@@ -3,13 +3,16 @@
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Float
 
 from dp.data.demonstrations import Demonstrations, check_sha256
 from dp.data.episodes import Episodes
 from dp.data.windows import split_episodes
+from dp.limits import Positive, Seed
 from dp.modalities import Spec
 from dp.tasks.pusht import state as pusht
 from dp.tasks.pusht.sources import OFFICIAL_SHA256, locate
@@ -37,12 +40,12 @@ class PushTDemonstrations(Demonstrations):
         self,
         obs: Mapping[str, Spec],
         action: Spec,
-        source: str = "auto",
+        source: Literal["auto", "official", "bundled"] = "auto",
         path: str | Sequence[str] | None = None,
         sha256: str | None = None,
-        val_ratio: float = 0.02,
-        max_train_episodes: int | None = None,
-        split_seed: int = 42,
+        val_ratio: Annotated[float, Interval(ge=0, lt=1)] = 0.02,
+        max_train_episodes: Positive | None = None,
+        split_seed: Seed = 42,
         mirror: bool = False,
     ) -> None:
         _check_specs(obs, action)

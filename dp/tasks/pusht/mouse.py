@@ -1,8 +1,12 @@
 """A person as a demonstrator, as in the reference implementation's demo_pusht.py."""
 
+from typing import Annotated
+
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Float
 
+from dp.limits import Count
 from dp.tasks.demonstration import Finished
 from dp.tasks.pusht.demonstration import Demonstration, Recorder
 from dp.tasks.pusht.env import PushTEnv
@@ -33,9 +37,9 @@ class Mouse:
     in_this_process = True
     """There is one window and one person: no seed runs beside another."""
 
-    def __init__(self, size: int = 768, n_frames_past_success: int = 5) -> None:
-        if size < 100:
-            raise ValueError(f"collector.size={size}, expected a window of at least 100 pixels")
+    def __init__(
+        self, size: Annotated[int, Interval(ge=100, le=10_000)] = 768, n_frames_past_success: Count = 5
+    ) -> None:
         self.size, self.n_frames_past_success = size, n_frames_past_success
         self._window: _Window | None = None
         self._n_kept = 0

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Bool, Float
 
 from dp.tasks.pusht.demonstration import Demonstration, Recorder
@@ -23,20 +25,6 @@ UNTUNED = 20.0
 
 N_ELITES = 8
 """Of the pushes that are tuned, from which the next iteration draws."""
-
-LEAST = {
-    "walk_speed": 1,
-    "push_speed": 1,
-    "acceleration": 0.5,
-    "margin": 0,
-    "noise": 0,
-    "n_frames_past_success": 0,
-    "n_samples": N_ELITES,
-    "n_iterations": 1,
-    "max_steps": 1,
-    "n_attempts": 1,
-}
-"""Of the planner's arguments."""
 
 TABLE = 512.0
 """Pixels, its width and height."""
@@ -73,25 +61,20 @@ class Planner:
         max_steps: control steps after which an episode has failed.
         n_attempts: episodes from the same initial state before the seed is given up; from the second on it chooses
             among the best at random.
-
-    Raises ValueError for a value below what `LEAST` allows.
     """
 
-    walk_speed: float = 24.0
-    push_speed: float = 6.0
-    acceleration: float = 8.0
-    margin: float = 80.0
-    n_frames_past_success: int = 0
-    noise: float = 0.0
-    n_samples: int = 64
-    n_iterations: int = 6
-    max_steps: int = 300
-    n_attempts: int = 4
+    walk_speed: Annotated[float, Interval(ge=1, le=TABLE)] = 24.0
+    push_speed: Annotated[float, Interval(ge=1, le=TABLE)] = 6.0
+    acceleration: Annotated[float, Interval(ge=0.5, le=TABLE)] = 8.0
+    margin: Annotated[float, Interval(ge=0, le=TABLE)] = 80.0
+    n_frames_past_success: Annotated[int, Interval(ge=0, le=10_000)] = 0
+    noise: Annotated[float, Interval(ge=0, le=TABLE)] = 0.0
+    n_samples: Annotated[int, Interval(ge=N_ELITES, le=10_000)] = 64
+    n_iterations: Annotated[int, Interval(ge=1, le=1000)] = 6
+    max_steps: Annotated[int, Interval(ge=1, le=10_000)] = 300
+    n_attempts: Annotated[int, Interval(ge=1, le=1000)] = 4
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"collector.{name}={getattr(self, name)}, expected at least {least}")
         private_api_agrees()  # warns now
 
     def __call__(self, seed: int) -> Demonstration | None:

@@ -1,0 +1,39 @@
+"""Ranges of numbers, for annotations: what an argument accepts is said where the argument is declared.
+
+Upper limits are far above what anybody needs. They stop a typo, or a stranger's file, before it takes all memory.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from annotated_types import Interval, Len
+
+Count = Annotated[int, Interval(ge=0, le=10**9)]
+Positive = Annotated[int, Interval(ge=1, le=10**9)]
+
+WindowSteps = Annotated[int, Interval(ge=1, le=1024)]
+"""Steps of a window, or noises drawn for one."""
+
+DiffusionSteps = Annotated[int, Interval(ge=1, le=10_000)]
+
+Width = Annotated[int, Interval(ge=1, le=65_536)]
+"""Features of a layer, rows of a batch, pixels of a side."""
+
+Widths = Annotated[Sequence[Width], Len(1, 12)]
+"""Of the layers or levels of a network."""
+
+Workers = Annotated[int, Interval(ge=0, le=1024)]
+"""Processes or threads."""
+
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+"""Of torch and of numpy's generators."""
+
+EnvSeed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
+"""Of gymnasium and of `numpy.random.RandomState`."""
+
+Size = Annotated[float, Interval(gt=0)]
+"""A finite number above 0."""
+
+NotNegative = Annotated[float, Interval(ge=0)]
+
+Share = Annotated[float, Interval(ge=0, le=1)]
