@@ -60,7 +60,7 @@ def check_arguments(
     parameters = _parameters(make)
     settings = {name: value for name, value in settings.items() if not str(name).startswith("_")}
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    choices = [name for name in parameters if name not in given]
+    choices = [name for name, p in parameters.items() if name in settings or p.default is not p.empty]
     for name, value in settings.items():
         if name in parameters:
             default = parameters[name].default
@@ -198,8 +198,9 @@ def _is_far(limit: Any, value: object) -> bool:
     inner = value if isinstance(value, list) else [value]
     numbers = [number for number in inner if type(number) in (int, float)]
     match limit:
-        case Le(float(le) | int(le)):
-            return le > 1 and not any(number > le for number in numbers)
+        case Le():
+            most: Any = limit.le
+            return most > 1 and not any(number > most for number in numbers)
         case MaxLen(most):
             return len(inner) <= most
     return False
@@ -246,9 +247,9 @@ def _bound(limit: Any) -> str:
 
 def shown(value: object) -> str:
     """As a user types it, and not too long."""
-    text = (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = f"[{', '.join(map(shown, value[:40]))}]" if isinstance(value, list) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -57,13 +57,20 @@ def workspace(composed: DictConfig) -> Workspace:
     checks.check_values({**config, "n_action_steps": 1} if config["n_action_steps"] == "auto" else config)
     if verb.resolves:
         check(resolve(config))
-        for group in GROUPS:  # of the user's own, before anything takes long
-            group_settings = _settings(config, group)
-            _check(group, group_settings, inspect.signature(_target(group_settings)).parameters)
+        _check_groups(config)
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
     arguments = {key: value for key, value in config["workspace"].items() if key in taken}
     check_arguments("workspace", verb, arguments, given=["config"])
     return verb(config=config, **arguments)
+
+
+def _check_groups(config: Config) -> None:
+    """Raises ValueError for arguments that the classes do not take, before anything takes long. Imports them, so only
+    for settings that the user composed."""
+    for group in GROUPS:
+        settings = _settings(config, group)
+        with _named(config, group):
+            _check(group, settings, inspect.signature(_target(settings)).parameters)
 
 
 def _verb(settings: Any) -> type[Workspace]:

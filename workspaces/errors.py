@@ -175,6 +175,14 @@ def _refused_by_hydra(error: ValueError) -> str:
     )
 
 
+def _example(override: str) -> str:
+    """What a setting holds by default, to follow a comma."""
+    key = override.lstrip("+~").partition("=")[0]
+    config = _loader().load_configuration("config", [], run_mode=RunMode.RUN, from_shell=False)
+    held = OmegaConf.select(config, key, default=None) if "@" not in key else None
+    return f"expected a value such as {held}" if held is not None else "expected a value for each key below it"
+
+
 def _unknown_key(error: ConfigCompositionException) -> str:
     first = str(error).split("\n")[0]
     ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", first)
@@ -186,6 +194,9 @@ def _unknown_key(error: ConfigCompositionException) -> str:
         )
     if "--multirun" in first:
         return first
+    if first.startswith("Error merging override"):
+        override = first.removeprefix("Error merging override ").partition(": ")[0].strip("'")
+        return f"{override} is of another kind than this setting, {_example(override)}"
     typed = re.search(r"Could not override '([^']+)'|Key '([^']+)'", first)
     if typed is None:
         cause = f": {error.__cause__}" if error.__cause__ else ""

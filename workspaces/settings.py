@@ -115,6 +115,10 @@ VALUES: dict[str, Any] = {
     "scheduler.prediction_type": Literal["epsilon", "sample", "v_prediction"],
     "scheduler.variance_type": Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"],
     "scheduler.solver_order": Literal[1, 2, 3],
+    "env_runner.n_workers": Literal["auto"] | limits.Workers,
+    "env_runner.n_episodes": limits.Positive | None,
+    "env_runner.start_seed": limits.EnvSeed | None,
+    "env_runner.max_steps": limits.Positive | None,
     "optimizer.lr": limits.NotNegative,
     "lr_schedule.num_warmup_steps": limits.Count,
 }

@@ -95,7 +95,7 @@ class EnvRunner:
         n_episodes: test episodes, from seed `start_seed` on.
         start_seed: env seed of the first test episode.
         n_train_episodes: episodes from the initial states of training demonstrations.
-        max_steps: control steps of an episode at the most. The attribute may become seed -> steps, where they differ.
+        max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
         protocol: the name of this way to test, for whoever quotes a score.
         obs_names: what the policy sees of an environment's observations; None: all of them.
         n_envs: environments at once.
@@ -103,7 +103,7 @@ class EnvRunner:
         n_videos: test episodes to record, from the first on.
 
     Raises:
-        ValueError: where the last seed is none that environments take.
+        ValueError: for counts that make no sense, and where the last seed is none that environments take.
     """
 
     def __init__(
@@ -113,17 +113,20 @@ class EnvRunner:
         n_episodes: Episodes,
         start_seed: EnvSeed,
         n_train_episodes: Count,
-        max_steps: Episodes,
+        max_steps: Episodes | Mapping[int, int],
         n_envs: Annotated[int, Interval(ge=1, le=10_000)],
         n_workers: Workers,
         n_videos: Count,
         protocol: str = "custom",
         obs_names: Sequence[str] | None = None,
     ) -> None:
+        shortest = max_steps if isinstance(max_steps, int) else min(max_steps.values())
+        _check_least(1, {"n_episodes": n_episodes, "max_steps": shortest, "n_envs": n_envs})
+        rest = {"start_seed": start_seed, "n_train_episodes": n_train_episodes, "n_workers": n_workers}
+        _check_least(0, {**rest, "n_videos": n_videos})
         if start_seed + n_episodes > 2**32:
             raise ValueError(f"start_seed={start_seed}, expected one with n_episodes={n_episodes} seeds below 2**32")
-        self.max_steps: int | Mapping[int, int] = max_steps
-        self.protocol = protocol
+        self.max_steps, self.protocol = max_steps, protocol
         self.seeds = list(range(start_seed, start_seed + n_episodes))
         self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
         self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps, obs_names), min(n_workers, n_envs))
@@ -185,6 +188,12 @@ class EnvRunner:
 
     def _max_steps(self, seed: int) -> int:
         return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]
+
+
+def _check_least(least: int, counts: Mapping[str, int]) -> None:
+    for name, value in counts.items():
+        if value < least:
+            raise ValueError(f"{name}={value}, expected at least {least}")
 
 
 def _make_episode(make_env: Callable[[], Env], n_obs_steps: int, obs_names: Sequence[str] | None) -> Episode:

@@ -4,45 +4,97 @@ import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 
 from tests.workspaces.conftest import RUN
+from workspaces import build, errors
 
 
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
         ("workspace.num_stps=3", "unknown key workspace.num_stps. Did you mean workspace.num_steps"),
-        ("horizn=3", "unknown key horizn. Did you mean horizon"),
-        ("encoder=resnt18", "unknown choice encoder=resnt18. Did you mean resnet18 or resnet18_paper?"),
-        ("+experiment=pusht_imge", "unknown choice experiment=pusht_imge. Did you mean pusht_image"),
-        ("experiment=pusht_image", "write +experiment="),
-        ("encoder=zzz", "Known: cnn, resnet18, resnet18_paper, state"),
-        ("n_action_steps=16", "horizon=16 is too short: n_obs_steps - 1 + n_action_steps = 17. Use horizon=17"),
-        ("n_action_steps=0", "n_action_steps=0, expected a whole number of at least 1"),
-        ("horizon=abc", "horizon=abc, expected a whole number"),
-        ("optimizer.lr=abc", "optimizer.lr=abc, expected a number"),
-        ("scheduler.num_inference_steps=101", "scheduler.num_inference_steps=101, expected 1 to"),
-        ("scheduler.prediction_type=eps", "expected epsilon, sample or v_prediction"),
-        ("logger.mode=on", "expected one of: auto, online, offline, disabled"),
-        ("workspace.every.log=0", "workspace.every.log=0, expected a whole number of at least 1"),
         ("workspace.precision=fp8", "expected auto, fp32 or bf16"),
-        ("workspace.engine=fast", "workspace.engine=fast, expected auto, eager, compile or graph"),
-        ("n_threads=0", "n_threads=0, expected auto or a whole number"),
-        ("env_runner.n_episodes=0", "env_runner.n_episodes=0, expected at least 1"),
         ("dataset.path=/nowhere", "dataset.path=/nowhere: there is no data set there"),
-        ("dataset.source=elsewhere", "expected one of: auto, official"),
-        ("device=tpu", "expected auto, cpu or cuda"),
         ("workspace=evaluate", "give checkpoint=PATH"),
-        ("seed==3", "Error parsing override 'seed==3'"),
+        ("seed=0,1", "-m (--multirun) sweeps over them"),
     ],
 )
-def test_a_mistake_is_explained(typed, expected, tmp_path):
+def test_a_mistake_ends_a_command_with_a_line_and_writes_nothing(typed, expected, tmp_path):
     result = subprocess.run([sys.executable, str(RUN), typed], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def explained(monkeypatch):
+    """What a user reads after typing this."""
+
+    def call(typed: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["run.py", typed])
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(RUN.parent / "configs"), version_base="1.3"):
+                composed = compose("config", [typed], return_hydra_config=True)
+                HydraConfig.instance().set_config(composed)
+                with open_dict(composed):
+                    del composed["hydra"]
+                build.workspace(composed)
+        except Exception as error:
+            return errors._explain(errors.cause_of(error)) or f"TRACEBACK {error!r}"
+        finally:
+            HydraConfig.instance().cfg = None
+        return ""
+
+    yield call
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("horizn=3", "unknown key horizn. Did you mean horizon"),
+        ("encoder=resnt18", "unknown choice encoder=resnt18. Did you mean resnet18 or resnet18_paper?"),
+        ("+experiment=pusht_imge", "unknown choice experiment=pusht_imge. Did you mean pusht_image"),
+        ("experiment=pusht_image", "write +experiment="),
+        ("encoder=zzz", "Known: cnn, resnet18, resnet18_paper, state"),
+        ("n_action_steps=16", "horizon=16 is too short: n_obs_steps - 1 + n_action_steps = 17. Use horizon=17"),
+        ("scheduler.num_inference_steps=101", "scheduler.num_inference_steps=101, expected 1 to"),
+        ("workspace.engine=fast", "workspace.engine=fast, expected auto, eager, compile or graph"),
+        ("device=tpu", "device=tpu, expected auto, cpu"),
+        ("seed==3", "seed==3 cannot be read"),
+        ("name=é", "needs quotes within quotes: 'name=\"é\"'"),
+        ("horizon={", "horizon={ cannot be read"),
+        ("horizon", "horizon has no value, expected KEY=VALUE"),
+        (".a=3", ".a is no key, expected KEY=VALUE"),
+        ("seed=choice()", "empty choice is not legal"),
+        ("seed=0,1", "'seed=\"0,1\"' is a text"),
+        ("seed=range(3)", "--multirun"),
+        ("=5", "=5: expected KEY=VALUE"),
+        ("denoiser=null", "denoiser=null: expected KEY=VALUE, and of a group one of its choices"),
+        ("denoiser.channels={a: 1}", "denoiser.channels={a: 1} is of another kind than this setting, expected a value"),
+        ("~horizon", "~horizon deletes a setting that is needed"),
+        ("~encoder", "~encoder deletes a setting that is needed"),
+        ("~workspace.every.log", "workspace.every.log is missing"),
+        ("~workspace.num_steps", "workspace.num_steps is missing"),
+        ("++denoiser=5", "denoiser=5, expected a choice"),
+        ("+denoiser.foo=1", "unknown key denoiser.foo: UNet1d has no such argument"),
+        ("denoiser._target_=dp.denoisers.UNet2d", "UNet2d"),
+        ("seed=${oc.env:NOPE_X}", "Environment variable 'NOPE_X' not found"),
+        ("scheduler.beta_schedule=foo", "scheduler.beta_schedule=foo cannot be used. diffusers.DDIMScheduler says"),
+    ],
+)
+def test_a_mistake_is_explained(typed, expected, explained):
+    message = explained(typed)
+    assert message.startswith("error: ")
+    assert expected in message
+    assert len(message.splitlines()) <= 2
 
 
 def test_cuda_is_not_promised_where_there_is_none(tmp_path):

@@ -150,7 +150,7 @@ def test_mean_and_std_reach_the_backbone(make: type) -> None:
     ("shapes", "settings", "named"),
     [
         ({"agent_pos": (2,)}, {}, r"needs an observation of type rgb, the task has \['agent_pos'\]: use encoder=state"),
-        ({"top": (3, 96, 96)}, {"crop": 97}, r"encoder\.crop=97 does not fit top, whose images have 96 x 96 pixels"),
+        ({"top": (3, 96, 96)}, {"crop": 97}, r"crop=97 does not fit top, whose images have 96 x 96 pixels"),
         ({"top": (3, 96, 96), "wrist": (3, 96, 80)}, {"crop": 84}, "crop=84 does not fit wrist, .* 96 x 80 pixels"),
         ({"top": (3, 96, 80)}, {"crop": [80, 96]}, r"crop=\[80, 96\] does not fit top"),
         ({"top": (3, 96, 96)}, {"crop": 0}, "crop=0 does not fit top"),
@@ -162,9 +162,9 @@ def test_mean_and_std_reach_the_backbone(make: type) -> None:
         ({"top": (3, 96, 96)}, {"crop": -0.5}, r"crop=-0\.5, expected pixels"),
         ({"top": (3, 96, 96)}, {"crop": True}, "crop=True, expected pixels"),
         ({"top": (3, 96, 96)}, {"crop": [84]}, r"crop=\[84\], expected pixels"),
-        ({"top": (3, 96, 96)}, {"mean": [0.5, 0.5]}, r"encoder\.mean=\[0\.5, 0\.5\], expected a number or three"),
-        ({"top": (3, 96, 96)}, {"std": 0.0}, r"encoder\.std=0\.0, expected positive numbers"),
-        ({"top": (3, 96, 96)}, {"std": [1.0, -1.0, 1.0]}, r"encoder\.std=.*, expected positive numbers"),
+        ({"top": (3, 96, 96)}, {"mean": [0.5, 0.5]}, r"mean=\[0\.5, 0\.5\], expected a number or three"),
+        ({"top": (3, 96, 96)}, {"std": 0.0}, r"std=0\.0, expected positive numbers"),
+        ({"top": (3, 96, 96)}, {"std": [1.0, -1.0, 1.0]}, r"std=.*, expected positive numbers"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(make: type, shapes: dict, settings: dict, named: str) -> None:

@@ -123,7 +123,7 @@ def test_batch_norm_is_kept_by_option_and_its_statistics_move_in_training() -> N
 
 
 def test_an_unknown_norm_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"encoder\.norm=layer, expected group or batch"):
+    with pytest.raises(ValueError, match=r"norm=layer, expected group or batch"):
         trunk("layer", None)
 
 
@@ -179,7 +179,7 @@ def test_batch_norm_without_its_entries_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"encoder\.weights=.*nowhere\.pth is not a file"):
+    with pytest.raises(ValueError, match=r"weights=.*nowhere\.pth is not a file"):
         ResNetEncoder(SPECS, weights=str(tmp_path / "nowhere.pth"))
 
 
