@@ -29,7 +29,7 @@ Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 """Of torch and of numpy's generators."""
 
 EnvSeed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
-"""Of gymnasium and of `numpy.random.RandomState`."""
+"""Of environments: gymnasium and numpy's older generator take 32 bits."""
 
 Size = Annotated[float, Interval(gt=0)]
 """A finite number above 0."""

@@ -11,10 +11,10 @@ FLOORS = {
     4: {"engines", "tasks.pusht"},
     3: {"policy", "encoders", "objectives", "data", "rollouts"},
     2: {"types", "denoisers"},
-    1: {"tasks", "modalities", "kernels", "intervals", "files", "processes"},
+    1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "limits"},
 }
 ALONE = {"ema"}
-"""Imports nothing of `dp`, and is imported by nothing in it."""
+"""Imports nothing of `dp` but `limits`, and is imported by nothing in it."""
 
 
 def unit(module: str) -> str:

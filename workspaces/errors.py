@@ -195,7 +195,7 @@ def _unknown_key(error: ConfigCompositionException) -> str:
     if "--multirun" in first:
         return first
     if first.startswith("Error merging override"):
-        override = first.removeprefix("Error merging override ").partition(": ")[0].strip("'")
+        override = re.sub(r"^Error merging override '?|'?(: [A-Z].*)?$", "", first)
         return f"{override} is of another kind than this setting, {_example(override)}"
     typed = re.search(r"Could not override '([^']+)'|Key '([^']+)'", first)
     if typed is None:

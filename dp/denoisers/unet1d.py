@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,13 @@ class UNet1d(nn.Module):
         n_times: int = 1,
     ) -> None:
         super().__init__()
-        _check_sizes(channels, kernel_size, n_groups, norm, n_times)
+        _check_choice("norm", norm, Norm)
+        _check_choice("film", film, Film)
+        _check_choice("cond_merge", cond_merge, Merge)
+        _check_choice("skip", skip, Merge)
+        _check_sizes(channels, kernel_size, step_embed_dim, n_groups, n_times)
+        if norm == "group":
+            _check_groups(channels, n_groups)
         if skip == "add" and len(set(channels)) > 1:
             raise ValueError(f"skip=add needs levels of one width, got channels={list(channels)}: use skip=concat")
 
@@ -128,13 +134,26 @@ class UNet1d(nn.Module):
         return step
 
 
-def _check_sizes(channels: Sequence[int], kernel_size: int, n_groups: int, norm: Norm, n_times: int) -> None:
-    if kernel_size % 2 == 0:
+def _check_choice(name: str, given: str, choices: object) -> None:
+    expected = get_args(choices)
+    if given not in expected:
+        raise ValueError(f"{name}={given}, expected {' or '.join(expected)}")
+
+
+def _check_sizes(channels: Sequence[int], kernel_size: int, step_embed_dim: int, n_groups: int, n_times: int) -> None:
+    if not channels or any(width < 1 for width in channels):
+        raise ValueError(f"channels={list(channels)}, expected a width of at least 1 for each of one or more levels")
+    if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}, expected an odd number of at least 1")
+    if step_embed_dim < 4 or step_embed_dim % 2:
+        raise ValueError(f"step_embed_dim={step_embed_dim}, expected an even number of at least 4")
+    if n_groups < 1:
+        raise ValueError(f"n_groups={n_groups}, expected at least 1")
     if n_times not in (1, 2):
         raise ValueError(f"n_times={n_times}, expected 1 or 2 (times that the objective gives)")
-    if norm != "group":
-        return
+
+
+def _check_groups(channels: Sequence[int], n_groups: int) -> None:
     if any(width % n_groups for width in channels):
         raise ValueError(f"channels={list(channels)}, expected multiples of n_groups={n_groups}, or norm=layer")
     if channels[0] % LAST_GROUPS:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -58,6 +59,25 @@ def test_equals_a_reference_network_with_its_weights(variant: str, batch: int) -
     ours.load_state_dict(reference.state_dict(), strict=True)
     x, k, cond = inputs(horizon=16, batch=batch)
     torch.testing.assert_close(ours(x, k, cond), reference(x, k[:, 0], cond.flatten(1)), atol=1e-4, rtol=1e-4)
+
+
+def test_the_last_block_has_eight_groups_as_in_the_reference() -> None:
+    unet = UNet1d(2, 12, channels=[16, 32], n_groups=4)
+    groups = {name: m.num_groups for name, m in unet.named_modules() if hasattr(m, "num_groups")}
+    assert groups.pop("final_conv.0.block.1") == 8
+    assert set(groups.values()) == {4}
+
+
+def test_a_condition_may_only_shift() -> None:
+    """The reference implementation's `cond_predict_scale=False`: its FiLM layers have one output per channel."""
+    torch.manual_seed(0)
+    unet = UNet1d(2, 12, channels=[16, 32], film="bias")
+    block = unet.down_modules[0][0]
+    x, step, cond = torch.randn(4, 3, 2), torch.randn(3, 128), torch.randn(3, 12)
+    shift = F.linear(torch.cat([step, cond], 1), block.cond_encoder["1"].weight, block.cond_encoder["1"].bias)
+    assert shift.shape == (3, 16)
+    expected = block.blocks[1](block.blocks[0](x) + shift) + block.residual_conv(x)
+    torch.testing.assert_close(block(x, (step, cond)), expected)
 
 
 def test_the_papers_networks_have_the_published_number_of_parameters() -> None:

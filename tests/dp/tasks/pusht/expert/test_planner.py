@@ -16,6 +16,7 @@ from dp.tasks.pusht.expert import simulator, value
 from dp.tasks.pusht.expert.planner import Planner
 from dp.tasks.pusht.expert.pushes import PUSHES, STANDOFF, walks
 from dp.tasks.pusht.expert.simulator import AREA, GOAL, PERIMETER, Simulator, clearance, pose_error, rotate
+from workspaces.arguments import check_arguments
 
 SEED = 1002
 
@@ -129,10 +130,10 @@ def test_a_failed_attempt_is_followed_by_another_and_at_last_by_none(
 
 
 def test_values_that_make_no_sense_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"collector.push_speed=0.0, expected at least 1"):
-        Planner(push_speed=0.0)
-    with pytest.raises(ValueError, match=r"collector.n_samples=4, expected at least 8"):
-        Planner(n_samples=4)
+    with pytest.raises(ValueError, match=r"collector\.push_speed=0\.0, expected a number of at least 1"):
+        check_arguments("collector", Planner, {"push_speed": 0.0})
+    with pytest.raises(ValueError, match=r"collector\.n_samples=4, expected a whole number of at least 8"):
+        check_arguments("collector", Planner, {"n_samples": 4})
 
 
 def test_actions_keep_to_the_speed_limits_and_noise_is_not_in_them(solved: Demonstration) -> None:
