@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from dp.data import Demonstrations
 from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
@@ -25,7 +24,7 @@ from dp.rollouts.runner import EnvRunner
 from dp.rollouts.trial import try_out
 from dp.tasks import Task
 from dp.types import Objective
-from workspaces import record, trust
+from workspaces import record, resume, trust
 from workspaces import settings as checks
 from workspaces.base import Config, Workspace
 from workspaces.logger import Logger
@@ -36,16 +35,23 @@ CUSTOM = "custom"
 
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
-    verb = cast(type[Workspace], get_class(composed.workspace._target_))
-    config = settings(composed)
+    config, typed, own = settings(composed), record.overrides(), None
     if in_sweep():
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
-    checks.check_typed(config, record.overrides())
+    else:
+        config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
+        own = resume.own_config(config, typed)
+        config = own or config
+    verb = cast(type[Workspace], get_class(config["workspace"]["_target_"]))
+    checks.check_typed(config, typed)
     if verb.resolves:
         check(resolve(config))
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
-    return verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
+    made = verb(config=config, **{key: value for key, value in config["workspace"].items() if key in taken})
+    if own is not None:
+        made.overrides = resume.recorded(made.run_dir, typed)
+    return made
 
 
 def in_sweep() -> bool:
@@ -195,8 +201,10 @@ def loader(config: Config, windows: WindowDataset, step: int, device: torch.devi
     return StreamedLoader(windows, order, device, settings["n_loader_workers"])
 
 
-def optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return _make(config["optimizer"], params=parameters)
+def optimizer(config: Config, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    """The optimizer of parameters, or of groups of them (`train_state.parameter_groups`)."""
+    own = {key: value for key, value in config["optimizer"].items() if key not in ("encoder_lr", "norm_decay")}
+    return _make(own, params=parameters)
 
 
 def lr_schedule(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

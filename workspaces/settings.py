@@ -92,7 +92,7 @@ TABLE: dict[Role, Entry] = {
     ),
     "outside": Entry(
         "No part of a run: Hydra's own, the report's, the copy of its training's settings that an evaluation has.",
-        "hydra.* sweep runs report.* training.*",
+        "hydra.* sweep debug runs report.* training.*",
     ),
 }
 
