@@ -29,7 +29,7 @@ if __name__ == "__main__":  # env workers import this file: they must not pay fo
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("stopped at once: what was saved before is intact", file=sys.stderr)
+        sys.stderr.write("stopped at once: what was saved before is intact\n")
         sys.exit(130)
     except BrokenPipeError:  # `| head` has read enough
         startup.close_stdout()

@@ -38,7 +38,8 @@ def greet(arguments: list[str]) -> None:
     except FileNotFoundError:
         sys.exit("error: the working directory has been deleted: cd to another one")
     if not any(argument.split("=")[0] in SHOWS for argument in arguments):
-        print("starting, which takes some seconds", file=sys.stderr, flush=True)
+        sys.stderr.write("starting, which takes some seconds\n")
+        sys.stderr.flush()
 
 
 def close_stdout() -> None:

@@ -110,8 +110,9 @@ class TrainWorkspace(Workspace):
                 if not lost_worker(error):
                     raise
                 command = resume.how_to_resume(self.run_dir, self.config, "workspace.n_loader_workers=0")
+                reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise ChildProcessError(
-                    f"a worker of the DataLoader died, out of memory or of /dev/shm? ({str(error).splitlines()[0]:.200}) "
+                    f"a worker of the DataLoader died, out of memory or of /dev/shm? ({reason:.200}) "
                     f"What was saved before is intact. To go on without workers: {command}"
                 ) from error
 

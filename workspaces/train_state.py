@@ -157,7 +157,7 @@ def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> li
     encoder_lr, norm_decay = settings.get("encoder_lr"), settings.get("norm_decay")
     if encoder_lr is None and norm_decay is None:
         return list(policy.parameters())
-    encoder = {id(p) for p in policy.encoder.parameters()}
+    encoder = {id(p) for name, p in policy.named_parameters() if name.startswith("encoder.")}
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for p in policy.parameters():
         groups.setdefault(
