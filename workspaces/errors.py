@@ -1,6 +1,7 @@
 """What a user sees when something is wrong: one or two lines for their mistakes, a traceback for ours."""
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -68,12 +69,38 @@ def _explain(error: Exception) -> str | None:
         return "error: " + " ".join(str(error).split("\n")[:2])
     if isinstance(error, (ImportError, InstantiationException)) and (reason := _not_importable(error)):
         return f"error: {reason}"
+    if (fault := _system_fault(error)) is not None:
+        return f"error: {fault}"
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     ours = any(raised_in.is_relative_to(place) for place in OURS)
     if ours and isinstance(error, (ValueError, OSError)):
         return f"error: {error}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"error: {error.strerror}: {error.filename}"
+    return None
+
+
+FAULTS = {
+    errno.ENOSPC: "free some space, or choose another run_dir",
+    errno.EDQUOT: "free some space, or choose another run_dir",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+    errno.ENFILE: "close other programs: this machine has too many files open",
+    errno.EAGAIN: "allow more processes (ulimit -u), or use fewer: env_runner.n_workers=0 workspace.n_loader_workers=0",
+    errno.ENOMEM: "close other programs, or use less: workspace.batch_size, env_runner.n_envs, env_runner.n_workers",
+    errno.EROFS: "choose a run_dir that can be written",
+}
+"""What helps where the system refuses something, whichever library asked."""
+
+
+def _system_fault(error: BaseException | None) -> str | None:
+    """What the system refused, anywhere in the causes of `error`, and what helps; None for an error of another kind."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FAULTS:
+            what = str(error) if error.args[1:] else os.strerror(error.errno)
+            return f"{what}: {FAULTS[error.errno]}. What was saved before is intact"
+        if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+            return f"{error}: {FAULTS[errno.EAGAIN]}. What was saved before is intact"
+        error = error.__cause__ or error.__context__
     return None
 
 

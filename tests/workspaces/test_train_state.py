@@ -166,7 +166,9 @@ def test_fine_tuning_names_what_does_not_fit(tmp_path):
     checkpoint.save(tmp_path / "old.pt", {**trained().state_dict(), "config": config()})
     torch.manual_seed(0)
     other = TrainState.fresh(config("denoiser.channels=[32]"), Normalizer(SPECS), CPU)
-    with pytest.raises(ValueError, match=r"^init_from=\S+old.pt is of another architecture: denoiser\S+ is \[.*\], exp"):
+    with pytest.raises(
+        ValueError, match=r"^init_from=\S+old.pt is of another architecture: denoiser\S+ is \[.*\], exp"
+    ):
         begin_from(other, tmp_path / "old.pt", tmp_path / "new")
     with pytest.raises(ValueError, match=r"^init_from=\S+nowhere.pt: there is no such file"):
         begin_from(other, tmp_path / "nowhere.pt", tmp_path / "new")
