@@ -71,9 +71,12 @@ class Waits(Workspace):
 def test_a_run_directory_that_was_deleted_is_an_error_and_is_not_made_again(tmp_path):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = build.settings(compose("config", [f"run_dir={tmp_path}/run", "device=cpu"]))
-    with pytest.raises(ValueError, match="was deleted or replaced"), Waits(config) as workspace:
-        workspace.take_run_dir()
-        workspace.begin_run("test")
-        (tmp_path / "run").rename(tmp_path / "elsewhere")
+    workspace = Waits(config)
+    workspace.__enter__()
+    workspace.take_run_dir()
+    workspace.begin_run("test")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="was deleted or replaced"):
+        workspace.__exit__(None, None, None)
     assert not (tmp_path / "run").exists()
     assert (tmp_path / "elsewhere/run.json").is_file()

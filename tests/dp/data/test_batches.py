@@ -77,7 +77,7 @@ def test_data_on_a_cpu_always_fit(windows: WindowDataset) -> None:
 def test_too_little_shared_memory_is_said_before_a_worker_waits_for_it(tmp_path):
     check_shared_memory(1, tmp_path)
     check_shared_memory(10**18, tmp_path / "nowhere")  # macOS has no such place
-    with pytest.raises(ValueError, match="workers need 1000000000000 MB of shared memory.*n_loader_workers=0"):
+    with pytest.raises(ValueError, match=r"workers need 1000000000000 MB of shared memory.*n_loader_workers=0"):
         check_shared_memory(10**18, tmp_path)
 
 
