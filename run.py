@@ -5,6 +5,7 @@ import sys
 if __name__ == "__main__":  # env workers import this file: they must not pay for what follows
     from workspaces import startup
 
+    startup.greet(sys.argv)
     startup.tune()
     import hydra
     from omegaconf import DictConfig
@@ -26,7 +27,11 @@ if __name__ == "__main__":  # env workers import this file: they must not pay fo
     full_tracebacks()
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit("stopped at once: what was saved before is intact")
+        sys.stderr.write("stopped at once: what was saved before is intact\n")
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has read enough
+        startup.close_stdout()
     except Exception as error:  # in what was typed
         sys.exit(exit_with_message(error))

@@ -1,12 +1,14 @@
 """How good a policy in training is: loss, validation, rollouts, and checkpoints of the best policies."""
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from dp.data import Demonstrations
 from dp.data.windows import WindowDataset, prepare
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MAX_VAL_WINDOWS, MAX_SAMPLED_WINDOWS = 512, 64
 """Windows that the validation loss is averaged over, and those that actions are sampled for."""
+
+SIGN_OF_LIFE_S = 30
 
 VAL_METRIC = "val/action_mse"
 """The metric that chooses the best checkpoints of a task without a simulator: the smallest."""
@@ -57,6 +61,7 @@ class Assessment:
         self.config, self.state, self.val_windows = config, state, val_windows
         self.env_runner, self.train_seeds = env_runner, train_seeds
         self.run_dir, self.logger, self.about = run_dir, logger, about
+        self._said, self._logged = time.monotonic(), False
         if env_runner is None and not len(val_windows):
             log.warning(
                 "There is neither a simulator nor a validation window to tell which checkpoint is best: only last.pt "
@@ -94,7 +99,17 @@ class Assessment:
         self.logger.log(state.step, metrics)
         left = duration((num_steps - state.step) / steps_per_s)
         log.info("step %d/%d  loss %.4f  %.2f steps/s  %s left", state.step, num_steps, loss, steps_per_s, left)
-        state.pending = []
+        state.pending, self._logged = [], True
+
+    def log_sign_of_life(self) -> None:
+        """A line every SIGN_OF_LIFE_S seconds until the first regular one: that may take long to come."""
+        if self._logged or time.monotonic() - self._said < SIGN_OF_LIFE_S:
+            return
+        self._said, state = time.monotonic(), self.state
+        num_steps, rate = self.config["workspace"]["num_steps"], state.timer.mean_steps_per_s(state.step)
+        left = duration((num_steps - state.step) / rate)
+        loss = float(state.pending[-1][0])
+        log.info("step %d/%d  loss %.4f  %.2g steps/s  %s left", state.step, num_steps, loss, rate, left)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -111,6 +126,8 @@ class Assessment:
     def _roll_out(self, env_runner: EnvRunner) -> None:
         """Episodes from the test seeds and from the training seeds."""
         step, policy, start = self.state.step, self.state.ema.model, time.perf_counter()
+        if not sys.stderr.isatty():  # no bar will tell
+            log.info("step %d: rolling out %d episodes", step, len(env_runner.seeds))
         test = env_runner.run(policy, policy.device)
         train = env_runner.run_train(policy, policy.device, self.train_seeds)
         metrics = metrics_of(test, train) | {"time/rollout_s": time.perf_counter() - start}
@@ -130,7 +147,13 @@ class Assessment:
         others = [e for e in state.best if e["step"] != state.step]  # an assessment that a signal cut short is repeated
         ranked = sorted([*others, entry], key=lambda e: (-e["score"], e["step"]))[: self.config["workspace"]["n_best"]]
         if entry in ranked:
-            saved = {"step": state.step, "score": entry["score"], "ema": state.ema.state_dict(), **self.about}
+            saved = {
+                "step": state.step,
+                "score": entry["score"],
+                "ema": state.ema.state_dict(),
+                "n_threads": torch.get_num_threads(),
+                **self.about,
+            }
             checkpoint.save(self.run_dir / "checkpoints" / entry["file"], saved)
         state.best = ranked
         best = {key: number for key, number in ranked[0].items() if key != "file"}
@@ -150,9 +173,8 @@ def _validation(policy: DiffusionPolicy, windows: WindowDataset, batch_size: int
     device = policy.device
     generator = torch.Generator(device).manual_seed(seed)
     index = _spread(len(windows), MAX_VAL_WINDOWS)
-    losses = [
-        policy.loss(prepare(windows.gather(part), device), generator) * len(part) for part in index.split(batch_size)
-    ]
+    parts = tqdm(index.split(batch_size), desc="validation", unit="batch", leave=False, disable=None)
+    losses = [policy.loss(prepare(windows.gather(part), device), generator) * len(part) for part in parts]
     batch = prepare(windows.gather(_spread(len(windows), MAX_SAMPLED_WINDOWS)), device)
     sampled = policy.sample(policy.condition(batch["obs"]), generator)
     return {

@@ -4,9 +4,11 @@ import contextlib
 import itertools
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -47,6 +49,8 @@ class Workspace:
             threading.Thread(target=_start_wandb, daemon=True).start()  # while others read data and draw weights
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
         self.score: float | None = None
+        self.overrides = record.overrides()  # that describe the run
+        self._inode: tuple[int, int] | None = None
         self.packages: Sequence[str] = ()  # the task's, whose versions are recorded
         self._lock: IO[str] | None = None
         self._recorded = False
@@ -82,19 +86,30 @@ class Workspace:
         self._lock = lock(self.run_dir / ".lock")
         if self._lock is None:
             raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir")
+        self._inode = _inode(self.run_dir)
 
-    def begin_run(self, verb: str) -> None:
-        """Begins run.log and run.json and writes config.yaml, in the run directory."""
+    def check_run_dir(self) -> None:
+        """Raises ValueError where the run directory is no longer the one that this process took. Writing would create
+        it again, without what was in it."""
+        if self._inode is not None and self._inode != _inode(self.run_dir):
+            raise ValueError(
+                f"{self.run_dir} was deleted or replaced while the run was at work: nothing more is written there"
+            )
+
+    def begin_run(self, verb: str, **facts: object) -> None:
+        """Begins run.log and run.json, with `facts` in it, and writes config.yaml, in the run directory."""
         self._log_file = logging.FileHandler(self.run_dir / "run.log")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
         log.info("run directory: %s", self.run_dir)
         write_bytes(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
-        record.begin(self.run_dir, verb, self.device, self.packages)
+        facts = {"n_threads": torch.get_num_threads(), **facts}
+        record.begin(self.run_dir, verb, self.device, self.packages, self.overrides, **facts)
         self._recorded = True
 
     def __enter__(self) -> "Workspace":
         self._kernels.__enter__()
+        logging.raiseExceptions = False  # a full disk costs lines of run.log, and says so where it matters
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
         logging.captureWarnings(True)
         self._redirect.__enter__()
@@ -118,38 +133,64 @@ class Workspace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
-        self.close(failed)
-        self._redirect.__exit__(None, None, None)
-        self._kernels.__exit__(None, None, None)
+        state: record.State = "finished" if error is None else "failed" if failed else "interrupted"
+        left = contextlib.suppress(OSError, ValueError) if error is not None else contextlib.nullcontext()
+        with left, contextlib.ExitStack() as last_to_first:  # each of these happens, whatever the others raise
+            if self._lock is not None:
+                last_to_first.callback(self._lock.close)
+            last_to_first.callback(self._end_log, kind, error, trace)
+            last_to_first.callback(self._end_record, state, explain(error) if failed else None)
+            last_to_first.callback(self._kernels.__exit__, None, None, None)
+            last_to_first.callback(self._redirect.__exit__, None, None, None)
+            last_to_first.callback(self.close, failed)
+
+    def _end_record(self, state: record.State, reason: str | None) -> None:
         if self._recorded:
-            state: record.State = "finished" if error is None else "failed" if failed else "interrupted"
-            record.end(self.run_dir, state, self.score, explain(error) if failed else None)
-        if self._log_file is not None:
-            if failed and error is not None and kind is not None:
-                failure = log.makeRecord(log.name, logging.ERROR, __file__, 0, "failed", (), (kind, error, trace))
-                self._log_file.handle(failure)
-            logging.getLogger().removeHandler(self._log_file)
-            self._log_file.close()
-        if self._lock is not None:
-            self._lock.close()
+            self.check_run_dir()
+            record.end(self.run_dir, state, self.score, reason)
+
+    def _end_log(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._log_file is None:
+            return
+        if isinstance(error, Interrupted):
+            self._log_file.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, str(error), (), None))
+        elif isinstance(error, Exception) and kind is not None:
+            failure = log.makeRecord(log.name, logging.ERROR, __file__, 0, "failed", (), (kind, error, trace))
+            self._log_file.handle(failure)
+        logging.getLogger().removeHandler(self._log_file)
+        self._log_file.close()
 
 
 class Signals:
-    """SIGINT and SIGTERM as a request: kept until a safe moment, or raised at once inside `interruptible`."""
+    """SIGINT, SIGTERM and SIGHUP as a request: kept until a safe moment, or raised at once inside `interruptible`.
 
-    NAMES: ClassVar = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+    More signals within PATIENCE_S seconds of the first change nothing, so that a burst still saves. Later ones raise
+    KeyboardInterrupt. Once a signal has come, this stays so until the process ends.
+    """
+
+    NAMES: ClassVar = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+    PATIENCE_S = 10
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.interruptible = False
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         for number in self.NAMES:
-            self._before[number] = signal.signal(number, self._handle)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it, and so do we
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.received is None:
+            self.restore()
+
+    def restore(self) -> None:
+        """Handles signals as before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -159,9 +200,14 @@ class Signals:
         return Interrupted(f"{self.NAMES[signal.Signals(self.received)]}: {message}", 128 + self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:  # asked twice: do not insist on a safe moment
-            raise KeyboardInterrupt
-        self.received = number
+        if self.received is not None:
+            if time.monotonic() - self._since > self.PATIENCE_S:
+                raise KeyboardInterrupt
+            return
+        self.received, self._since = number, time.monotonic()
+        name = self.NAMES[signal.Signals(number)]
+        with contextlib.suppress(OSError):  # not through a stream, whose buffer may be in use
+            os.write(2, f"\n{name}: saving. Again after {self.PATIENCE_S} s: stop at once\n".encode())
         if self.interruptible:
             raise StopNow
 
@@ -186,6 +232,15 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device here: use device=cpu, or device=auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """What tells a directory from another one of the same name; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def create_new(path: Path) -> Path:

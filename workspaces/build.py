@@ -16,7 +16,6 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 
 from dp.data import Demonstrations
 from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
@@ -29,7 +28,7 @@ from dp.rollouts.runner import EnvRunner
 from dp.rollouts.trial import try_out
 from dp.tasks import Task
 from dp.types import Objective
-from workspaces import record, trust
+from workspaces import record, resume, trust
 from workspaces import settings as checks
 from workspaces.arguments import MISSING, check_arguments, shown
 from workspaces.base import Config, Workspace
@@ -43,17 +42,24 @@ GROUPS = (
 )  # fmt: skip
 """What training is made of: each is a class and its arguments."""
 
+TAKEN_APART = {"scheduler": ("num_inference_steps",), "optimizer": ("encoder_lr", "norm_decay")}
+"""Settings of a group that its class does not take: the objective does, and `train_state.parameter_groups`."""
+
 CUSTOM = "custom"
 """The name of numbers that no protocol of the task has."""
 
 
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
-    config = settings(composed)
-    verb = _verb(config["workspace"])
+    config, typed, own = settings(composed), record.overrides(), None
     if in_sweep():
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
+    else:
+        config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
+        own = resume.own_config(config, typed)
+        config = own or config
+    verb = _verb(config["workspace"])
     checks.check_values({**config, "n_action_steps": 1} if config["n_action_steps"] == "auto" else config)
     if verb.resolves:
         check(resolve(config))
@@ -61,7 +67,10 @@ def workspace(composed: DictConfig) -> Workspace:
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
     arguments = {key: value for key, value in config["workspace"].items() if key in taken}
     check_arguments("workspace", verb, arguments, given=["config"])
-    return verb(config=config, **arguments)
+    made = verb(config=config, **arguments)
+    if own is not None:
+        made.overrides = resume.recorded(made.run_dir, typed)
+    return made
 
 
 def _check_groups(config: Config) -> None:
@@ -259,7 +268,8 @@ def loader(config: Config, windows: WindowDataset, step: int, device: torch.devi
     return StreamedLoader(windows, order, device, settings["n_loader_workers"])
 
 
-def optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer(config: Config, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    """The optimizer of parameters, or of groups of them (`train_state.parameter_groups`)."""
     return _make(config, "optimizer", params=parameters)
 
 
@@ -280,8 +290,8 @@ def _settings(config: Config, group: str) -> dict[str, Any]:
     settings = config[group]
     if not isinstance(settings, dict) or not isinstance(settings.get("_target_"), str):
         raise ValueError(f"{group}={shown(settings)}, expected a choice ({group}=NAME) or a class and its arguments")
-    if group == "scheduler":  # an objective's
-        return {name: value for name, value in settings.items() if name != "num_inference_steps"}
+    if group in TAKEN_APART:
+        return {name: value for name, value in settings.items() if name not in TAKEN_APART[group]}
     if group == "env_runner" and settings.get("n_workers") == "auto":
         return {**settings, "n_workers": N_CORES}
     return settings

@@ -30,6 +30,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
         raise OSError(f"checkpoint {path} was not saved, the one before is intact: {error}") from error
 
 
+def find(name: str) -> Path:
+    """The file that a user means: a checkpoint, or the last one of a run directory."""
+    path = Path(name).expanduser()
+    return path / "checkpoints/last.pt" if path.is_dir() else path
+
+
 def load(path: Path) -> dict[str, Any]:
     """Reads tensors and primitives only: a file from a stranger cannot run code here.
 
@@ -65,4 +71,4 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     return found
 
 
-__all__ = ["FORMAT", "load", "save", "versions"]
+__all__ = ["FORMAT", "find", "load", "save", "versions"]

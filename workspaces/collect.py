@@ -17,9 +17,8 @@ from dp.data.recording import DemonstrationStore
 from dp.processes import N_CORES, in_processes
 from dp.rollouts.runner import EnvRunner
 from dp.tasks.demonstration import Collector, Demonstration, Finished
-from workspaces import build
+from workspaces import build, command
 from workspaces.base import Config, Signals, StopNow, Workspace
-from workspaces.errors import Interrupted
 from workspaces.evaluate import Loaded, load_policy
 from workspaces.load import MOVED
 from workspaces.settings import flatten
@@ -153,17 +152,14 @@ class CollectWorkspace(Workspace):
         return item
 
     def _stop(self, store: DemonstrationStore) -> None:
-        assert self.signals.received is not None
-        name = Signals.NAMES[self.signals.received]  # type: ignore[index]
         command = shlex.join(["python", *sys.argv])
-        raise Interrupted(
-            f"{name}: {self.path} holds {store.n_episodes} episodes. To go on: {command}", 128 + self.signals.received
-        ) from None
+        raise self.signals.interrupted(f"{self.path} holds {store.n_episodes} episodes. To go on: {command}") from None
 
     def _summary(self) -> str:
         megabytes = sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()) / 1e6
         rows = [f"  {name}: {value}" for name, value in self.task.statistics(self.path).items()]
-        train = f"train on them: dataset.path={self.path}"
+        chosen = _experiment_for(self.task.name)
+        train = f"train on them: {command.run(chosen, command.override('dataset.path', self.path))}"
         return "\n".join([f"{self.path}, {megabytes:.1f} MB", *rows, train])
 
     def close(self, failed: bool) -> None:
@@ -213,6 +209,13 @@ class Tally:
         return ", ".join(
             [f"{self.tried} seeds, {100 * self.successes / max(1, self.tried):.0f} % successes", *left_out]
         )
+
+
+def _experiment_for(task: str) -> str:
+    """What to type to train on a task: the experiment of its name, the small one before the large one."""
+    folder = Path(__file__).parent.parent / "configs" / "experiment"
+    names = [name for name in (f"{task}_small", task) if (folder / f"{name}.yaml").is_file()]
+    return f"+experiment={names[0]}" if names else f"task={task}"
 
 
 def _in_order(collector: Collector, n_workers: int, seeds: Iterable[int]) -> Made:

@@ -1,5 +1,6 @@
 """What a user sees when something is wrong: one or two lines for their mistakes, a traceback for ours."""
 
+import errno
 import os
 import re
 import sys
@@ -86,27 +87,31 @@ def _explain(error: Exception) -> str | None:
     """One or two lines, or None for what is not the user's doing."""
     if isinstance(error, Interrupted):
         return str(error)
+    reason = _in_what_was_typed(error) or _system_fault(error)
+    if reason is None and is_ours(error) and isinstance(error, (ValueError, OSError)):
+        reason = str(error)
+    if reason is None and isinstance(error, OSError) and error.filename is not None:
+        reason = f"{error.strerror}: {error.filename}"
+    return None if reason is None else f"error: {reason}"
+
+
+def _in_what_was_typed(error: Exception) -> str | None:
+    """What is wrong with an override; None for an error of another kind."""
     if isinstance(error, MissingConfigException):
-        return f"error: {_unknown_choice(error)}"
+        return _unknown_choice(error)
     if isinstance(error, ConfigCompositionException):
-        return f"error: {_unknown_key(error)}"
+        return _unknown_key(error)
     if isinstance(error, OverrideParseException):
-        return f"error: {_unreadable(error)}"
-    if isinstance(error, HydraException):
-        return "error: " + " ".join(str(error).split("\n")[:2])
+        return _unreadable(error)
     if isinstance(error, OmegaConfBaseException):
-        return f"error: {error.full_key or 'configuration'}: {str(error).splitlines()[0]}"
+        return f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}"
     if isinstance(error, (ImportError, InstantiationException)) and (reason := _not_importable(error)):
-        return f"error: {reason}"
-    if is_ours(error) and isinstance(error, (ValueError, OSError)):
-        return f"error: {error}"
-    if _is_in(error, HYDRA) and isinstance(error, ValueError):
-        return f"error: {_refused_by_hydra(error)}"
-    if isinstance(error, KeyError) and (reason := _deleted(error)):
-        return f"error: {reason}"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"error: {error.strerror}: {error.filename}"
-    return None
+        return reason
+    if isinstance(error, HydraException):
+        return " ".join(str(error).split("\n")[:2])
+    if isinstance(error, KeyError):
+        return _deleted(error)
+    return _refused_by_hydra(error) if _is_in(error, HYDRA) and isinstance(error, ValueError) else None
 
 
 def _deleted(error: KeyError) -> str | None:
@@ -115,6 +120,30 @@ def _deleted(error: KeyError) -> str | None:
     keys = [typed[1:].partition("=")[0] for typed in deleted]
     found = [key for key in keys if error.args[:1] == (key.rpartition(".")[2],)]
     return f"~{found[0]} deletes a setting that is needed: leave it out" if found else None
+
+
+FAULTS = {
+    errno.ENOSPC: "free some space, or choose another run_dir",
+    errno.EDQUOT: "free some space, or choose another run_dir",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+    errno.ENFILE: "close other programs: this machine has too many files open",
+    errno.EAGAIN: "allow more processes (ulimit -u), or use fewer: env_runner.n_workers=0 workspace.n_loader_workers=0",
+    errno.ENOMEM: "close other programs, or use less: workspace.batch_size, env_runner.n_envs, env_runner.n_workers",
+    errno.EROFS: "choose a run_dir that can be written",
+}
+"""What helps where the system refuses something, whichever library asked."""
+
+
+def _system_fault(error: BaseException | None) -> str | None:
+    """What the system refused, anywhere in the causes of `error`, and what helps; None for an error of another kind."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FAULTS:
+            what = str(error) if error.args[1:] else os.strerror(error.errno)
+            return f"{what}: {FAULTS[error.errno]}. What was saved before is intact"
+        if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+            return f"{error}: {FAULTS[errno.EAGAIN]}. What was saved before is intact"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _not_importable(error: Exception) -> str | None:

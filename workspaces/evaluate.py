@@ -11,13 +11,14 @@ import torch
 
 from dp import engines
 from dp.files import write_json
+from dp.kernels.calibration import AVAILABLE
 from dp.modalities import parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.rollouts.baselines import DoNothing, Replay
 from dp.rollouts.runner import EnvRunner, RolloutResult
 from dp.tasks import Task
 from dp.types import Policy
-from workspaces import build, checkpoint, record
+from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.rollouts import metrics_of, named, save_media
 from workspaces.settings import groups_with, keys_with
@@ -98,6 +99,8 @@ class EvaluateWorkspace(Workspace):
                 key: self.config[key] for key in ("horizon", "n_obs_steps", "n_action_steps", "scheduler", "seed")
             },
             "device": str(self.device),
+            "n_threads": torch.get_num_threads(),
+            "precision": "fp32" if self.device.type == "cpu" else torch.get_float32_matmul_precision(),
             "episodes": [e.row() for e in result.episodes],
         }
         videos = save_media(self.run_dir, self.about.get("step", 0), result)
@@ -116,6 +119,7 @@ class EvaluateWorkspace(Workspace):
             self.env_runner.seeds[0], self.env_runner.seeds[-1], self.latency_ms,
         )  # fmt: skip
         log.info("%s", self.run_dir / "evaluation.json")
+        log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
 
     def close(self, failed: bool) -> None:
         self.env_runner.close()
@@ -134,8 +138,7 @@ class Loaded:
 
 def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for one that is not usable."""
-    path = Path(config["checkpoint"])
-    path = path / "checkpoints/last.pt" if path.is_dir() else path
+    path = checkpoint.find(config["checkpoint"])
     state = checkpoint.load(path)
     if "ema" not in state or "config" not in state:
         raise ValueError(f"checkpoint={path} holds no policy")
@@ -148,6 +151,8 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
         build.check(config)
         policy = build.policy(config)
         load_weights(policy, state["ema"]["model"], path)
+        if config["n_threads"] == "auto" and state.get("n_threads") is not None:
+            config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint={path} is damaged ({type(error).__name__}: {error}): not loaded") from error
     policy.to(device).eval().requires_grad_(False)

@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +25,16 @@ State = Literal["waiting", "running", "interrupted", "failed", "finished"]
 its end. failed: an error ended it. finished: its results are complete."""
 
 
-def begin(run_dir: Path, verb: str, device: torch.device, packages: Iterable[str] = ()) -> None:
-    """A process takes the run up."""
+def begin(
+    run_dir: Path,
+    verb: str,
+    device: torch.device,
+    packages: Iterable[str] = (),
+    typed: Sequence[str] | None = None,
+    **facts: object,
+) -> None:
+    """A process takes the run up. typed: overrides that describe the run, by default those of this process. facts: more
+    of what the run is computed with."""
     before = read(run_dir) or {}
     _write(
         run_dir,
@@ -36,11 +44,12 @@ def begin(run_dir: Path, verb: str, device: torch.device, packages: Iterable[str
             "score": None,
             "error": None,
             "pid": os.getpid(),
-            "overrides": overrides(),
+            "overrides": overrides() if typed is None else list(typed),
             "begun": before.get("begun") or _now(),
             "resumed": _now() if before else None,
             "ended": None,
             "machine": machine(device),
+            **facts,
             "versions": {"python": platform.python_version(), **versions(packages)},
             "commit": commit(),
         },

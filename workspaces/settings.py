@@ -91,7 +91,7 @@ TABLE: dict[Role, Entry] = {
     ),
     "outside": Entry(
         "No part of a run: Hydra's own, the report's, the copy of its training's settings that an evaluation has.",
-        "hydra.* sweep runs report.* training.*",
+        "hydra.* sweep debug runs report.* training.*",
     ),
 }
 
@@ -120,6 +120,9 @@ VALUES: dict[str, Any] = {
     "env_runner.start_seed": limits.EnvSeed | None,
     "env_runner.max_steps": limits.Positive | None,
     "optimizer.lr": limits.NotNegative,
+    "optimizer.encoder_lr": limits.NotNegative | None,
+    "optimizer.norm_decay": limits.NotNegative | None,
+    "init_from": str | None,
     "lr_schedule.num_warmup_steps": limits.Count,
 }
 """What a value must be where no constructor of ours declares it: settings of a whole run, and arguments of other

@@ -22,6 +22,31 @@ LAUNCH = ENVIRONMENT | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2
 SWITCH_INTERVAL_S = 1e-4
 
 
+SHOWS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+"""Options that only print something."""
+
+
+def greet(arguments: list[str]) -> None:
+    """Says that the program has started: what it imports next takes seconds. Without arguments it shows its help.
+
+    Exits where the working directory is gone, which every library would report in its own way.
+    """
+    if len(arguments) == 1:
+        arguments.append("--help")
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit("error: the working directory has been deleted: cd to another one")
+    if not any(argument.split("=")[0] in SHOWS for argument in arguments):
+        sys.stderr.write("starting, which takes some seconds\n")
+        sys.stderr.flush()
+
+
+def close_stdout() -> None:
+    """Lets what is still to be written to a pipe that nobody reads disappear, without an error at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def tune() -> None:
     """Tunes this process for its whole life: the allocator, and how threads wait. To call before torch is imported."""
     for name, value in ENVIRONMENT.items():

@@ -28,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from tabulate import tabulate
 
 from dp.files import write_json
-from workspaces import record
+from workspaces import command, record
+from workspaces.command import quoted
 from workspaces.errors import explain
 from workspaces.settings import group, groups_with, role
 from workspaces.trust import packages_of
@@ -152,11 +153,20 @@ class Sweep:
         self._reporter.join()
         Sweep.in_this_process = False
         if self.jobs:
-            self.say(self.status(whole=True))
+            self.say("\n".join([self.status(whole=True), *self._conclusion()]))
         unfinished = [job for job in self.jobs if self.state(job) != "finished"]
         if unfinished and error is None:
-            command = shlex.join(["python", *sys.argv])
-            raise ValueError(f"{len(unfinished)} of {len(self.jobs)} jobs have not finished. To go on: {command}")
+            again = shlex.join(["python", *sys.argv])
+            raise ValueError(f"{len(unfinished)} of {len(self.jobs)} jobs have not finished. To go on: {again}")
+
+    def _conclusion(self) -> list[str]:
+        """The best job and what to do next, once there is a score."""
+        scores = {job.name: score for job in self.jobs if (score := self.score(job)) is not None}
+        if not scores:
+            return []
+        best = max(scores, key=lambda name: scores[name])
+        report = command.run("workspace=report", command.override("runs", self.dir))
+        return [f"\nbest score {scores[best]:.3f}: {self.dir / best}", f"report: {report}"]
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Takes jobs into the manifest. Raises ValueError where the directory of one holds something else."""
@@ -279,11 +289,6 @@ def _tells(override: str) -> bool:
     What counts is its first part, so that a sweep keeps its directory: env_runner.n_workers says something, too.
     """
     return role(group(override)) not in ("place", "output", "speed")
-
-
-def quoted(value: str) -> str:
-    """As the value of an override, whatever is in it."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _combinations(swept: Mapping[str, Override]) -> Iterable[dict[str, str]]:

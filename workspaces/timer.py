@@ -36,6 +36,10 @@ class Timer:
         self._mark, self._mark_step, self._pauses_since_mark_s = now, step, 0.0
         return rate
 
+    def mean_steps_per_s(self, step: int) -> float:
+        """Steps per second since this process began to train."""
+        return (step - self._first_step) / max(self._here_s(), 1e-9)
+
     def training_s(self) -> float:
         """Seconds since the run began, over all its processes."""
         return self.before_s + self._here_s()

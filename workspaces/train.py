@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch
@@ -10,10 +10,12 @@ from annotated_types import Interval
 from tqdm import tqdm
 
 from dp import engines, limits
-from workspaces import build, checkpoint, record
-from workspaces.assessment import Assessment, facts_of
+from dp.data.batches import lost_worker
+from workspaces import build, checkpoint, resume
+from workspaces.assessment import VAL_METRIC, Assessment, facts_of
 from workspaces.base import Config, Signals, StopNow, Workspace
-from workspaces.train_state import TrainState, choose_precision, load_run
+from workspaces.timer import duration
+from workspaces.train_state import TrainState, begin_from, choose_precision, load_run, warn_if_inexact
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class TrainWorkspace(Workspace):
                 bar.update()
                 if self.assessment.due("log"):
                     self.assessment.log_training()
+                elif bar.disable:
+                    self.assessment.log_sign_of_life()
                 state.metrics_offset = self.logger.offset
                 if self.device.type == "cpu":
                     state.timer.warn_if_slow(state.step, self.num_steps, self.small_experiment)
@@ -62,7 +66,7 @@ class TrainWorkspace(Workspace):
                 self.signals.interruptible = False
                 state.evaluated, state.metrics_offset = True, self.logger.offset
                 if due("checkpoint") or due("rollout") or state.step == 1:
-                    state.save(self.run_dir, self.about)  # from the first step on the directory is this run's
+                    self._save()  # from the first step on the directory is this run's
         if self.signals.received is not None:
             self._save_and_leave()
 
@@ -86,28 +90,46 @@ class TrainWorkspace(Workspace):
         engines.choose(engine, self.device)
         self.num_steps, self.grad_accumulation, self.max_grad_norm = num_steps, grad_accumulation, max_grad_norm
         self.precision, self.engine, self.small_experiment = precision, engine, small_experiment
-        self.signals, self.env_runner, self.logger = Signals(), cast(Any, None), cast(Any, None)
+        self.signals, self.env_runner, self.logger, self.loader = Signals(), *[cast(Any, None)] * 3
 
     def run(self) -> float | None:
         """Trains to `num_steps`. Returns the best score, the larger the better; None where nothing gives one."""
         torch.manual_seed(self.config["seed"])
         self._build()
         self._open()
+        if self.state.step < self.num_steps or not self.state.evaluated:
+            self._train_or_stop()
+        self.score = self.state.best[0]["score"] if self.state.best else None
+        self._say_what_next()
+        return self.score
+
+    def _train_or_stop(self) -> None:
         with self.signals:
             try:
                 self._train()
             except StopNow:
                 self._save_and_leave()
-        self.score = self.state.best[0]["score"] if self.state.best else None
-        return self.score
+            except Exception as error:
+                if not lost_worker(error):
+                    raise
+                command = resume.how_to_resume(self.run_dir, self.config, "workspace.n_loader_workers=0")
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise ChildProcessError(
+                    f"a worker of the DataLoader died, out of memory or of /dev/shm? ({reason:.200}) "
+                    f"What was saved before is intact. To go on without workers: {command}"
+                ) from error
 
     def _build(self) -> None:
+        log.info("%s: reading the data", self.config["name"])
         self.env_runner, data = build.env_runner(self.config), build.demonstrations(self.config)
         self.config["dataset"] |= {"path": [str(path) for path in data.paths], "sha256": data.sha256}  # not "auto"
-        self.train_windows, self.val_windows = build.windows(self.config, data)
         self.packages, self.train_seeds = build.task(self.config).packages, data.train_seeds
-        self.facts = facts_of(data, self.train_windows, self.val_windows)
         self.state = TrainState.fresh(self.config, data.normalizer, self.device)
+        if self.config.get("init_from") is not None:
+            begin_from(self.state, self.config["init_from"], self.run_dir)
+            data.normalize_with(self.state.policy.normalizer)
+        self.train_windows, self.val_windows = build.windows(self.config, data)
+        self.facts = facts_of(data, self.train_windows, self.val_windows)
         engines.speed_up_sampling(self.engine, self.state.ema.model)
 
     def _open(self) -> None:
@@ -115,15 +137,17 @@ class TrainWorkspace(Workspace):
         self.take_run_dir()
         saved = load_run(self.run_dir, self.config)
         self.config["workspace"]["precision"] = choose_precision(self.precision, self.device, saved)
-        self.begin_run("train")
+        if saved is not None and self.config["n_threads"] == "auto" and saved.get("n_threads") is not None:
+            self.use_threads(saved["n_threads"])  # the last bit of a sum depends on their number
+        self.begin_run("train", precision=self.config["workspace"]["precision"])
         self.logger = build.logger(self.config, self, "train", saved["wandb_id"] if saved else None)
         self.state.precision = self.config["workspace"]["precision"]
         if saved is not None:
             self.state.load_state_dict(saved)
-            if self.config["n_threads"] == "auto" and self.state.n_threads is not None:
-                self.use_threads(self.state.n_threads)  # the last bit of a sum depends on their number
             log.info("resuming %s at step %d", self.run_dir, self.state.step)
+            warn_if_inexact(saved, self.state.precision)
         self.logger.truncate(self.state.metrics_offset)
+        warn_if_warm_up_is_too_long(self.config)
         self.about = {
             "config": self.config,
             "versions": checkpoint.versions(self.packages),
@@ -136,19 +160,54 @@ class TrainWorkspace(Workspace):
         state = self.state
         log.info("data: %s", self.facts)
         log.info("policy: %s", state)
-        loader = build.loader(self.config, self.train_windows, state.step, self.device)
+        self.loader = loader = build.loader(self.config, self.train_windows, state.step, self.device)
         bf16 = state.precision == "bf16"
         step = engines.EagerStep(state.policy, state.optimizer, loader.load, self.max_grad_norm, bf16)
         return iter(loader), engines.training_step(self.engine, step)
 
-    def _save_and_leave(self) -> None:
+    def _save(self) -> None:
+        self.check_run_dir()
         self.state.save(self.run_dir, self.about)
-        overrides = [o for o in record.overrides() if not o.startswith("run_dir=")]
-        command = " ".join(["python run.py", *overrides, f"run_dir={self.run_dir}"])
+
+    def _save_and_leave(self) -> None:
+        self._save()
+        command = resume.how_to_resume(self.run_dir, self.config)
         raise self.signals.interrupted(f"saved at step {self.state.step}. To go on: {command}")
 
-    def close(self, failed: bool) -> None:
+    def _say_what_next(self) -> None:
+        """The closing lines: how good the run is, where its best checkpoint lies, how to evaluate and to extend it."""
+        best = self.state.best[0] if self.state.best else None
+        file = self.run_dir / "checkpoints" / (best["file"] if best is not None else "last.pt")
+        spent = duration(self.state.timer.training_s())
+        log.info("finished: %d steps in %s, %s: %s", self.state.step, spent, best_of(best), file)
         if self.env_runner is not None:
-            self.env_runner.close()
+            log.info("evaluate it: %s", resume.how_to_evaluate(file, self.config))
+        longer = resume.how_to_resume(self.run_dir, self.config, f"workspace.num_steps={2 * self.num_steps}")
+        log.info("train it longer: %s", longer)
+
+    def close(self, failed: bool) -> None:
+        for part in (self.loader, self.env_runner):
+            if part is not None:
+                part.close()
         if self.logger is not None:
             self.logger.close(failed)
+
+
+def best_of(best: Mapping[str, Any] | None) -> str:
+    """In words how good the best checkpoint is, an entry of `TrainState.best`."""
+    if best is None:
+        return "last checkpoint"
+    if best.get("metric") == VAL_METRIC:
+        return f"best {VAL_METRIC} {-best['score']:.4g} at step {best['step']}"
+    return f"best score {best['score']:.3f} at step {best['step']}"
+
+
+def warn_if_warm_up_is_too_long(config: Config) -> None:
+    """Warns where the learning rate only rises, and never reaches what `optimizer.lr` says."""
+    warm_up, num_steps = config["lr_schedule"].get("num_warmup_steps"), config["workspace"]["num_steps"]
+    if isinstance(warm_up, int) and warm_up >= num_steps:
+        log.warning(
+            "lr_schedule.num_warmup_steps=%d, but the run has only workspace.num_steps=%d: the learning rate never "
+            "reaches optimizer.lr. Give lr_schedule.num_warmup_steps=%d, for example",
+            warm_up, num_steps, num_steps // 10,
+        )  # fmt: skip

@@ -14,13 +14,11 @@ from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
 from workspaces import build, checkpoint
 from workspaces.base import Config
-from workspaces.settings import flatten, keys_with
+from workspaces.evaluate import load_weights
+from workspaces.resume import check_same
 from workspaces.timer import Timer
 
 log = logging.getLogger(__name__)
-
-MAY_DIFFER = keys_with("length", "source", "speed", "arithmetic", "place", "output", "verb")
-"""Keys that may differ when a run resumes."""
 
 
 class TrainState:
@@ -53,7 +51,7 @@ class TrainState:
         """The state before the first step: weights as torch's generator draws them."""
         policy = build.policy(config, normalizer).to(device)
         ema = build.ema(config, policy)
-        optimizer = build.optimizer(config, policy.parameters())
+        optimizer = build.optimizer(config, parameter_groups(policy, config["optimizer"]))
         return cls(policy, ema, optimizer, build.lr_schedule(config, optimizer))
 
     def __str__(self) -> str:
@@ -127,6 +125,61 @@ class TrainState:
             )
 
 
+def begin_from(state: TrainState, init_from: object, run_dir: Path) -> None:
+    """Gives a fresh state the averaged weights of the checkpoint `init_from`, with its normalisation.
+
+    The normalisation belongs to the weights: new data are mapped with the old statistics, so that the policy computes
+    at first what it computed there. A run that has begun in `run_dir` needs the file no more. Raises ValueError where
+    the weights are of another architecture, naming the first difference.
+    """
+    last = run_dir / "checkpoints/last.pt"
+    if last.is_file():
+        state.policy.load_state_dict(checkpoint.load(last)["policy"])
+        return
+    path = checkpoint.find(str(init_from))
+    try:
+        saved = checkpoint.load(path)
+        if "ema" not in saved:
+            raise ValueError(f"checkpoint={path} holds no policy")
+        for policy in (state.policy, state.ema.model):
+            load_weights(policy, saved["ema"]["model"], path)
+    except ValueError as error:
+        raise ValueError(str(error).replace("checkpoint=", "init_from=", 1)) from None
+    log.info("initial weights and normalisation: %s, step %s", path, saved.get("step"))
+
+
+def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> list[Any]:
+    """The parameters of `policy`, in groups with settings of their own where `settings` of the optimizer have them.
+
+    encoder_lr: learning rate of the encoder; None: lr. norm_decay: weight decay of norms and biases, which are the
+    parameters with one dimension; None: weight_decay.
+    """
+    encoder_lr, norm_decay = settings.get("encoder_lr"), settings.get("norm_decay")
+    if encoder_lr is None and norm_decay is None:
+        return list(policy.parameters())
+    encoder = {id(p) for name, p in policy.named_parameters() if name.startswith("encoder.")}
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for p in policy.parameters():
+        groups.setdefault(
+            (encoder_lr is not None and id(p) in encoder, norm_decay is not None and p.ndim < 2), []
+        ).append(p)
+    return [
+        {"params": groups[key]}
+        | ({"lr": encoder_lr} if key[0] else {})
+        | ({"weight_decay": norm_decay} if key[1] else {})
+        for key in sorted(groups)  # the denoiser's first: its learning rate is what is logged
+    ]
+
+
+def warn_if_inexact(saved: Mapping[str, Any], precision: str) -> None:
+    """Warns where the user chose to compute otherwise than the run in `saved` did."""
+    before = {"workspace.precision": saved.get("precision"), "n_threads": saved.get("n_threads")}
+    now = {"workspace.precision": precision, "n_threads": torch.get_num_threads()}
+    changed = [f"{key}={now[key]} (before: {old})" for key, old in before.items() if old not in (None, now[key])]
+    if changed:
+        log.warning("the run goes on with %s: not to the bit as it would have without", " and ".join(changed))
+
+
 def choose_precision(precision: str, device: torch.device, saved: Mapping[str, Any] | None) -> str:
     """fp32 or bf16: what auto means on `device`, or, when a run resumes, what it meant when `saved` was."""
     if precision == "auto" and saved is not None:
@@ -147,22 +200,16 @@ def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
     if not last.is_file():
         return None
     state = checkpoint.load(last)
-    _check_same_run(state["config"], config, run_dir)
+    check_same(state["config"], config, run_dir)
+    check_length(state["step"], config, run_dir)
     return state
 
 
-def _check_same_run(saved: Config, config: Config, run_dir: Path) -> None:
-    """Raises ValueError where `run_dir` holds a run, begun with `saved`, that `config` cannot resume."""
-    old, new = flatten(saved), flatten(config)
-    differing = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(MAY_DIFFER)
-    ]
-    if differing:
-        shown = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in differing[:3])
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+def check_length(step: int, config: Config, run_dir: Path) -> None:
+    """Raises ValueError where the run in `run_dir` has done more steps than `config` wants."""
+    wanted = config["workspace"]["num_steps"]
+    if step > wanted:
         raise ValueError(
-            f"{run_dir} holds another run: {shown}{more}. Give the settings it was begun with "
-            f"({run_dir / 'config.yaml'}), or another run_dir"
+            f"workspace.num_steps={wanted}, but the run in {run_dir} has done {step} steps already. Give "
+            f"workspace.num_steps={step} or more to go on with it, or another run_dir to begin a shorter run"
         )

@@ -190,6 +190,15 @@ def check_targets(config: Config, trusted: Collection[str] = (), places: Collect
         _check_nested(config.get(key), key, ())
 
 
+def check_part(node: object, place: str, ours: Collection[str], trusted: Collection[str]) -> None:
+    """Raises ValueError unless `node`, a part of a run's `config.yaml`, names one of the targets `ours`, or one from a
+    package that is `trusted`."""
+    target = node.get("_target_") if isinstance(node, dict) else None
+    if not isinstance(node, dict) or not (target in ours or _is_from(target, trusted)):
+        raise ValueError(_distrust(f"{place}._target_={target}", target).replace("the checkpoint", "config.yaml"))
+    _check_nested({key: value for key, value in node.items() if key != "_target_"}, place, trusted)
+
+
 def packages_of(config: Mapping[str, Any]) -> list[str]:
     """The packages besides ours that the targets of a configuration come from, and those it trusts."""
     found = set(config.get("trust") or ())

@@ -1,7 +1,12 @@
 """Batches in an order that is a pure function of (seed, position): the ground of exact resume."""
 
+import multiprocessing
+import shutil
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +52,8 @@ class Loader(Protocol):
 
     def load(self, inputs: Any) -> Batch: ...
 
+    def close(self) -> None: ...
+
 
 class ResidentLoader:
     """The whole data set lies on `device`: it yields window indices, and gathers there. No workers, no copies."""
@@ -60,26 +67,84 @@ class ResidentLoader:
     def load(self, inputs: Int[Tensor, " B"]) -> Batch:
         return prepare(self.dataset.gather(inputs.to(self.device, non_blocking=True)))
 
+    def close(self) -> None:
+        """Nothing is to be ended."""
+
 
 class StreamedLoader:
-    """The same batches through torch's DataLoader, for data that does not fit on the device: it yields them raw."""
+    """The same batches through torch's DataLoader, for data that does not fit on the device: it yields them raw.
+
+    Raises ValueError where /dev/shm has no room for what its workers hand over: they would wait for ever.
+    """
 
     def __init__(self, dataset: WindowDataset, order: BatchOrder, device: torch.device, n_workers: int) -> None:
         self.device = device
+        if n_workers > 0:
+            check_shared_memory(_nbytes(dataset.gather(order.batch(order.start))) * n_workers * (1 + PREFETCHED))
         self.loader = DataLoader(
             _Gather(dataset),
             sampler=order,
             batch_size=None,
             num_workers=n_workers,
+            prefetch_factor=PREFETCHED if n_workers > 0 else None,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # it seeds the workers: not from the generator that training draws from
+            worker_init_fn=_leave_signals_to_the_parent,
         )
+        self._workers: set[BaseProcess] = set()
+        self._sigchld = signal.getsignal(signal.SIGCHLD)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader)
+        before = set(multiprocessing.active_children())
+        batches = iter(self.loader)
+        self._workers = set(multiprocessing.active_children()) - before
+        return batches
 
     def load(self, inputs: Batch) -> Batch:
         return prepare(inputs, self.device)
+
+    def close(self) -> None:
+        """Ends the workers, also those that wait for one that was killed."""
+        if self._workers:
+            signal.signal(signal.SIGCHLD, self._sigchld or signal.SIG_DFL)  # torch's would raise at their end
+        for worker in self._workers:
+            worker.kill()
+
+
+PREFETCHED = 2
+"""Batches that each worker of a DataLoader prepares ahead (torch's default)."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def check_shared_memory(needed: int, place: Path = SHARED_MEMORY) -> None:
+    """Raises ValueError where `place`, through which workers hand over batches, has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(place).free if place.is_dir() else needed
+    if free < needed:
+        raise ValueError(
+            f"workspace.loader=dataloader: its workers need {needed / 1e6:.0f} MB of shared memory, {place} has "
+            f"{free / 1e6:.1f} MB free. Give workspace.n_loader_workers=0, or more of it (docker run --shm-size=1g)"
+        )
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether `error` comes from a worker of a DataLoader that was killed: by torch's own check, which may raise
+    anywhere, or because nobody is at the other end of its connection."""
+    if isinstance(error, (ConnectionError, EOFError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and text.startswith("DataLoader worker") and "Caught" not in text
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Signals reach the whole group. The parent decides, and still needs its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _nbytes(batch: Any) -> int:
+    parts = batch.values() if isinstance(batch, dict) else [batch]
+    return sum(part.nbytes if isinstance(part, Tensor) else _nbytes(part) for part in parts)
 
 
 class _Gather(Dataset):

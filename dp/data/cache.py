@@ -80,6 +80,7 @@ def cached(file: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None
             temporary.unlink(missing_ok=True)
             return _uncached(shape, fill, error)
         try:
+            log.info("decoding %d images into %s", shape[0], file)
             fill(on_disk)
             on_disk.flush()
             temporary.replace(file)

@@ -21,6 +21,9 @@ from dp.modalities import Normalizer, Spec
 
 log = logging.getLogger(__name__)
 
+REACHED = 1.01
+"""Largest normalised action that clipping to [-1, 1] leaves nearly as it is."""
+
 
 class Demonstrations:
     """Episodes, normalised once and split.
@@ -50,12 +53,27 @@ class Demonstrations:
         self.n_episodes = episodes.n_episodes // n_copies
         self.train_episodes = np.concatenate([split.train + copy * self.n_episodes for copy in range(n_copies)])
         arrays = {name: _tensor(array) for name, array in episodes.arrays.items()}
-        self.normalizer = Normalizer.fit({**obs, "action": action}, arrays)  # on all episodes, as the paper does
+        self.normalize_with(Normalizer.fit({**obs, "action": action}, arrays))  # on all episodes, as the paper does
+
+    def normalize_with(self, normalizer: Normalizer) -> None:
+        """Maps the data with `normalizer`, for example with the statistics of the data that a policy was trained on.
+
+        Warns where values lie outside the range that a policy which clips its samples can reach.
+        """
+        self.normalizer = normalizer
+        arrays = {name: _tensor(array) for name, array in self.episodes.arrays.items()}
+        specs = {name: spec for name, spec in normalizer.specs.items() if name != "action"}
         self._obs = {
-            name: arrays[name] if spec.type == "rgb" else self.normalizer.normalize(name, arrays[name])
-            for name, spec in obs.items()
+            name: arrays[name] if spec.type == "rgb" else normalizer.normalize(name, arrays[name])
+            for name, spec in specs.items()
         }
-        self._action = self.normalizer.normalize("action", arrays["action"])
+        self._action = normalizer.normalize("action", arrays["action"])
+        largest = float(self._action.abs().max())
+        if normalizer.clamps("action") and largest > REACHED:
+            log.warning(
+                "actions reach %.2f in the units of the policy, whose samples are clipped to [-1, 1]: these data lie "
+                "outside the range it was trained with. Train from the start instead, without init_from", largest,
+            )  # fmt: skip
 
     def windows(self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int) -> WindowDataset:
         """The windows of `episodes`. Raises ValueError where there are none."""

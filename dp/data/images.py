@@ -1,6 +1,7 @@
 """Stored pictures of any layout and number type as uint8, channels last."""
 
 import numpy as np
+from tqdm import tqdm
 
 from dp.data.cache import Frames
 from dp.data.formats.zarr import ZarrStore
@@ -45,7 +46,9 @@ def _decode(store: ZarrStore, name: str, first: bool, images: np.ndarray, scale:
     Raises ValueError for values that are in neither range.
     """
     highest = 0.0
+    bar = tqdm(total=len(images), desc=f"decoding {name}", unit="frame", leave=False, disable=None)
     for rows, values in store.blocks(name):
+        bar.update(rows.stop - rows.start)
         values = values[: max(0, len(images) - rows.start)]
         if not len(values):
             break

@@ -179,7 +179,8 @@ def _call(episodes: dict[int, Episode], make: MakeEpisode, env: int, method: str
 def _serve(connection: Connection, arena: ctypes.Array, make_episode: MakeEpisode) -> None:
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     memory = memoryview(arena).cast("B")
     episodes: dict[int, Episode] = {}

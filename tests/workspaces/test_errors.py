@@ -1,5 +1,7 @@
 """A user's mistakes: one or two lines that help, a code that is not 0, nothing written."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from omegaconf import open_dict
 
 from tests.workspaces.conftest import RUN
 from workspaces import build, errors
+from workspaces.errors import explain
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,7 @@ def test_a_mistake_ends_a_command_with_a_line_and_writes_nothing(typed, expected
     assert result.returncode != 0
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) <= 2
+    assert len(result.stderr.strip().removeprefix("starting, which takes some seconds\n").splitlines()) <= 2
     assert not any(tmp_path.iterdir())
 
 
@@ -108,10 +111,10 @@ def test_cuda_is_not_promised_where_there_is_none(tmp_path):
     assert "device=cuda, but torch finds no CUDA device here" in result.stderr
 
 
-def test_help_names_every_experiment_group_and_verb(tmp_path):
-    result = subprocess.run(
-        [sys.executable, str(RUN), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+def test_without_arguments_help_names_every_experiment_group_and_verb(tmp_path):
+    result = subprocess.run([sys.executable, str(RUN)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    assert result.stderr == ""
     configs = RUN.parent / "configs"
     for experiment in (configs / "experiment").glob("*.yaml"):
         assert experiment.stem in result.stdout
@@ -119,3 +122,25 @@ def test_help_names_every_experiment_group_and_verb(tmp_path):
         assert group.stem == "config" or group.stem in result.stdout
     for verb in (configs / "workspace").glob("*.yaml"):
         assert verb.stem in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "ulimit -u"),
+        (errno.EROFS, "run_dir"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_whichever_library_asked(number, advice):
+    try:
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError as error:
+            raise RuntimeError("a library's own words") from error
+    except RuntimeError as error:
+        message = explain(error)
+    assert os.strerror(number) in message
+    assert advice in message
+    assert "\n" not in message

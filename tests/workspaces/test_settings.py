@@ -8,7 +8,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from workspaces import evaluate, settings, sweep, train_state
+from workspaces import evaluate, resume, settings, sweep
 from workspaces.report import failure_map, recipe, runs, tables
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -54,7 +54,7 @@ def test_no_key_has_two_roles():
 
 def test_prefixes_select_the_keys_of_their_roles_and_no_others():
     lists = {
-        train_state.MAY_DIFFER: {"length", "source", "speed", "arithmetic", "place", "output", "verb"},
+        resume.MAY_DIFFER: {"length", "source", "speed", "arithmetic", "place", "output", "verb"},
         tables.NO_SETTING: set(settings.TABLE) - {"identity", "training", "length", "sampling"},
         recipe.OF_THE_PLACE: {"data", "source", "speed", "place", "output", "verb", "outside"},
     }
@@ -68,7 +68,7 @@ def test_the_lists_of_old_are_what_they_were():
     assert {"run_dir", "device", "n_threads", "checkpoint", "logger", "dataset.path", "dataset.source",
             "env_runner.n_workers", "env_runner.n_envs", "workspace.num_steps", "workspace.loader",
             "workspace.n_loader_workers", "workspace.engine", "workspace.precision"} <= {
-                *train_state.MAY_DIFFER}  # fmt: skip
+                *resume.MAY_DIFFER}  # fmt: skip
     assert set(evaluate.SCHEDULE) == {
         "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"
     }  # fmt: skip

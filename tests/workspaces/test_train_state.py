@@ -11,9 +11,17 @@ from tests.specs import specs
 from tests.test_configs import CONFIGS
 from tests.workspaces.conftest import assert_equal
 from workspaces import build, checkpoint
-from workspaces.train_state import TrainState, choose_precision, load_run
+from workspaces.train_state import (
+    TrainState,
+    begin_from,
+    choose_precision,
+    load_run,
+    parameter_groups,
+    warn_if_inexact,
+)
 
 CPU = torch.device("cpu")
+SPECS = specs(agent_pos=(2,), block_pose=(4,), action=(2,))
 
 
 def config(*overrides: str) -> dict:
@@ -24,7 +32,7 @@ def config(*overrides: str) -> dict:
 
 def fresh(seed: int) -> TrainState:
     torch.manual_seed(seed)
-    return TrainState.fresh(config(), Normalizer(specs(agent_pos=(2,), block_pose=(4,), action=(2,))), CPU)
+    return TrainState.fresh(config(), Normalizer(SPECS), CPU)
 
 
 def step(state: TrainState) -> None:
@@ -118,3 +126,65 @@ def test_auto_means_what_it_meant_and_choosing_draws_no_random_number():
     assert (
         choose_precision("fp32", CPU, {"precision": "bf16", "config": {"workspace": {"precision": "bf16"}}}) == "fp32"
     )
+
+
+def test_an_option_gives_the_encoder_and_the_norms_settings_of_their_own():
+    state = TrainState.fresh(config(), Normalizer(SPECS), CPU)
+    policy, n = state.policy, len(list(state.policy.parameters()))
+    assert parameter_groups(policy, {"encoder_lr": None, "norm_decay": None}) == list(policy.parameters())
+    policy.encoder.scale = torch.nn.Parameter(torch.ones(3, 2))
+    groups = parameter_groups(policy, {"encoder_lr": 1e-5, "norm_decay": 0.0})
+    assert sum(len(group["params"]) for group in groups) == n + 1
+    assert "lr" not in groups[0]
+    assert {p.ndim for group in groups if "weight_decay" in group for p in group["params"]} == {1}
+    assert all(p.ndim > 1 for group in groups if "weight_decay" not in group for p in group["params"])
+    (encoder,) = [group for group in groups if "lr" in group]
+    assert encoder["lr"] == 1e-5
+    assert encoder["params"] == [policy.encoder.scale]
+    optimizer = build.optimizer(config("optimizer.norm_decay=0"), groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups].count(0) == 1
+
+
+def test_fine_tuning_begins_with_the_averaged_weights_and_their_normalisation(tmp_path):
+    old, new = trained(), fresh(5)
+    old.policy.normalizer.action_scale.fill_(3.0)
+    old.ema.model.normalizer.action_scale.fill_(3.0)
+    checkpoint.save(tmp_path / "old/checkpoints/last.pt", {**old.state_dict(), "config": config()})
+    begin_from(new, tmp_path / "old", tmp_path / "new")
+    for policy in (new.policy, new.ema.model):
+        assert_equal(dict(policy.state_dict()), dict(old.ema.model.state_dict()), "weights")
+    assert (new.step, new.ema.num_updates, new.optimizer.state_dict()["state"]) == (0, 0, {})
+
+    new.policy.normalizer.action_scale.fill_(7.0)
+    checkpoint.save(tmp_path / "new/checkpoints/last.pt", {**new.state_dict(), "config": config()})
+    again = fresh(6)
+    begin_from(again, tmp_path / "deleted", tmp_path / "new")  # a run that has begun needs the file no more
+    assert again.policy.normalizer.action_scale[0] == 7
+
+
+def test_fine_tuning_names_what_does_not_fit(tmp_path):
+    checkpoint.save(tmp_path / "old.pt", {**trained().state_dict(), "config": config()})
+    torch.manual_seed(0)
+    other = TrainState.fresh(config("denoiser.channels=[32]"), Normalizer(SPECS), CPU)
+    with pytest.raises(
+        ValueError, match=r"^init_from=\S+old.pt is of another architecture: denoiser\S+ is \[.*\], exp"
+    ):
+        begin_from(other, tmp_path / "old.pt", tmp_path / "new")
+    with pytest.raises(ValueError, match=r"^init_from=\S+nowhere.pt: there is no such file"):
+        begin_from(other, tmp_path / "nowhere.pt", tmp_path / "new")
+
+
+def test_a_run_of_fewer_steps_than_it_has_done_is_refused(tmp_path):
+    trained().save(tmp_path, {"config": config()})
+    assert load_run(tmp_path, config("workspace.num_steps=3"))
+    with pytest.raises(ValueError, match=r"workspace.num_steps=2, but the run in .* has done 3 steps"):
+        load_run(tmp_path, config("workspace.num_steps=2"))
+
+
+def test_computing_otherwise_than_before_is_said(caplog):
+    saved = {"precision": "fp32", "n_threads": torch.get_num_threads() + 1}
+    warn_if_inexact({**saved, "n_threads": torch.get_num_threads()}, "fp32")
+    warn_if_inexact({}, "fp32")  # of an earlier version
+    assert not caplog.messages
+    warn_if_inexact(saved, "bf16")
+    assert "workspace.precision=bf16 (before: fp32) and n_threads=" in caplog.messages[0]

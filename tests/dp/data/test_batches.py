@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dp.data import WindowDataset
-from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
+from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, check_shared_memory, fits, lost_worker
 from dp.types import Batch
 
 CPU = torch.device("cpu")
@@ -72,3 +72,25 @@ def test_seed_decides_the_order() -> None:
 
 def test_data_on_a_cpu_always_fit(windows: WindowDataset) -> None:
     assert fits(windows, CPU)
+
+
+def test_too_little_shared_memory_is_said_before_a_worker_waits_for_it(tmp_path):
+    check_shared_memory(1, tmp_path)
+    check_shared_memory(10**18, tmp_path / "nowhere")  # macOS has no such place
+    with pytest.raises(ValueError, match=r"workers need 1000000000000 MB of shared memory.*n_loader_workers=0"):
+        check_shared_memory(10**18, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), True),
+        (RuntimeError("DataLoader worker (pid(s) 758) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (EOFError(), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), False),
+        (ValueError("something else"), False),
+    ],
+)
+def test_a_worker_that_died_is_told_from_an_error_in_it(error, lost):
+    assert lost_worker(error) == lost

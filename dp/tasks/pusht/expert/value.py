@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from dp.tasks.pusht.expert.pushes import PUSHES, STANDOFF
 from dp.tasks.pusht.expert.simulator import CENTROID, GOAL, Simulator, clearance, pose_error, private_api_agrees, rotate
@@ -43,7 +44,8 @@ def outcomes(speed: float) -> Outcomes:
     """Every push for every length at which the agent still touches the block, at `speed` pixels a control step."""
     simulator, rows = Simulator(private_api_agrees(), walls=False), []
     way = np.arange(speed, STANDOFF + LENGTHS[-1] + 5 * speed, speed)[:, None] - STANDOFF
-    for number, push in enumerate(PUSHES):
+    pushes = tqdm(PUSHES, desc="planner: trying pushes", unit="push", leave=False, disable=None)
+    for number, push in enumerate(pushes):
         targets = push.contact + np.where(way < 0, way * push.approach, way * push.direction)
         positions, poses = simulator.rollout(np.array([*push.start, 0, 0, 0]), np.zeros(5), targets[None])
         length = np.maximum.accumulate((positions[0] - push.contact) @ push.direction)
@@ -89,10 +91,13 @@ class CostToGo:
         shift = moved[:, :2] + rotate(CENTROID, moved[:, 2]) - CENTROID
         after = [_normalized(centroid + rotate(d, angle), angle + m) for d, m in zip(shift, moved[:, 2], strict=True)]
         change = np.inf
+        bar = tqdm(desc="planner: value table", unit="round", leave=False, disable=None)
         while change > 1:
+            bar.update()
             ways = [self._interpolate(where) + float(steps) for where, steps in zip(after, cost[use], strict=True)]
             table = torch.stack([self._table, *ways]).amin(0)
             change, self._table = float((self._table - table).max()), table
+        bar.close()
 
     def __call__(self, pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
         centroid = rotate(pose[..., :2] + rotate(CENTROID, pose[..., 2]) - _GOAL, -GOAL[2])

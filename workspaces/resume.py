@@ -1,0 +1,155 @@
+"""A run that goes on from what its own directory says: `python run.py run_dir=DIR`, with nothing else to choose."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from workspaces import command, record
+from workspaces.config import Config
+from workspaces.load import migrate
+from workspaces.settings import flatten, keys_with
+from workspaces.trust import check_part, check_targets, packages_of, plain
+
+TRAINING = "workspaces.train.TrainWorkspace"
+
+MAX_BYTES = 1_000_000
+"""Size of the largest config.yaml that is read."""
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+PARTS = ("dataset", "optimizer", "lr_schedule", "ema", "env_runner", "logger", "workspace")
+"""Groups that only a training instantiates. `trust.TRUSTED` has the others."""
+
+MAY_DIFFER = keys_with("length", "source", "speed", "arithmetic", "place", "output", "verb")
+"""Keys that may differ when a run resumes."""
+
+SAYS_NOTHING = keys_with("length", "source", "speed", "arithmetic", "place", "output")
+"""Keys that do not say what to train."""
+
+
+def own_config(composed: Config, typed: Sequence[str]) -> Config | None:
+    """The configuration of the run in `composed["run_dir"]`, with the `typed` overrides applied to it.
+
+    None where the user chose something (an experiment, another group), or says what to train in a new directory.
+
+    Raises:
+        ValueError: `typed` differs from the run where it must not, the directory holds no training, or its
+            configuration names code that is not to be trusted.
+    """
+    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in typed]
+    if composed["run_dir"] is None or any(key in HydraConfig.get().runtime.choices for key in keys):
+        return None
+    if any(override.startswith("~") for override in typed):
+        return None
+    run_dir = Path(composed["run_dir"])
+    if not (run_dir / "config.yaml").exists():
+        if all(key.startswith(SAYS_NOTHING) for key in keys):
+            raise ValueError(
+                f"run_dir={run_dir} holds no run to go on with. To begin one there, choose +experiment=..."
+            )
+        return None
+    saved = _read(run_dir)
+    config = _with(saved, typed)
+    check_same(saved, config, run_dir, left_open=("auto", None))
+    _check_code(config, config["trust"])
+    return config
+
+
+def hydra_run_dir() -> str | None:
+    """DIR of `hydra.run.dir=DIR`, which other Hydra projects spell so: it means `run_dir=DIR` here, too."""
+    if HydraConfig.initialized() and any(o.startswith("hydra.run.dir=") for o in HydraConfig.get().overrides.hydra):
+        return HydraConfig.get().runtime.output_dir
+    return None
+
+
+def check_same(saved: Config, config: Config, run_dir: Path, left_open: tuple[object, ...] = ()) -> None:
+    """Raises ValueError where `run_dir` holds a run, begun with `saved`, that `config` cannot resume.
+
+    left_open: values of `config` that something else decides.
+    """
+    old, new = flatten(saved), flatten(config)
+    differing = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and new.get(key, "") not in left_open and not key.startswith(MAY_DIFFER)
+    ]
+    if differing:
+        shown = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(
+            f"{run_dir} holds another run: {shown}{more}. To go on with it, leave these out: "
+            f"{command.run(command.override('run_dir', run_dir))}. To begin another one, choose another run_dir"
+        )
+
+
+def recorded(run_dir: Path, typed: Sequence[str]) -> list[str]:
+    """The overrides that the run was begun with, and what is `typed` now."""
+    now = {override.lstrip("+").partition("=")[0] for override in typed}
+    before = (record.read(run_dir) or {}).get("overrides") or []
+    return [*(o for o in before if o.lstrip("+").partition("=")[0] not in now), *typed]
+
+
+def how_to_resume(run_dir: Path, config: Config, *more: str) -> str:
+    """The command that goes on with the run in `run_dir`, or extends it with the overrides `more`."""
+    return command.run(command.override("run_dir", run_dir), *more, *_trust([*packages_of(config), *_foreign(config)]))
+
+
+def how_to_evaluate(file: Path, config: Config) -> str:
+    """The command that evaluates the checkpoint `file` of a training."""
+    return command.run("workspace=evaluate", command.override("checkpoint", file), *_trust(packages_of(config)))
+
+
+def _trust(packages: Sequence[str]) -> list[str]:
+    return [f"trust=[{','.join(sorted(set(packages)))}]"] if packages else []
+
+
+def _read(run_dir: Path) -> Config:
+    file = run_dir / "config.yaml"
+    if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{file} is not the configuration of a run: expected a file of at most {MAX_BYTES} bytes")
+    try:
+        config = migrate(plain(yaml.safe_load(file.read_text()), str(file)))
+        verb = config["workspace"]["_target_"]
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} is damaged ({reason}): give the settings that the run was begun with") from None
+    if verb != TRAINING:
+        raise ValueError(
+            f"run_dir={run_dir} holds no training, only trainings go on by themselves. The overrides of what it holds "
+            f"are in {run_dir / record.FILE}"
+        )
+    return config
+
+
+def _with(saved: Config, typed: Sequence[str]) -> Config:
+    """`saved` with typed values. What the file says about where it lies, and whom to trust, does not count."""
+    config: Any = OmegaConf.create({**saved, "trust": []})
+    for override in OverridesParser.create().parse_overrides(list(typed)):
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _check_code(config: Config, trusted: Collection[str]) -> None:
+    """Raises ValueError where building a part of the training could run a stranger's code."""
+    check_targets(config, trusted)
+    for part in PARTS:
+        check_part(config.get(part), part, _named(part), trusted)
+
+
+def _named(group: str) -> set[str]:
+    """The classes and functions that our own configurations of `group` name."""
+    contents = [yaml.safe_load(file.read_text()) for file in (CONFIGS / group).glob("*.yaml")]
+    return {content["_target_"] for content in contents if "_target_" in content} | (
+        {TRAINING} if group == "workspace" else set()
+    )
+
+
+def _foreign(config: Config) -> set[str]:
+    """Packages, ours among them, of the classes of `PARTS` that no configuration of ours names."""
+    targets = {config[part]["_target_"] for part in PARTS if config[part]["_target_"] not in _named(part)}
+    return {target.partition(".")[0] for target in targets}
