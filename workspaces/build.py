@@ -18,7 +18,7 @@ from dp.data import Demonstrations
 from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
 from dp.data.windows import WindowDataset
 from dp.ema import EMA
-from dp.modalities import Normalizer, parse_shape_meta
+from dp.modalities import Normalizer, Spec, parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.processes import N_CORES
 from dp.rollouts.runner import EnvRunner
@@ -125,19 +125,8 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
     obs, action = parse_shape_meta(config["task"]["shape_meta"])
     (action_dim,) = action.shape
     n_obs_steps, horizon = config["n_obs_steps"], config["horizon"]
-    with _typed(config, "encoder"):
-        encoder = _make(config["encoder"], specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
     trained_by = objective(config)
-    with _typed(config, "denoiser"):
-        denoiser = _make(
-            config["denoiser"],
-            action_dim=action_dim,
-            horizon=horizon,
-            n_obs_steps=n_obs_steps,
-            obs_dim=encoder.out_dim,
-            cond_dim=n_obs_steps * encoder.out_dim,
-            n_times=trained_by.n_times,
-        )
+    encoder, denoiser = _networks(config, obs, action_dim, trained_by.n_times)
     return DiffusionPolicy(
         encoder=encoder,
         denoiser=denoiser,
@@ -149,6 +138,38 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
         action_dim=action_dim,
         noise_draws=config["noise_draws"],
     )
+
+
+def _networks(config: Config, obs: Mapping[str, Spec], action_dim: int, n_times: int) -> tuple[Any, Any]:
+    """Encoder and denoiser."""
+    with _typed(config, "encoder"):
+        encoder = _make(config["encoder"], specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
+    with _typed(config, "denoiser"):
+        denoiser = _make(
+            config["denoiser"],
+            action_dim=action_dim,
+            horizon=config["horizon"],
+            n_obs_steps=config["n_obs_steps"],
+            obs_dim=encoder.out_dim,
+            cond_dim=config["n_obs_steps"] * encoder.out_dim,
+            n_times=n_times,
+        )
+    return encoder, denoiser
+
+
+def network_shapes(config: Config) -> dict[str, torch.Tensor]:
+    """Shapes and types of the weights of the policy's networks, as tensors without memory ("meta").
+
+    Empty for networks from another package: they may compute while they are made.
+    """
+    if not all(config[place]["_target_"].startswith("dp.") for place in ("encoder", "denoiser")):
+        return {}
+    obs, action = parse_shape_meta(config["task"]["shape_meta"])
+    n_times = objective(config).n_times
+    with torch.device("meta"):
+        networks = _networks(config, obs, action.shape[0], n_times)
+    named = zip(("encoder", "denoiser"), networks, strict=True)
+    return {f"{place}.{name}": tensor for place, part in named for name, tensor in part.state_dict().items()}
 
 
 def objective(config: Config) -> Objective:

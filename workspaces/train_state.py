@@ -14,8 +14,10 @@ from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
 from workspaces import build, checkpoint
 from workspaces.base import Config
+from workspaces.schema import check
 from workspaces.settings import flatten, keys_with
 from workspaces.timer import Timer
+from workspaces.trust import CONFIG, TRAINING, check_like
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +87,10 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned, except for `precision` (`choose_precision`).
 
-        Checkpoints of earlier versions may lack `n_threads` and `precision`.
+        Checkpoints of earlier versions may lack `n_threads` and `precision`. Raises ValueError, with nothing taken up,
+        for a state that is not of this policy and optimizer.
         """
+        self._check_fits(state)
         self.policy.load_state_dict(state["policy"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -98,6 +102,17 @@ class TrainState:
         torch.set_rng_state(state["rng"])
         if self.policy.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"])
+
+    def _check_fits(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError where a part of `state` is not what it is to replace."""
+        for name, part in (("policy", self.policy), ("optimizer", self.optimizer), ("lr_schedule", self.lr_schedule)):
+            check_like(state[name], part.state_dict(), name)
+        check_like(state["ema"]["model"], self.ema.model.state_dict(), "ema.model")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, moments in state["optimizer"].get("state", {}).items():
+            for name, moment in moments.items():
+                if isinstance(moment, Tensor) and moment.ndim:
+                    check_like(moment, parameters[number].detach(), f"optimizer.state[{number}].{name}")
 
     def save(self, run_dir: Path, about: Mapping[str, Any]) -> None:
         """Writes checkpoints/last.pt, with `about` next to the state, and deletes what is no longer among the best.
@@ -147,8 +162,11 @@ def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
     if not last.is_file():
         return None
     state = checkpoint.load(last)
+    checkpoint.check_complete(state, ("config",), f"checkpoint={last}")
+    check(state["config"], CONFIG, f"checkpoint={last}")
     _check_same_run(state["config"], config, run_dir)
-    return state
+    checkpoint.check_complete(state, TRAINING, f"checkpoint={last}")
+    return {"wandb_id": None, "rng_cuda": None, **state}
 
 
 def _check_same_run(saved: Config, config: Config, run_dir: Path) -> None:
