@@ -107,9 +107,8 @@ def _unexpected_name(archive: zipfile.ZipFile) -> str | None:
     """What the pickle names that is not in `NAMED`, in words."""
     pickles = [part for part in archive.infolist() if part.filename.endswith(".pkl")]
     if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-        return (
-            f"it has {len(pickles)} pickles of {sum(part.file_size for part in pickles):,} bytes, expected a small one"
-        )
+        n_bytes = sum(part.file_size for part in pickles)
+        return f"it has {len(pickles)} pickles of {n_bytes:,} bytes, expected one of at most {MAX_PICKLE_BYTES:,}"
     for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
         named = operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
         if named and not (operation.name == "GLOBAL" and NAMED.fullmatch(str(argument))):

@@ -12,6 +12,9 @@ import yaml
 MAX_BYTES = 64 << 20
 """Size of a file that is read as text."""
 
+MAX_VIDEO_BYTES = 64 << 20
+"""Size of a video that a page shows."""
+
 MAX_YAML_BYTES = 1 << 20
 """Size of a configuration: parsing YAML takes 5 s for each megabyte."""
 

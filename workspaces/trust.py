@@ -108,6 +108,15 @@ POLICY: Schema = CONFIG | {
 MAX_SIZE, MAX_LAYERS = 2**16, 64
 """Limits of each whole number and each list among the arguments of a network of ours."""
 
+BEST: Schema = {
+    "step": COUNT,
+    "file": COMPONENT,
+    "score": NUMBER,
+    "metric": Maybe(str),
+    str: Maybe((NUMBER, float)),
+}
+"""One of the best checkpoints. The ends of an interval may be nan."""
+
 STATE: Schema = {
     "step": Maybe(COUNT, null=False),
     "score": Maybe(NUMBER),
@@ -122,10 +131,7 @@ STATE: Schema = {
     "policy": Maybe(dict, null=False),
     "optimizer": Maybe(dict, null=False),
     "lr_schedule": Maybe(dict, null=False),
-    "best": Maybe(
-        [{"step": COUNT, "file": COMPONENT, "score": NUMBER, "metric": Maybe(str), str: Maybe((NUMBER, float))}],
-        null=False,
-    ),
+    "best": Maybe([BEST], null=False),
     "wandb_id": Maybe(COMPONENT),
     "rng": Maybe(Dense(torch.uint8, tuple(torch.get_rng_state().shape)), null=False),
     "rng_cuda": Maybe(Dense(torch.uint8, (None,))),

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from dp.processes import N_CORES, in_processes
 from dp.rollouts.runner import EpisodeResult
 from dp.types import Env
-from workspaces.report.runs import Run, own
+from workspaces.foreign import own
+from workspaces.report.runs import Run
 from workspaces.video import write_video
 
 log = logging.getLogger(__name__)
