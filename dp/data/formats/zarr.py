@@ -83,8 +83,10 @@ class ZarrStore:
     def _check_size(self, name: str, array: Any) -> None:
         """Raises ValueError for an array that could take any amount of memory: its files cannot hold what it declares.
 
-        Nothing has been allocated by then.
+        Nothing has been allocated by then, and no chunk opened.
         """
+        if self._zip is None:
+            _check_files(self.path / name)
         chunk = math.prod(array.chunks) * array.dtype.itemsize
         if min(array.chunks, default=1) < 1 or chunk > MAX_CHUNK_BYTES:
             raise ValueError(
@@ -100,7 +102,7 @@ class ZarrStore:
     def _stored_bytes(self, name: str) -> int:
         if self._zip is not None:
             return self.path.stat().st_size
-        return sum(size for _, size, _ in _stats(self.path / name))
+        return sum(file.stat().st_size for file in _files(self.path / name))
 
     def find(self, key: str) -> str | None:
         """The name that `key` stands for: itself, or the one name that ends with /key. None where there is none."""
@@ -207,6 +209,22 @@ def _check_metadata(folder: Path, files: list[str]) -> None:
         about = file.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_METADATA_BYTES:
             raise ValueError(f"{file} is no ordinary file of metadata")
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below `folder` that is no folder."""
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _files(Path(entry.path))
+        else:
+            yield entry
+
+
+def _check_files(folder: Path) -> None:
+    """Raises ValueError for a chunk that is no file."""
+    for entry in _files(folder):
+        if not entry.is_file():
+            raise ValueError(f"{entry.path} is no ordinary file")
 
 
 def _names_in_zip(path: Path) -> list[str]:
