@@ -14,7 +14,7 @@ from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
 from workspaces import build, checkpoint
 from workspaces.base import Config
-from workspaces.schema import check
+from workspaces.schema import COUNT, check
 from workspaces.settings import flatten, keys_with
 from workspaces.timer import Timer
 from workspaces.trust import CONFIG, TRAINING, check_like
@@ -108,8 +108,22 @@ class TrainState:
         for name, part in (("policy", self.policy), ("optimizer", self.optimizer), ("lr_schedule", self.lr_schedule)):
             check_like(state[name], part.state_dict(), name)
         check_like(state["ema"]["model"], self.ema.model.state_dict(), "ema.model")
+        check(state["ema"], {"num_updates": COUNT}, "ema")
+        check(state["optimizer"], {"param_groups": list, "state": dict}, "optimizer")
+        for name, saved, own in (
+            ("policy", state["policy"], self.policy.state_dict()),
+            ("ema.model", state["ema"]["model"], self.ema.model.state_dict()),
+        ):
+            if differing := sorted(own.keys() ^ saved.keys()):
+                raise ValueError(f"{name} lacks {differing[0]}, or should not have it")
+        self._check_moments(state["optimizer"]["state"])
+
+    def _check_moments(self, moments_of: Mapping[Any, Any]) -> None:
+        """Raises ValueError where the optimizer's running averages are of other parameters."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for number, moments in state["optimizer"].get("state", {}).items():
+        for number, moments in moments_of.items():
+            if number not in range(len(parameters)) or not isinstance(moments, dict):
+                raise ValueError(f"optimizer.state has {number!r:.40}, expected one of {len(parameters)} parameters")
             for name, moment in moments.items():
                 if isinstance(moment, Tensor) and moment.ndim:
                     check_like(moment, parameters[number].detach(), f"optimizer.state[{number}].{name}")

@@ -108,6 +108,10 @@ def test_a_forged_entry_is_named(sound, tmp_path, place, value, reason):
     [
         ("rng", ..., "lacks rng"),
         ("optimizer", ..., "lacks optimizer"),
+        ("ema/num_updates", ..., "lacks num_updates"),
+        ("optimizer/param_groups", ..., "lacks param_groups"),
+        ("optimizer/state", {999: {}}, "expected one of"),
+        (f"policy/{WEIGHT}", ..., "policy lacks denoiser.final_conv.1.weight"),
         ("optimizer/param_groups", [], "optimizer.param_groups has 0 entries"),
         ("lr_schedule/last_epoch", "x", "lr_schedule.last_epoch is of type str"),
         (f"policy/{WEIGHT}", torch.zeros(3), "is torch.float32 [3]"),
