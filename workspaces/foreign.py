@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 MAX_BYTES = 64 << 20
@@ -77,6 +79,18 @@ def parse_json(text: str, where: str) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text, parse_constant=lambda _: None)
     raise ValueError(f"{where} is not JSON")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file of at most `MAX_BYTES`. Raises ValueError, or what a damaged zip file raises."""
+    if not own(path).is_file():
+        raise ValueError(f"{path.name} is no ordinary file")
+    with zipfile.ZipFile(path) as archive:
+        n_bytes = sum(part.file_size for part in archive.infolist())
+    if n_bytes > MAX_BYTES:
+        raise ValueError(f"{path.name} unpacks to {n_bytes:,} bytes, expected at most {MAX_BYTES:,}")
+    with np.load(path) as file:
+        return dict(file)
 
 
 class _Loader(yaml.SafeLoader):

@@ -46,7 +46,7 @@ class Time(NamedTuple):
 
 
 COUNT = Range(0, 10**12)
-NUMBER = Range(-1e30, 1e30, whole=False)
+NUMBER = Range(-1e100, 1e100, whole=False)
 COMPONENT = re.compile(r"\w[\w.+-]{0,99}")
 """One component of a path that cannot lead out of its directory."""
 

@@ -77,7 +77,7 @@ CONFIG: Schema = {
     "denoiser": Maybe(dict),
     "objective": Maybe(dict),
     "task": {
-        "name": COMPONENT,
+        "name": re.compile(r"[^\x00-\x1f]{1,100}"),
         "shape_meta": {"obs": {str: _SIZES}, "action": {"shape": [Range(1, 2**16)]}},
         "env": Maybe(dict),
         "protocols": Maybe({str: {"n_episodes": Range(1, 10**6), "start_seed": COUNT, "max_steps": Range(1, 10**7)}}),

@@ -211,7 +211,7 @@ def _take(path: Path, found: Found, trusted: Collection[str]) -> None:
         if run.verb == "train":
             found.unfinished.append(run)
     except DAMAGE as error:
-        if state in ("waiting", "finished"):
+        if all(left.path != path for left in found.left_out):
             found.left_out.append(LeftOut(path, "damaged", _damage(error)))
 
 
