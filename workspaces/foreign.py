@@ -81,7 +81,7 @@ def parse_json(text: str, where: str) -> Any:
     raise ValueError(f"{where} is not JSON")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file of at most `MAX_BYTES`. Raises ValueError, or what a damaged zip file raises."""
     if not own(path).is_file():
         raise ValueError(f"{path.name} is no ordinary file")
