@@ -25,6 +25,7 @@ from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from workspaces import record
 from workspaces.config import Config
 from workspaces.errors import Interrupted, explain
+from workspaces.foreign import check_inside
 from workspaces.startup import short_turns
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Workspace:
         """Creates the run directory and takes it for this process alone. Raises ValueError where another one has it."""
         if self.config["run_dir"] is None:
             self.run_dir = create_new(self.run_dir)
+        check_inside(self.run_dir)
         self._lock = lock(self.run_dir / ".lock")
         if self._lock is None:
             raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir")

@@ -199,31 +199,51 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
     """
     obs, action = shape_meta(config)
     (action_dim,) = action.shape
-    n_obs_steps, horizon = config["n_obs_steps"], config["horizon"]
+    trained_by = objective(config)
     with MemoryLimit(MEMORY // 2):  # the weights and their average
-        encoder = _make(config, "encoder", specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
-        trained_by = objective(config)
-        denoiser = _make(
-            config,
-            "denoiser",
-            action_dim=action_dim,
-            horizon=horizon,
-            n_obs_steps=n_obs_steps,
-            obs_dim=encoder.out_dim,
-            cond_dim=n_obs_steps * encoder.out_dim,
-            n_times=trained_by.n_times,
-        )
+        encoder, denoiser = _networks(config, obs, action_dim, trained_by.n_times)
     return DiffusionPolicy(
         encoder=encoder,
         denoiser=denoiser,
         objective=trained_by,
         normalizer=normalizer or Normalizer({**obs, "action": action}),
-        horizon=horizon,
-        n_obs_steps=n_obs_steps,
+        horizon=config["horizon"],
+        n_obs_steps=config["n_obs_steps"],
         n_action_steps=config["n_action_steps"],
         action_dim=action_dim,
         noise_draws=config["noise_draws"],
     )
+
+
+def _networks(config: Config, obs: Mapping[str, Spec], action_dim: int, n_times: int) -> tuple[Any, Any]:
+    """Encoder and denoiser."""
+    encoder = _make(config, "encoder", specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
+    denoiser = _make(
+        config,
+        "denoiser",
+        action_dim=action_dim,
+        horizon=config["horizon"],
+        n_obs_steps=config["n_obs_steps"],
+        obs_dim=encoder.out_dim,
+        cond_dim=config["n_obs_steps"] * encoder.out_dim,
+        n_times=n_times,
+    )
+    return encoder, denoiser
+
+
+def network_shapes(config: Config) -> dict[str, torch.Tensor]:
+    """Shapes and types of the weights of the policy's networks, as tensors without memory ("meta").
+
+    Empty for networks from another package: they may compute while they are made.
+    """
+    if not all(config[place]["_target_"].startswith("dp.") for place in ("encoder", "denoiser")):
+        return {}
+    obs, action = shape_meta(config)
+    n_times = objective(config).n_times
+    with torch.device("meta"):
+        networks = _networks(config, obs, action.shape[0], n_times)
+    named = zip(("encoder", "denoiser"), networks, strict=True)
+    return {f"{place}.{name}": tensor for place, part in named for name, tensor in part.state_dict().items()}
 
 
 def objective(config: Config) -> Objective:

@@ -2,7 +2,12 @@
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterable
+import pickletools
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,9 +15,16 @@ import torch
 
 from dp.files import write_atomically
 from workspaces.load import migrate, migrate_weights
-from workspaces.trust import check_fields, check_weights, plain
+from workspaces.schema import check
+from workspaces.trust import STATE, check_contents, check_weights, plain
 
 FORMAT = 1
+
+MAX_PICKLE_BYTES = 8 << 20
+"""Size of the part of a checkpoint that names its tensors: 140 bytes for each."""
+
+NAMED = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)")
+"""What that part may name. `weights_only` lets more through, which can take any amount of memory: bytearray(10**11)."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -39,27 +51,83 @@ def find(name: str) -> Path:
 def load(path: Path) -> dict[str, Any]:
     """Reads tensors and primitives only: a file from a stranger cannot run code here.
 
-    Raises ValueError where there is no checkpoint of this project, and for entries of other types than it writes.
+    Raises ValueError where there is no checkpoint of this project, for damage (every part of the file has a checksum),
+    and for entries of other types than it writes.
     """
     if not path.is_file():
         raise ValueError(f"checkpoint={path}: there is no such file")
+    if reason := damage(path):
+        raise ValueError(f"checkpoint={path} is damaged or not a checkpoint of dp: {reason}{_advice(path)}")
+    where = f"checkpoint={path}"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage makes of it
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch raises whatever the contents make of it
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"checkpoint={path} is damaged or not a checkpoint of dp: {reason}") from None
+        raise ValueError(f"{where} is damaged or not a checkpoint of dp: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"checkpoint={path} is not a checkpoint of this version of dp (format {FORMAT})")
-    where = f"checkpoint={path}"
-    check_fields(state, where)
+        raise ValueError(f"{where} is not a checkpoint of this version of dp (format {FORMAT})")
     if "config" in state:
-        state["config"] = migrate(plain(state["config"], where))
+        state["config"] = plain(state["config"], where)
+    check_contents(state, where)
+    check(state, STATE, where)
     if "ema" in state:
-        check_weights(state["ema"].get("model"), where)
-    for holder, name in ((state, "policy"), (state.get("ema", {}), "model")):
-        if name in holder and "config" in state:
-            holder[name] = migrate_weights(holder[name], state["config"])
+        check_weights(state["ema"]["model"], where)
+    if "config" in state:
+        state["config"] = migrate(state["config"])
+        for holder, name in ((state, "policy"), (state.get("ema", {}), "model")):
+            if name in holder:
+                holder[name] = migrate_weights(holder[name], state["config"])
     return state
+
+
+def check_complete(state: Mapping[str, Any], entries: Iterable[str], where: str) -> None:
+    """Raises ValueError naming the first of `entries` that a checkpoint lacks."""
+    for entry in entries:
+        if entry not in state:
+            raise ValueError(f"{where} lacks {entry}: not loaded")
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the file, read without unpickling anything; None where it is whole.
+
+    torch writes a zip file without compression, with a checksum (CRC-32) for every part. Raises OSError for a file that
+    may not be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or (
+                sum(part.file_size for part in parts) > path.stat().st_size
+            ):
+                return "it is compressed, and could unpack to any size"
+            if (corrupt := archive.testzip()) is not None:
+                return f"its part {corrupt} does not have its checksum"
+            return _unexpected_name(archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, IndexError) as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _unexpected_name(archive: zipfile.ZipFile) -> str | None:
+    """What the pickle names that is not in `NAMED`, in words."""
+    pickles = [part for part in archive.infolist() if part.filename.endswith(".pkl")]
+    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+        n_bytes = sum(part.file_size for part in pickles)
+        return f"it has {len(pickles)} pickles of {n_bytes:,} bytes, expected one of at most {MAX_PICKLE_BYTES:,}"
+    for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
+        named = operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+        if named and not (operation.name == "GLOBAL" and NAMED.fullmatch(str(argument))):
+            return f"it names {str(argument).replace(' ', '.')}, which is not to be trusted"
+    return None
+
+
+def _advice(path: Path) -> str:
+    """Names the newest best checkpoint next to `path` that is whole."""
+    for file in sorted(path.parent.glob("best-*.pt"), reverse=True):
+        if file.name != path.name and file.is_file() and damage(file) is None:
+            return f". The newest checkpoint of this run that is whole is {file}"
+    return ""
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
@@ -71,4 +139,4 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     return found
 
 
-__all__ = ["FORMAT", "find", "load", "save", "versions"]
+__all__ = ["FORMAT", "check_complete", "damage", "find", "load", "save", "versions"]

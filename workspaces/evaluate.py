@@ -21,8 +21,9 @@ from dp.types import Policy
 from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.rollouts import metrics_of, named, save_media
+from workspaces.schema import check
 from workspaces.settings import groups_with, keys_with
-from workspaces.trust import check_targets, packages_of
+from workspaces.trust import POLICY, check_sizes, check_targets, packages_of
 
 log = logging.getLogger(__name__)
 
@@ -140,21 +141,22 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for one that is not usable."""
     path = checkpoint.find(config["checkpoint"])
     state = checkpoint.load(path)
-    if "ema" not in state or "config" not in state:
-        raise ValueError(f"checkpoint={path} holds no policy")
-    for entry in ("step", "versions"):
-        if entry not in state:
-            raise ValueError(f"checkpoint={path} lacks {entry}: not loaded")
+    where = f"checkpoint={path}"
+    checkpoint.check_complete(state, ("ema", "config", "step", "versions"), where)
+    check(state["config"], POLICY, where)
+    check_sizes(state["config"], where)
+    check_targets(state["config"], packages_of(config))
+    config = build.resolve(merge(state["config"], config, record.overrides()))
+    weights = state["ema"]["model"]
     try:
-        check_targets(state["config"], packages_of(config))
-        config = build.resolve(merge(state["config"], config, record.overrides()))
         build.check(config)
+        check_architecture(build.network_shapes(config), _of_networks(weights), where)  # before memory is taken
         policy = build.policy(config)
-        load_weights(policy, state["ema"]["model"], path)
-        if config["n_threads"] == "auto" and state.get("n_threads") is not None:
-            config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint={path} is damaged ({type(error).__name__}: {error}): not loaded") from error
+        raise ValueError(f"{where}: its classes do not take its arguments ({error}): not loaded") from error
+    load_weights(policy, weights, path)
+    if config["n_threads"] == "auto" and state.get("n_threads") is not None:
+        config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many
     policy.to(device).eval().requires_grad_(False)
     engines.speed_up_sampling(engine, policy)
     return Loaded(policy, config, {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]})
@@ -190,13 +192,26 @@ def _merge_schedulers(saved: dict[str, Any], given: dict[str, Any], typed: list[
 
 def load_weights(policy: DiffusionPolicy, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Raises ValueError, naming the first difference, where the weights are of another architecture."""
-    own = policy.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
+    check_architecture(policy.state_dict(), weights, f"checkpoint={path}")
+    policy.load_state_dict(weights)
+
+
+def check_architecture(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], where: str) -> None:
+    """Raises ValueError, naming the first difference, where `weights` do not fit a network that has `own`.
+
+    Nothing is compared where `own` is empty.
+    """
+    for name in sorted(own.keys() | weights.keys()) if own else ():
         got = list(weights[name].shape) if name in weights else "nothing"
         expected = list(own[name].shape) if name in own else "nothing"
         if got != expected:
-            raise ValueError(f"checkpoint={path} is of another architecture: {name} is {got}, expected {expected}")
-    policy.load_state_dict(weights)
+            raise ValueError(f"{where} is of another architecture: {name} is {got}, expected {expected}")
+        if weights[name].is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{where}: {name} is {weights[name].dtype}, expected {own[name].dtype}: not loaded")
+
+
+def _of_networks(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in weights.items() if name.startswith(("encoder.", "denoiser."))}
 
 
 def protocol(task: Task, runner: EnvRunner) -> dict[str, Any]:

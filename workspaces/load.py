@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 from workspaces.config import Config
+from workspaces.schema import Schema, check
 
 MOVED = {
     "dp.data.Demonstrations": "dp.tasks.pusht.demonstrations.PushTDemonstrations",
@@ -15,6 +16,9 @@ MOVED = {
 }
 """Where classes were, and where they are."""
 
+VERSION_1: Schema = {"shape_meta": {"obs": dict, "action": list}, "env": dict}
+"""What version 1 says of a task."""
+
 IMAGE_ENCODERS = ("dp.encoders.CNNEncoder", "dp.encoders.ResNetEncoder")
 
 
@@ -23,6 +27,8 @@ def migrate(config: Config) -> Config:
 
     Version 1 (to November 2026): `task.shape_meta` maps a name to its shape, every task is PushT, and every objective
     diffusion. It had no `kernels`, and its image encoders had fewer options.
+
+    Raises ValueError for a task that no version wrote.
     """
     config = {"kernels": "auto", **copy.deepcopy(config)}
     if "denoiser" in config:
@@ -32,6 +38,7 @@ def migrate(config: Config) -> Config:
         config["encoder"] = _with_defaults(encoder)
     task = config.get("task")
     if isinstance(task, dict) and "_target_" not in task:
+        check(task, VERSION_1, "the task")
         shapes = task["shape_meta"]["obs"]
         kind = next((kind for kind in ("image", "keypoint") if kind in shapes), "state")
         obs = {

@@ -1,7 +1,6 @@
 """run.json: what a run is, what it runs on, and how it ended. Sweeps and reports go by it."""
 
 import fcntl
-import json
 import os
 import platform
 import socket
@@ -9,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,12 +16,33 @@ from hydra.core.hydra_config import HydraConfig
 from dp.files import write_json
 from dp.processes import N_CORES
 from workspaces.checkpoint import versions
+from workspaces.foreign import read_json
+from workspaces.schema import COUNT, NUMBER, Maybe, Schema, Time, check
 
 FILE = "run.json"
 
 State = Literal["waiting", "running", "interrupted", "failed", "finished"]
 """waiting: not begun. running: a process has the directory now. interrupted: it was killed, or asked to stop, before
 its end. failed: an error ended it. finished: its results are complete."""
+
+MAX_ERROR = 2000
+"""Characters of an error that are kept."""
+
+SCHEMA: Schema = {
+    "verb": Maybe(str, null=False),
+    "state": frozenset(get_args(State)),
+    "score": Maybe(NUMBER),
+    "error": Maybe(str),
+    "pid": Maybe(COUNT),
+    "overrides": Maybe([str], null=False),
+    "begun": Maybe(Time()),
+    "resumed": Maybe(Time()),
+    "ended": Maybe(Time()),
+    "machine": Maybe({"host": str, "cpu": str, "cores": COUNT, "gpu": Maybe(str)}),
+    "versions": Maybe({str: str}),
+    "commit": Maybe(str),
+}
+"""What run.json holds. Earlier versions had fewer fields."""
 
 
 def begin(
@@ -35,7 +55,7 @@ def begin(
 ) -> None:
     """A process takes the run up. typed: overrides that describe the run, by default those of this process. facts: more
     of what the run is computed with."""
-    before = read(run_dir) or {}
+    before = read_or_none(run_dir) or {}
     _write(
         run_dir,
         {
@@ -58,35 +78,46 @@ def begin(
 
 def end(run_dir: Path, state: State, score: float | None = None, error: str | None = None) -> None:
     """The process leaves the run, for the reason that `state` gives."""
-    _write(run_dir, {**(read(run_dir) or {}), "state": state, "score": score, "error": error, "ended": _now()})
+    error = error and error[:MAX_ERROR]
+    _write(run_dir, {**(read_or_none(run_dir) or {}), "state": state, "score": score, "error": error, "ended": _now()})
 
 
 def read(run_dir: Path) -> dict[str, Any] | None:
-    """What run.json holds; None where there is none. Raises ValueError for a file that is not ours."""
-    file = run_dir / FILE
-    if file.is_symlink():
-        raise ValueError(f"{file} is a link: nothing outside the run directory is read")
+    """What run.json holds; None where there is none. Raises ValueError for a file that is not ours, and what is odd."""
     try:
-        record = json.loads(file.read_text())
+        record = read_json(run_dir / FILE)
+        check(record, SCHEMA, FILE)
     except FileNotFoundError:
         return None
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or "state" not in record:
-        raise ValueError(f"{run_dir / FILE} is damaged: expected what a run writes there")
+    except ValueError as error:
+        raise ValueError(f"{run_dir / FILE} is damaged: {error}") from None
     return record
+
+
+def read_or_none(run_dir: Path) -> dict[str, Any] | None:
+    """The same with None for a damaged file, which whoever asks will replace."""
+    try:
+        return read(run_dir)
+    except ValueError:
+        return None
 
 
 def is_ours(run_dir: Path) -> bool:
     """Whether it was this process that took the run up last."""
-    return (read(run_dir) or {}).get("pid") == os.getpid()
+    return (read_or_none(run_dir) or {}).get("pid") == os.getpid()
 
 
 def state_of(run_dir: Path) -> State:
-    """How the run in `run_dir` stands. A process that was killed cannot say so: its lock is free."""
+    """How the run in `run_dir` stands. A process that was killed cannot say so: its lock is free.
+
+    A damaged run.json says nothing either: the run is to be taken up again, which writes it anew.
+    """
     if in_use(run_dir):
         return "running"
-    record = read(run_dir)
+    try:
+        record = read(run_dir)
+    except ValueError:
+        return "interrupted"
     if record is None:
         return "waiting"
     return "interrupted" if record["state"] == "running" else record["state"]

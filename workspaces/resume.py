@@ -90,7 +90,7 @@ def check_same(saved: Config, config: Config, run_dir: Path, left_open: tuple[ob
 def recorded(run_dir: Path, typed: Sequence[str]) -> list[str]:
     """The overrides that the run was begun with, and what is `typed` now."""
     now = {override.lstrip("+").partition("=")[0] for override in typed}
-    before = (record.read(run_dir) or {}).get("overrides") or []
+    before = (record.read_or_none(run_dir) or {}).get("overrides") or []
     return [*(o for o in before if o.lstrip("+").partition("=")[0] not in now), *typed]
 
 

@@ -4,10 +4,13 @@ Hydra's own plugin holds Optuna at 2.10, whose storage does not work with today'
 search that was killed goes on, its unfinished trials first.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from dp.files import write_bytes
 from workspaces.sweep import Job, Sweep
 
 try:
@@ -31,6 +34,8 @@ def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: Any) -> None:
     if not space:
         raise ValueError("nothing to search: give a range, for example 'optimizer.lr=tag(log,interval(1e-4,1e-3))'")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if lost := mend(sweep.dir / FILE):
+        sweep.say(f"{sweep.dir / FILE} was damaged: its last {lost:,} bytes are left out, in {FILE}.damaged")
     study = optuna.create_study(
         study_name=sweep.dir.name,
         storage=JournalStorage(JournalFileBackend(str(sweep.dir / FILE))),
@@ -47,6 +52,25 @@ def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: Any) -> None:
             study.tell(number, score, state=TrialState.FAIL if score is None else TrialState.COMPLETE)
     if any(trial.state == TrialState.COMPLETE for trial in study.trials):
         sweep.say(f"\nbest score {study.best_value:.3f} in trial {study.best_trial.number}: {study.best_params}")
+
+
+def mend(journal: Path) -> int:
+    """Leaves out what follows the last whole line of a journal, which Optuna would refuse for ever. Returns bytes.
+
+    A process that is killed while it writes leaves half a line, and the next one would write behind it.
+    """
+    content = journal.read_bytes() if journal.is_file() else b""
+    whole = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            json.loads(line)
+        except ValueError:
+            break
+        whole += len(line) if line.endswith(b"\n") else 0
+    if whole < len(content):
+        write_bytes(journal.with_name(f"{journal.name}.damaged"), content)
+        write_bytes(journal, content[:whole])
+    return len(content) - whole
 
 
 def _next(

@@ -4,9 +4,9 @@ The directories are the truth. A sweep launches the jobs whose directories are n
 survives whatever kills a job, a worker or itself: the same command goes on.
 """
 
+import contextlib
 import hashlib
 import itertools
-import json
 import re
 import shlex
 import sys
@@ -31,10 +31,15 @@ from dp.files import write_json
 from workspaces import command, record
 from workspaces.command import quoted
 from workspaces.errors import explain
+from workspaces.foreign import parse_json, read_json, read_text
+from workspaces.schema import COMPONENT, Maybe, Schema, check
 from workspaces.settings import group, groups_with, role
 from workspaces.trust import packages_of
 
 FILE = "sweep.json"
+
+SCHEMA: Schema = {"jobs": [{"dir": COMPONENT, "verb": Maybe(str), "overrides": Maybe([str]), "needs": Maybe(str)}]}
+"""What the manifest holds."""
 
 MAX_DEATHS = 3
 """A job that was killed is launched again in the same sweep, so often at the most."""
@@ -180,13 +185,23 @@ class Sweep:
         self.jobs += jobs
         names = [job.name for job in self.jobs]
         assert len(set(names)) == len(names)
-        earlier = json.loads((self.dir / FILE).read_text())["jobs"] if (self.dir / FILE).is_file() else []
+        earlier = self._manifest()
         described = [
             {"dir": job.name, "verb": job.verb, "overrides": list(job.overrides), "needs": job.needs}
             for job in self.jobs
         ]
         kept = [entry for entry in earlier if entry["dir"] not in names]
         write_json(self.dir / FILE, {"command": shlex.join(sys.argv), "jobs": [*kept, *described]})
+
+    def _manifest(self) -> list[dict[str, Any]]:
+        """The jobs of earlier commands. None where the file is damaged: the directories are the truth."""
+        try:
+            return read_manifest(self.dir / FILE)
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            self.say(f"{self.dir / FILE} is damaged ({error}): written anew, with the jobs of this command alone")
+            return []
 
     def run(self, phases: Sequence[Sequence[Job]]) -> None:
         """Brings every job to its end that can be brought there."""
@@ -239,7 +254,11 @@ class Sweep:
         return [*job.overrides, *where, "hydra.mode=MULTIRUN"]
 
     def _record(self, job: Job) -> dict[str, Any] | None:
-        return record.read(self.dir / job.name)
+        """What the job's run.json says. None where it is damaged: the job is run once more, and writes it anew."""
+        try:
+            return record.read(self.dir / job.name)
+        except ValueError:
+            return None
 
     def status(self, whole: bool) -> str:
         """How the jobs stand, as a table: all of them, or those that somebody may want to look at now."""
@@ -254,8 +273,7 @@ class Sweep:
 
     def _failure(self, job: Job) -> list[str]:
         reason = (self._record(job) or {}).get("error") or ""
-        run_log = self.dir / job.name / "run.log"
-        lines = run_log.read_text().splitlines() if run_log.is_file() else []
+        lines = _lines(self.dir / job.name / "run.log")
         last = [line for line in lines[-6:] if reason not in line]
         return [f"\n{job.name} failed: {reason}", *(f"  {line}" for line in last)]
 
@@ -278,9 +296,16 @@ def leave_job(error: Exception) -> None:
     if not record.in_use(run_dir) and not record.is_ours(run_dir):  # it did not even begin
         record.begin(run_dir, HydraConfig.get().runtime.choices["workspace"], torch.device("cpu"))
         record.end(run_dir, "failed", error=explain(error))
-    if Sweep.in_this_process and (record.read(run_dir) or {}).get("state") == "interrupted":
+    if Sweep.in_this_process and _says_interrupted(run_dir):
         raise KeyboardInterrupt
     raise RuntimeError(explain(error)) from None  # other processes can unpickle this one
+
+
+def _says_interrupted(run_dir: Path) -> bool:
+    try:
+        return (record.read(run_dir) or {}).get("state") == "interrupted"
+    except ValueError:
+        return False
 
 
 def _tells(override: str) -> bool:
@@ -316,8 +341,25 @@ def _digest(texts: Iterable[str]) -> str:
 
 def _progress(run_dir: Path) -> tuple[str, str]:
     """Step and score, as far as they are known."""
-    held = record.read(run_dir) or {}
-    file = run_dir / "metrics.jsonl"
-    lines = file.read_text().split("\n")[:-1] if file.is_file() else []  # the last may be half written
-    step = str(json.loads(lines[-1])["step"]) if lines else ""
-    return step, "" if held.get("score") is None else f"{held['score']:.3f}"
+    step, score = "", None
+    with contextlib.suppress(ValueError):
+        score = (record.read(run_dir) or {}).get("score")
+    for line in _lines(run_dir / "metrics.jsonl")[-2:]:  # the last may be half written
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            step = f"{parse_json(line, 'metrics.jsonl')['step']:d}"
+    return step, "" if score is None else f"{score:.3f}"
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file; none where it cannot be read."""
+    try:
+        return read_text(file).splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def read_manifest(file: Path) -> list[dict[str, Any]]:
+    """The jobs that sweep.json names. Raises ValueError for a file that is damaged or names other directories."""
+    manifest = read_json(file)
+    check(manifest, SCHEMA, FILE)
+    return manifest["jobs"]

@@ -16,7 +16,9 @@ from workspaces import build, checkpoint
 from workspaces.base import Config
 from workspaces.evaluate import load_weights
 from workspaces.resume import check_same
+from workspaces.schema import COUNT, check
 from workspaces.timer import Timer
+from workspaces.trust import CONFIG, TRAINING, check_like
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,10 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned, except for `precision` (`choose_precision`).
 
-        Checkpoints of earlier versions may lack `n_threads` and `precision`.
+        Checkpoints of earlier versions may lack `n_threads` and `precision`. Raises ValueError, with nothing taken up,
+        for a state that is not of this policy and optimizer.
         """
+        self._check_fits(state)
         self.policy.load_state_dict(state["policy"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -96,6 +100,31 @@ class TrainState:
         torch.set_rng_state(state["rng"])
         if self.policy.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"])
+
+    def _check_fits(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError where a part of `state` is not what it is to replace."""
+        for name, part in (("policy", self.policy), ("optimizer", self.optimizer), ("lr_schedule", self.lr_schedule)):
+            check_like(state[name], part.state_dict(), name)
+        check_like(state["ema"]["model"], self.ema.model.state_dict(), "ema.model")
+        check(state["ema"], {"num_updates": COUNT}, "ema")
+        check(state["optimizer"], {"param_groups": list, "state": dict}, "optimizer")
+        for name, saved, own in (
+            ("policy", state["policy"], self.policy.state_dict()),
+            ("ema.model", state["ema"]["model"], self.ema.model.state_dict()),
+        ):
+            if differing := sorted(own.keys() ^ saved.keys()):
+                raise ValueError(f"{name} lacks {differing[0]}, or should not have it")
+        self._check_moments(state["optimizer"]["state"])
+
+    def _check_moments(self, moments_of: Mapping[Any, Any]) -> None:
+        """Raises ValueError where the optimizer's running averages are of other parameters."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, moments in moments_of.items():
+            if number not in range(len(parameters)) or not isinstance(moments, dict):
+                raise ValueError(f"optimizer.state has {number!r:.40}, expected one of {len(parameters)} parameters")
+            for name, moment in moments.items():
+                if isinstance(moment, Tensor) and moment.ndim:
+                    check_like(moment, parameters[number].detach(), f"optimizer.state[{number}].{name}")
 
     def save(self, run_dir: Path, about: Mapping[str, Any]) -> None:
         """Writes checkpoints/last.pt, with `about` next to the state, and deletes what is no longer among the best.
@@ -200,9 +229,12 @@ def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
     if not last.is_file():
         return None
     state = checkpoint.load(last)
+    checkpoint.check_complete(state, ("config",), f"checkpoint={last}")
+    check(state["config"], CONFIG, f"checkpoint={last}")
     check_same(state["config"], config, run_dir)
+    checkpoint.check_complete(state, TRAINING, f"checkpoint={last}")
     check_length(state["step"], config, run_dir)
-    return state
+    return {"wandb_id": None, "rng_cuda": None, **state}
 
 
 def check_length(step: int, config: Config, run_dir: Path) -> None:

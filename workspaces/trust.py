@@ -9,7 +9,8 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dp.tasks import Task
 from workspaces.config import Config
+from workspaces.schema import COMPONENT, COUNT, MAX_TEXT, NUMBER, Dense, Maybe, Range, Schema
 
 
 @runtime_checkable
@@ -29,11 +31,14 @@ class Steppable(Protocol):
     def step(self, action: Any) -> None: ...
 
 
-MAX_DEPTH, MAX_VALUES, MAX_TEXT = 20, 20_000, 100_000
-"""Limits of a configuration: nesting, number of values, characters of one text."""
+MAX_DEPTH, MAX_VALUES = 20, 20_000
+"""Limits of a configuration: nesting, and number of values."""
 
-COMPONENT = re.compile(r"\w[\w.+-]{0,99}")
-"""One component of a path that cannot lead out of its directory."""
+MAX_ENTRIES = 500_000
+"""Values in a checkpoint, tensors counted as one."""
+
+MAX_VALUES_OBSERVED = 2**24
+"""Numbers in one observation: an image of 2,300 x 2,300 pixels."""
 
 TRUSTED: dict[str, tuple[str, type]] = {
     "encoder": ("dp.encoders.", nn.Module),
@@ -51,27 +56,94 @@ PARTIAL, OPTIONAL = ("task.env",), ("task.env",)
 OURS = ("dp", "workspaces", "hydra_plugins", "torch", "torchvision", "diffusers", "hydra", "optuna")
 """Packages whose classes this project's own configurations name. Naming them says nothing about trust."""
 
-Range = tuple[float, float]
+_SIZES = {"shape": [Range(1, 2**16)], "type": Maybe(str), "key": Maybe(str)}
 
-FIELDS: dict[str, type | Range] = {
-    "step": (0, 10**12),
-    "evaluated": bool,
-    "precision": str,
-    "n_threads": (1, 4096),
-    "metrics_offset": (0, 10**15),
-    "training_s": (0, 10**12),
-    "config": dict,
-    "versions": dict,
-    "ema": dict,
-    "policy": dict,
-    "optimizer": dict,
-    "lr_schedule": dict,
-    "best": list,
-    "wandb_id": str,
-    "rng": Tensor,
-    "pending": Tensor,
+CONFIG: Schema = {
+    "name": COMPONENT,
+    "seed": Range(0, 2**63 - 1),
+    "horizon": Maybe((Range(1, 4096), str)),
+    "n_obs_steps": Maybe((Range(1, 4096), str)),
+    "n_action_steps": Maybe((Range(1, 4096), str)),
+    "noise_draws": Maybe((Range(1, 4096), str)),
+    "scheduler": Maybe(
+        {
+            "_target_": str,
+            "num_inference_steps": Maybe(Range(1, 10_000)),
+            "num_train_timesteps": Maybe(Range(1, 10_000)),
+            "prediction_type": Maybe(frozenset({"epsilon", "sample", "v_prediction"}), null=False),
+        }
+    ),
+    "encoder": Maybe(dict),
+    "denoiser": Maybe(dict),
+    "objective": Maybe(dict),
+    "task": {
+        "name": re.compile(r"[^\x00-\x1f]{1,100}"),
+        "shape_meta": {"obs": {str: _SIZES}, "action": {"shape": [Range(1, 2**16)]}},
+        "env": Maybe(dict),
+        "protocols": Maybe({str: {"n_episodes": Range(1, 10**6), "start_seed": COUNT, "max_steps": Range(1, 10**7)}}),
+    },
+    "workspace": {"num_steps": Maybe(Range(1, 10**12))},
+    "env_runner": Maybe(
+        {
+            "protocol": Maybe(str),
+            "n_episodes": Maybe(Range(1, 10**6)),
+            "start_seed": Maybe(COUNT),
+            "max_steps": Maybe((Range(1, 10**7), str)),
+        }
+    ),
+    "dataset": Maybe({"path": Maybe((str, [str])), "sha256": Maybe(re.compile("[0-9a-f]{6,64}"))}),
+    "logger": Maybe({"mode": Maybe(str), "project": Maybe(str), "group": Maybe(str)}),
+    "training": Maybe({"num_steps": Maybe(Range(1, 10**12))}),
 }
-"""Type of each entry of a checkpoint, or the range of a number. `training_s` alone may be a fraction."""
+"""What every verb's configuration says, as far as it is used from a file. The limits are sizes that a machine bears."""
+
+POLICY: Schema = CONFIG | {
+    **dict.fromkeys(("horizon", "n_obs_steps", "n_action_steps", "noise_draws"), Range(1, 4096)),
+    **{key: {"_target_": str} for key in ("encoder", "denoiser", "objective")},
+    "scheduler": CONFIG["scheduler"].inner | {"num_inference_steps": Range(1, 10_000)},
+    "env_runner": CONFIG["env_runner"].inner,
+}
+"""What a configuration says from which a policy is built."""
+
+MAX_SIZE, MAX_LAYERS = 2**16, 64
+"""Limits of each whole number and each list among the arguments of a network of ours."""
+
+BEST: Schema = {
+    "step": COUNT,
+    "file": COMPONENT,
+    "score": NUMBER,
+    "metric": Maybe(str),
+    str: Maybe((NUMBER, float)),
+}
+"""One of the best checkpoints. The ends of an interval may be nan."""
+
+STATE: Schema = {
+    "step": Maybe(COUNT, null=False),
+    "score": Maybe(NUMBER),
+    "evaluated": Maybe(bool, null=False),
+    "precision": Maybe(frozenset({"fp32", "bf16"}), null=False),
+    "n_threads": Maybe(Range(1, 1024)),
+    "metrics_offset": Maybe(Range(0, 10**15), null=False),
+    "training_s": Maybe(Range(0, 10**12, whole=False), null=False),
+    "config": Maybe(dict, null=False),
+    "versions": Maybe({str: str}, null=False),
+    "ema": Maybe({"model": dict, "num_updates": Maybe(COUNT, null=False)}, null=False),
+    "policy": Maybe(dict, null=False),
+    "optimizer": Maybe(dict, null=False),
+    "lr_schedule": Maybe(dict, null=False),
+    "best": Maybe([BEST], null=False),
+    "wandb_id": Maybe(COMPONENT),
+    "rng": Maybe(Dense(torch.uint8, tuple(torch.get_rng_state().shape)), null=False),
+    "rng_cuda": Maybe(Dense(torch.uint8, (None,))),
+    "pending": Maybe(Dense(torch.float32, (None, 2)), null=False),
+}
+"""Entries of a checkpoint. Those that are missing belong to a training, or to later versions."""
+
+TRAINING = (
+    "step", "evaluated", "metrics_offset", "training_s", "config", "ema", "policy", "optimizer", "lr_schedule", "best",
+    "rng", "pending",
+)  # fmt: skip
+"""Entries without which a training cannot go on."""
 
 
 def plain(value: object, where: str) -> Any:
@@ -90,7 +162,7 @@ def plain(value: object, where: str) -> Any:
             raise ValueError(f"{where} is nested or repeated too far at {at:.60}, not to be trusted: not loaded")
         if type(value) is dict:
             for key in value:
-                if type(key) is not str:
+                if type(key) is not str or len(key) > MAX_TEXT:
                     raise ValueError(f"{where} has the key {key!r:.60} under {at}, not to be trusted: not loaded")
             return {key: copied(inner, f"{at}.{key}".lstrip("."), depth + 1) for key, inner in value.items()}
         if type(value) is list:
@@ -113,49 +185,102 @@ def check_component(value: object, key: str) -> None:
         raise ValueError(f"{key}={value!r:.60}, expected a name of letters, digits and _ . + - (a part of a path)")
 
 
-def check_fields(state: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError where an entry of a checkpoint has another type or range than it is used with."""
-    for name, expected in FIELDS.items():
-        if name not in state:
-            continue
-        value = state[name]
-        if isinstance(expected, tuple):
-            exact = type(value) is int or (name == "training_s" and type(value) is float)
-            sound = exact and math.isfinite(value) and expected[0] <= value <= expected[1]
-        else:
-            sound = type(value) is expected or (expected is dict and isinstance(value, dict))  # state dicts are ordered
-        if not sound:
-            wanted = (
-                "a number from {:g} to {:g}".format(*expected) if isinstance(expected, tuple) else expected.__name__
-            )
-            raise ValueError(f"{where} has {name}={value!r:.60}, expected {wanted}: not loaded")
-    if "wandb_id" in state:
-        check_component(state["wandb_id"], f"wandb_id of {where}")
-    for entry in state.get("best", []):
-        _check_best(entry, where)
-    versions = state.get("versions", {})
-    if not all(type(text) is str for pair in versions.items() for text in pair):
-        raise ValueError(f"{where} has versions={versions!r:.60}, expected names and texts: not loaded")
+def check_contents(state: object, where: str) -> None:
+    """Raises ValueError unless `state` consists of plain values, containers and dense tensors that hold what they show.
+
+    A tensor of a few bytes can show itself as one of any size, and a few nested lists as any number of values.
+    """
+    left = [MAX_ENTRIES]
+
+    def look(value: object, at: str, depth: int) -> None:
+        left[0] -= 1
+        if depth > MAX_DEPTH or left[0] < 0:
+            raise ValueError(f"{where} is nested or repeated too far at {at:.60}: not loaded")
+        if isinstance(value, Tensor):
+            _check_tensor(value, at, where)
+        elif type(value) in (dict, OrderedDict, list, tuple):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):  # type: ignore[arg-type]
+                if type(key) not in (str, int):
+                    raise ValueError(f"{where} has the key {key!r:.60} at {at:.60}: not loaded")
+                look(inner, f"{at}.{key:.60}" if isinstance(key, str) else f"{at}[{key}]", depth + 1)
+        elif type(value) not in (str, int, float, bool, type(None)):
+            raise ValueError(f"{where} has a {type(value).__name__} at {at:.60}: not loaded")
+
+    look(state, "", 0)
 
 
-def _check_best(entry: object, where: str) -> None:
-    numbers = entry.items() if isinstance(entry, dict) else ()
-    sound = all(type(value) in (int, float) or name == "metric" for name, value in numbers if name != "file")
-    sound = sound and type(dict(numbers).get("metric", "")) is str
-    if not sound or not {"step", "file", "score"} <= dict(numbers).keys():
-        raise ValueError(f"{where} has {entry!r:.60} among the best, expected step, file and score: not loaded")
-    check_component(dict(numbers)["file"], f"a best file of {where}")
+def _check_tensor(tensor: Tensor, at: str, where: str) -> None:
+    name = at.lstrip(".")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise ValueError(f"{where}: {name} is no dense tensor: not loaded")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{where}: {name} shows {tuple(tensor.shape)} and holds less: not loaded")
 
 
 def check_weights(weights: object, where: str) -> None:
-    """Raises ValueError unless `weights` maps names to dense tensors whose numbers are finite."""
-    if not isinstance(weights, dict):
-        raise ValueError(f"{where} holds no weights, got {type(weights).__name__}: not loaded")
+    """Raises ValueError unless `weights` maps names to tensors, real numbers that are finite."""
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError(f"{where} holds no weights: not loaded")
     for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-            raise ValueError(f"{where}: {name} is no dense tensor: not loaded")
-        if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
-            raise ValueError(f"{where}: {name} has values that are not finite: not loaded")
+        if type(name) is not str or not isinstance(tensor, Tensor):
+            raise ValueError(f"{where}: {name!r:.60} is no tensor: not loaded")
+        if tensor.is_complex() or (tensor.is_floating_point() and not torch.isfinite(tensor).all()):
+            raise ValueError(f"{where}: {name} has values that are not finite, or not real: not loaded")
+
+
+def check_like(value: object, own: object, where: str) -> None:
+    """Raises ValueError where `value` has another type, length or tensor shape than `own`, which it is to replace.
+
+    Fields that only one of them has, and None, are left to whoever takes the value up: versions of torch differ there.
+    """
+    if value is None or own is None:
+        return
+    numbers = (int, float, Tensor)
+    if isinstance(own, Tensor):
+        same = isinstance(value, Tensor) and value.shape == own.shape and value.is_floating_point() == (
+            own.is_floating_point()
+        )  # fmt: skip
+        if not same:
+            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{where} is {found}, expected {own.dtype} {list(own.shape)}")
+    elif isinstance(own, dict) and isinstance(value, dict):
+        for key in own.keys() & value.keys():
+            check_like(value[key], own[key], f"{where}.{key}")
+    elif isinstance(own, (list, tuple)) and isinstance(value, (list, tuple)):
+        if len(value) != len(own):
+            raise ValueError(f"{where} has {len(value)} entries, expected {len(own)}")
+        for number, (inner, expected) in enumerate(zip(value, own, strict=True)):
+            check_like(inner, expected, f"{where}[{number}]")
+    elif type(value) is not type(own) and not (
+        isinstance(own, (int, float)) and isinstance(value, numbers) and getattr(value, "ndim", 0) == 0
+    ):
+        raise ValueError(f"{where} is of type {type(value).__name__}, expected {type(own).__name__}")
+
+
+def check_sizes(config: Config, where: str) -> None:
+    """Raises ValueError where a policy of this configuration could take any amount of memory.
+
+    This looks at single arguments. `workspaces.evaluate` compares what they amount to with the weights in the file.
+    """
+
+    def look(value: object, at: str) -> None:
+        if isinstance(value, int) and abs(value) > MAX_SIZE:
+            raise ValueError(f"{where} has {at}={value!r:.40}, expected at most {MAX_SIZE}: not loaded")
+        if isinstance(value, list) and len(value) > MAX_LAYERS:
+            raise ValueError(f"{where} has {len(value)} values in {at}, expected at most {MAX_LAYERS}: not loaded")
+        for key, inner in _items(value):
+            look(inner, f"{at}.{key}")
+
+    for place in ("encoder", "denoiser", "objective"):
+        if config[place]["_target_"].startswith("dp."):
+            look(config[place], place)
+    for name, entry in config["task"]["shape_meta"]["obs"].items():
+        if math.prod(entry["shape"]) > MAX_VALUES_OBSERVED:
+            raise ValueError(f"{where} has an observation {name} of shape {entry['shape']}: not loaded")
+
+
+def _items(value: object) -> Iterable[tuple[object, object]]:
+    return value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
 
 
 def check_targets(config: Config, trusted: Collection[str] = (), places: Collection[str] = tuple(TRUSTED)) -> None:

@@ -149,6 +149,8 @@ class _Column:
 
 def read_settings(path: Path) -> dict[str, Any] | None:
     """How the store at `path` was collected; None where it was not."""
+    if not (path / ".zattrs").is_file():  # opening a pipe would wait for ever
+        return None
     try:
         return json.loads((path / ".zattrs").read_text()).get(SETTINGS)
     except (OSError, ValueError, AttributeError):

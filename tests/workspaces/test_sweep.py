@@ -16,6 +16,7 @@ import pytest
 from tests.workspaces.conftest import RUN, assert_same_run
 from workspaces import record
 from workspaces.base import create_new
+from workspaces.sweep import _progress, read_manifest
 
 DRY = [
     "workspace=evaluate",
@@ -245,3 +246,21 @@ def test_directories_made_at_the_same_moment_are_different(tmp_path):
         made = list(pool.map(create_new, [tmp_path / "a/run"] * 300))
     assert len(set(made)) == 300
     assert sum(path.is_dir() for path in (tmp_path / "a").iterdir()) == 300
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"step": 7}\nnoise\n', "[" * 100_000, '{"step": "a"}\n', '{"step": 7}\n{"step": 8, "tr']
+)
+def test_progress_is_known_as_far_as_the_files_say(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    (tmp_path / record.FILE).write_text('{"state": 5}')
+    assert _progress(tmp_path) == ("7" if "7" in text else "", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"jobs": 5}', '{"jobs": [{"dir": "../x"}]}', '{"jobs": [{}]}', "[" * 10**5]
+)
+def test_a_manifest_that_is_damaged_is_refused(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(ValueError, match=r"sweep\.json"):
+        read_manifest(tmp_path / "sweep.json")

@@ -8,6 +8,7 @@ import pandas as pd
 from dp.files import write_bytes
 from workspaces import build
 from workspaces.base import Config, Workspace
+from workspaces.foreign import check_inside
 from workspaces.report import failure_map, figures, page, recipe, runs, tables
 from workspaces.report.publish import publish
 
@@ -44,6 +45,7 @@ class ReportWorkspace(Workspace):
 
     def run(self) -> None:
         """Makes everything before it writes anything."""
+        check_inside(self.run_dir)
         trusted = self.config.get("trust") or ()
         found = runs.find(self.runs, trusted)
         counted = tables.count(found)

@@ -32,6 +32,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
     "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "lines.linewidth": 1.8, "legend.frameon": False, "legend.fontsize": 8, "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a name may hold a $
     "svg.fonttype": "path", "svg.hashsalt": "dp", "savefig.transparent": True, "axes.facecolor": "none",
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from dp.processes import N_CORES, in_processes
 from dp.rollouts.runner import EpisodeResult
 from dp.types import Env
-from workspaces.report.runs import Run, own
+from workspaces.foreign import read_arrays
+from workspaces.report.runs import Run
 from workspaces.video import write_video
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,10 @@ def _takes(run: Run, folder: Path) -> list[Take]:
     if not wanted or make_env is None or not run.actions.is_file():
         return []
     try:
-        with np.load(own(run.actions)) as file:
-            actions = {seed: file[str(seed)] for seed in wanted}
+        arrays, width = read_arrays(run.actions), run.task.shape_meta["action"]["shape"]
+        actions = {seed: arrays[str(seed)] for seed in wanted}
+        if any(a.dtype.kind != "f" or a.shape[1:] != (*width,) or not np.isfinite(a).all() for a in actions.values()):
+            raise ValueError(f"expected finite actions of shape {width}")
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s is damaged (%s): no videos of its episodes", run.actions, error)
         return []

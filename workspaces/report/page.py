@@ -19,6 +19,8 @@ from workspaces.report.tables import ACTION_ERROR, Result, Table, interval, labe
 
 NUMBER = re.compile(r"[−+<> ]*[\d.–]+( %)?( \[.*\])?( / \d+)?")
 
+SIGNED = re.compile(r"[-+]?\d[\d.]*(e[-+]?\d+)?", re.IGNORECASE)
+
 CAPTIONS = {
     "learning-curve": "Mean over training seeds (thick) and each seed (thin). Dashed: not finished.",
     "train-loss": "Mean since the last log. Dashed: not finished.",
@@ -77,8 +79,15 @@ def render(
 
 
 def csv(table: Table) -> bytes:
-    """Plain numbers, not rounded."""
-    return table.frame.to_csv(index=False).encode()
+    """Plain numbers, not rounded. A text that a spreadsheet would compute is quoted with an apostrophe."""
+    frame = table.frame.map(_no_formula).rename(columns=_no_formula)
+    return frame.to_csv(index=False).encode()
+
+
+def _no_formula(value: object) -> object:
+    """`value`, unless it is a text that a spreadsheet takes for a formula. A negative number is none."""
+    formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not SIGNED.fullmatch(value)
+    return f"'{value}" if formula else value
 
 
 def markdown(table: Table) -> bytes:

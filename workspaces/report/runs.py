@@ -1,6 +1,5 @@
 """Run directories as records: what each one holds, how it stands, and why it is left out."""
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -9,30 +8,46 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from hydra.errors import HydraException
 
 from dp.tasks import Task
 from workspaces import record
 from workspaces.base import Config
 from workspaces.build import task_of
+from workspaces.foreign import MAX_VIDEO_BYTES, parse_json, read_json, read_text, read_yaml
 from workspaces.load import migrate
+from workspaces.schema import COUNT, NUMBER, Maybe, Range, Schema, check
 from workspaces.settings import groups_with
-from workspaces.trust import check_component, plain
+from workspaces.sweep import FILE as MANIFEST
+from workspaces.sweep import read_manifest
+from workspaces.trust import CONFIG, plain
 
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, yaml.YAMLError, HydraException)
-"""What reading a damaged run directory raises."""
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, HydraException)
+"""What reading a damaged run directory raises. The schemas leave little but ValueError and OSError."""
 
 PARTS = ("checkpoints", "media", "rollouts", "wandb")
 """Folders of a run directory: there are no runs in them."""
 
-ROW: dict[str, Any] = {
-    "seed": int,
-    "max_reward": (int, float),
-    "success": bool,
-    "length": int,
-}
+STEPS_PER_EPISODE = Range(0, 10**7)
+
+ROW: Schema = {"seed": COUNT, "max_reward": NUMBER, "success": bool, "length": STEPS_PER_EPISODE}
 """What every episode's row has. A named quantity of the environment at the end has a key that starts with FINAL."""
+
+METRICS: Schema = {"step": COUNT, str: Maybe(NUMBER)}
+"""A line of metrics.jsonl. A number that was not finite is null."""
+
+EVALUATION: Schema = {
+    "protocol": {
+        "seeds": [COUNT],
+        "max_steps": (STEPS_PER_EPISODE, str),
+        **{key: Maybe(str) for key in ("name", "score", "success", "reset")},
+    },
+    "checkpoint": Maybe(str),
+    "step": Maybe(COUNT),
+    "inference_ms": Maybe(NUMBER),
+    "episodes": [ROW],
+}
+"""What evaluation.json holds, as far as a report reads it."""
 
 FINAL = "final_"
 
@@ -125,7 +140,8 @@ class Run:
     def video(self, seed: int) -> Path | None:
         """The video of an episode, if it was recorded."""
         path = self.path / "media" / f"{self.step or 0}-{seed}.mp4"
-        return path if own(path).is_file() else None
+        linked = path.is_symlink() or path.parent.is_symlink()  # it could show any file of this machine
+        return path if not linked and path.is_file() and path.stat().st_size <= MAX_VIDEO_BYTES else None
 
     @property
     def actions(self) -> Path:
@@ -158,7 +174,7 @@ def find(root: Path, trusted: Collection[str] = ()) -> Found:
     if not root.is_dir():
         raise ValueError(f"runs={root}, expected a directory: a run, a directory of runs, or a sweep under multirun/")
     found = Found()
-    for path in sorted({*_run_dirs(root), *_jobs(root)}):
+    for path in sorted({*_run_dirs(root), *_jobs(root, found)}):
         _take(path, found, trusted)
     if not (found.finished or found.unfinished or found.left_out):
         raise ValueError(f"runs={root} holds no run, expected directories with run.json (as python run.py writes it)")
@@ -194,24 +210,15 @@ def _take(path: Path, found: Found, trusted: Collection[str]) -> None:
         run = _read(path, state, trusted)
         if run.verb == "train":
             found.unfinished.append(run)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        RecursionError,
-        yaml.YAMLError,
-        HydraException,
-    ) as error:
-        if state in ("waiting", "finished"):
+    except DAMAGE as error:
+        if all(left.path != path for left in found.left_out):
             found.left_out.append(LeftOut(path, "damaged", _damage(error)))
 
 
 def _damage(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{Path(error.filename).name}: {error.strerror}"
-    return f"a key is missing: {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    return f"a key is missing: {error}" if isinstance(error, KeyError) else (str(error).splitlines() or ["unknown"])[0]
 
 
 def _run_dirs(root: Path) -> Iterator[Path]:
@@ -222,17 +229,19 @@ def _run_dirs(root: Path) -> Iterator[Path]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
 
 
-def _jobs(root: Path) -> Iterator[Path]:
-    """Directories that a sweep's manifest in `root` or under it names, whether they exist or not."""
-    for manifest in [*root.glob("sweep.json"), *root.glob("*/sweep.json")]:
+def _jobs(root: Path, found: Found) -> Iterator[Path]:
+    """Directories that a sweep's manifest in `root` or under it names, whether they exist or not.
+
+    A damaged manifest is left out: its jobs are found by their directories.
+    """
+    for manifest in [*root.glob(MANIFEST), *root.glob(f"*/{MANIFEST}")]:
         try:
-            jobs = [job["dir"] for job in json.loads(own(manifest).read_text())["jobs"]]
-            for job in jobs:
-                check_component(job, "dir")
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{manifest} is damaged: expected the jobs of a sweep") from None
-        for path in jobs:
-            yield manifest.parent / path
+            jobs = read_manifest(manifest)
+        except (ValueError, OSError) as error:
+            found.left_out.append(LeftOut(manifest, "damaged", _damage(error)))
+            continue
+        for job in jobs:
+            yield manifest.parent / job["dir"]
 
 
 def _state(path: Path) -> record.State:
@@ -254,7 +263,7 @@ def _reason(path: Path, state: str) -> str:
 
 
 def _tail(path: Path, n: int) -> list[str]:
-    return own(path).read_text(errors="replace").splitlines()[-n:] if path.is_file() else []
+    return read_text(path).splitlines()[-n:] if path.is_file() else []
 
 
 def _read(path: Path, state: record.State, trusted: Collection[str]) -> Run:
@@ -283,7 +292,9 @@ def _training(config: Config, common: dict[str, Any]) -> Run:
     if not (has_env and run.curve("rollout/score")):
         return replace(run, protocol=Protocol.without_rollouts(task.name))
     file = _rollouts(run.path, steps)
-    rows = [row for row in _json(file) if protocol.first <= row["seed"] <= protocol.last]  # the rest: training seeds
+    rows = read_json(file)
+    check(rows, [ROW], file.name)
+    rows = [row for row in rows if protocol.first <= row["seed"] <= protocol.last]  # the rest: training seeds
     inference_ms = [row["rollout/inference_ms"] for row in run.metrics if "rollout/inference_ms" in row]
     return replace(run, episodes=_checked(rows, protocol, file), inference_ms=(inference_ms or [None])[-1])
 
@@ -301,10 +312,13 @@ def _protocol(runner: dict[str, Any], task: Task) -> Protocol:
 
 def _evaluation(config: Config, common: dict[str, Any]) -> Run:
     file, task = common["path"] / "evaluation.json", common["task"]
-    evaluation = _json(file) if common["state"] == "finished" else {}
+    evaluation = read_json(file) if common["state"] == "finished" else {}
     if not evaluation:
         raise ValueError("an evaluation without evaluation.json")
+    check(evaluation, EVALUATION, file.name)
     about = evaluation["protocol"]
+    if len(about["seeds"]) != 2:
+        raise ValueError(f"{file.name} has {len(about['seeds'])} seeds of a protocol, expected the first and the last")
     first, last = about["seeds"]
     name = about.get("name")
     protocol = Protocol(task.name, first, last, about["max_steps"], None if name == "custom" else name)
@@ -361,61 +375,38 @@ def _step(value: object) -> int | None:
     return value
 
 
-def _checked(rows: Any, protocol: Protocol, file: Path) -> list[dict[str, Any]]:
+def _checked(rows: list[dict[str, Any]], protocol: Protocol, file: Path) -> list[dict[str, Any]]:
     """Raises ValueError unless there is one sound row for each seed of the protocol, in their order."""
-    whole = isinstance(rows, list) and all(isinstance(row, dict) and _sound(row) for row in rows)
-    if (
-        not whole
-        or len(rows) != protocol.n_episodes
-        or [row["seed"] for row in rows] != list(range(protocol.first, protocol.last + 1))
-    ):
+    for row in rows:
+        check(row, {**ROW, **{key: NUMBER for key in row if key.startswith(FINAL)}}, file.name)
+    if len(rows) != protocol.n_episodes or any(row["seed"] != protocol.first + n for n, row in enumerate(rows)):
         raise ValueError(f"{file.name}: expected one episode for each of the seeds {protocol.first}–{protocol.last}")
     return rows
-
-
-def _sound(row: dict[str, Any]) -> bool:
-    quantities = [value for key, value in row.items() if key.startswith(FINAL)]
-    return all(isinstance(row.get(key), kind) for key, kind in ROW.items()) and all(
-        isinstance(value, (int, float)) for value in quantities
-    )
 
 
 def _rollouts(path: Path, step: int | None) -> Path:
     return path / "rollouts" / f"{step}.json"
 
 
-def own(path: Path) -> Path:
-    """`path`, of a file in a run directory. Raises ValueError for a link: it could show any file of this machine."""
-    if path.is_symlink() or path.parent.is_symlink():
-        raise ValueError(f"{path.name} is a link, or lies behind one: nothing outside the run directory is read")
-    return path
-
-
-def _json(path: Path) -> Any:
-    text = own(path).read_text()
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ValueError(f"{path.name} is not JSON") from None
-
-
 def _config(path: Path) -> Config:
-    config = yaml.safe_load(own(path / "config.yaml").read_text())
+    config = read_yaml(path / "config.yaml")
     if not isinstance(config, dict):
         raise ValueError("config.yaml holds no configuration")
-    return migrate(plain(config, "config.yaml"))
+    config = migrate(plain(config, "config.yaml"))
+    check(config, CONFIG, "config.yaml")
+    return config
 
 
 def _metrics(path: Path, whole: bool) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl. `whole`: raises ValueError for one that is no JSON; else the rest is left away."""
+    """Lines of metrics.jsonl. `whole`: raises ValueError for a damaged one; else the rest is left away."""
     file, rows = path / "metrics.jsonl", []
-    lines = own(file).read_text(errors="replace").splitlines() if file.is_file() else []
+    lines = read_text(file).splitlines() if os.path.lexists(file) else []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-            rows[-1]["step"]
-        except (ValueError, KeyError, TypeError):
+            rows.append(parse_json(line, "it"))
+            check(rows[-1], METRICS, "it")
+        except ValueError as error:
             if whole:
-                raise ValueError(f"metrics.jsonl: line {number} is damaged") from None
+                raise ValueError(f"metrics.jsonl: line {number} is damaged, {error}") from None
             return rows[: number - 1]
     return rows

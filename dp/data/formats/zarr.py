@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import json
+import math
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,23 @@ from zarr.storage import ZipStore
 BLOCK_BYTES = 16 << 20
 """Decoded bytes that one read of `blocks` asks for, at least one row of chunks."""
 
+METADATA = (".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json")
+
+MAX_METADATA_BYTES = 64 << 20
+
+MAX_CHUNK_BYTES = 2 << 30
+"""Decoded size of a chunk; zarr's codecs take no larger one."""
+
+MAX_RATIO = 500
+"""Decoded bytes for each stored one. zlib reaches 1,030, for zeros; recordings reach 50."""
+
+FREE_BYTES = 256 << 20
+"""Arrays up to this size need not be stored at all: chunks that hold the fill value alone are not written."""
+
+
+NO_DAMAGE = (MemoryError, PermissionError)
+"""What reading raises that says nothing about the files: nobody is to delete data for it."""
+
 
 class ZarrStore:
     """The arrays of the store at `path`, by name ("data/action").
@@ -27,7 +46,7 @@ class ZarrStore:
         advice: a sentence for errors about damage.
 
     Raises:
-        ValueError: where there is no zarr store.
+        ValueError: where there is no zarr store, or one with metadata that are no ordinary files.
     """
 
     def __init__(self, path: Path, complete: bool = False, advice: str = "") -> None:
@@ -50,12 +69,40 @@ class ZarrStore:
         if name not in self._arrays:
             try:
                 if self._zip is not None:
-                    self._arrays[name] = zarr.open(self._zip, path=name, mode="r")
+                    array = zarr.open(self._zip, path=name, mode="r")
                 else:
-                    self._arrays[name] = zarr.open(str(self.path / name), mode="r")
+                    array = zarr.open(str(self.path / name), mode="r")
+            except NO_DAMAGE:
+                raise
             except Exception as error:
                 raise ValueError(self._with_advice(f"cannot read the array {self.path / name}: {error}")) from error
+            self._check_size(name, array)
+            self._arrays[name] = array
         return self._arrays[name]
+
+    def _check_size(self, name: str, array: Any) -> None:
+        """Raises ValueError for an array that could take any amount of memory: its files cannot hold what it declares.
+
+        Nothing has been allocated by then, and no chunk opened.
+        """
+        if self._zip is None:
+            _check_files(self.path / name)
+        chunk = math.prod(array.chunks) * array.dtype.itemsize
+        if min(array.chunks, default=1) < 1 or chunk > MAX_CHUNK_BYTES:
+            raise ValueError(
+                f"{self.path / name} declares chunks of {chunk:,} bytes, expected 1 to {MAX_CHUNK_BYTES:,}"
+            )
+        size = math.prod(array.shape) * array.dtype.itemsize
+        if size > FREE_BYTES and size > MAX_RATIO * (stored := self._stored_bytes(name)):
+            raise ValueError(
+                f"{self.path / name} declares {size:,} bytes of shape {array.shape}, but its chunks hold {stored:,}: "
+                "no recording is compressed like that"
+            )
+
+    def _stored_bytes(self, name: str) -> int:
+        if self._zip is not None:
+            return self.path.stat().st_size
+        return sum(file.stat().st_size for file in _files(self.path / name))
 
     def find(self, key: str) -> str | None:
         """The name that `key` stands for: itself, or the one name that ends with /key. None where there is none."""
@@ -74,7 +121,7 @@ class ZarrStore:
         self.check_chunks(name)
         try:
             return np.asarray(array[:])  # zarr reads in a thread of its own: one call waits for it once
-        except MemoryError:
+        except NO_DAMAGE:
             raise
         except Exception as error:
             raise self._damage(name, slice(0, array.shape[0]), error) from error
@@ -89,7 +136,7 @@ class ZarrStore:
             rows = slice(start, min(start + size, array.shape[0]))
             try:
                 values = np.asarray(array[rows])
-            except MemoryError:
+            except NO_DAMAGE:
                 raise
             except Exception as error:
                 raise self._damage(name, rows, error) from error
@@ -123,8 +170,10 @@ class ZarrStore:
         return key in self._files if self._zip is not None else (self.path / key).is_file()
 
     def _damage(self, name: str, rows: slice, error: Exception) -> ValueError:
-        """Names the first chunk of `rows` that cannot be decoded."""
+        """Names the first chunk of `rows` that cannot be decoded. Without advice where it is the machine that fails."""
         array = self.open(name)
+        if isinstance(error, OSError) or "start new thread" in str(error):
+            return ValueError(f"{self.path / name} cannot be read now: {error}")
         for start in range(rows.start, rows.stop, array.chunks[0]):
             for corner in itertools.product(
                 *(range(0, n, c) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True))
@@ -146,11 +195,36 @@ class ZarrStore:
 def _names_in_folder(path: Path) -> list[str]:
     names = []
     for folder, folders, files in os.walk(path, followlinks=True):
+        _check_metadata(Path(folder), files)
         metadata = Path(folder) / "zarr.json"
         if ".zarray" in files or ("zarr.json" in files and _is_array(metadata.read_bytes(), metadata)):
             names.append(Path(folder).relative_to(path).as_posix())
             folders.clear()  # chunks
     return sorted(names)
+
+
+def _check_metadata(folder: Path, files: list[str]) -> None:
+    """Raises ValueError for metadata that are no files (reading a pipe would wait for ever), and for endless ones."""
+    for file in (folder / name for name in METADATA if name in files):
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_METADATA_BYTES:
+            raise ValueError(f"{file} is no ordinary file of metadata")
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below `folder` that is no folder."""
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _files(Path(entry.path))
+        else:
+            yield entry
+
+
+def _check_files(folder: Path) -> None:
+    """Raises ValueError for a chunk that is no file."""
+    for entry in _files(folder):
+        if not entry.is_file():
+            raise ValueError(f"{entry.path} is no ordinary file")
 
 
 def _names_in_zip(path: Path) -> list[str]:

@@ -31,6 +31,9 @@ OFFICIAL_SHA256 = (
 
 TIMEOUT_S = 20
 
+MAX_UNPACKED_BYTES = 1 << 30
+"""What the archive may unpack to. The official one holds 340 MB."""
+
 
 class Unreachable(ValueError):
     """The official demonstrations are not here and cannot be downloaded."""
@@ -117,7 +120,7 @@ def _fetch(url: str, file: Path) -> None:
         held = held if resumed else 0
         file.parent.mkdir(parents=True, exist_ok=True)  # not before the server has answered
         length = response.headers.get("Content-Length")
-        expected = None if length is None else held + int(length)
+        expected = held + int(length) if length and length.isdecimal() else None
         with (
             file.open("ab" if resumed else "wb") as out,
             tqdm(total=expected, initial=held, unit="B", unit_scale=True, desc=file.stem) as bar,
@@ -146,6 +149,9 @@ def unpack(archive: Path, store: Path) -> None:
             }
             if len(folders) != 1:
                 raise ValueError(f"it holds {len(folders)} folders named {store.name}, expected one")
+            n_bytes = sum(member.file_size for member in bundle.infolist())
+            if n_bytes > MAX_UNPACKED_BYTES:
+                raise ValueError(f"it unpacks to {n_bytes:,} bytes, expected at most {MAX_UNPACKED_BYTES:,}")
             bundle.extractall(temporary)
         (temporary / folders.pop() / store.name).rename(store)
     finally:

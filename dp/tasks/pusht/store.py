@@ -128,7 +128,15 @@ class _Store:
 
     def _read_facts(self) -> dict[str, np.ndarray]:
         stored = [name for name in FACTS if f"meta/{name}" in self.zarr.names]
-        return {name: self.zarr.read(f"meta/{name}")[: len(self.episode_ends)] for name in stored}
+        n_episodes, facts = len(self.episode_ends), {}
+        for name in stored:
+            shape, expected = self.zarr.open(f"meta/{name}").shape, FACTS[name][1]
+            if shape[:1] < (n_episodes,) or shape[1:] != expected:
+                raise ValueError(
+                    f"{self.path}/meta/{name} has shape {shape}, expected {(n_episodes, *expected)}: a row per episode"
+                )
+            facts[name] = self.zarr.read(f"meta/{name}")[:n_episodes]
+        return facts
 
     def check(self, names: Sequence[str], image: Spec) -> None:
         """Raises Mismatch, from metadata alone, where `read` or `frames` would not find what they need."""

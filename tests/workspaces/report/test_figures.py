@@ -91,3 +91,12 @@ def test_a_figure_is_an_svg_element_and_a_png_file():
     with figures.style():
         assert figures.svg(figure).startswith("<svg")
         assert figures.png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "$x$", "a$b", "\\alpha"])
+def test_a_name_is_text_and_no_mathematics(name):
+    with figures.style():
+        figure = figures.Figure(figsize=(1, 1))
+        figure.add_subplot().set(title=name, xlabel=name, xticks=[0], xticklabels=[name])
+        assert "<svg" in figures.svg(figure)
+        assert figures.png(figure)

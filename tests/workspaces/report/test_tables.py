@@ -1,12 +1,16 @@
 """Who is averaged with whom, and who is compared with whom."""
 
+import csv
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from dp.tasks.pusht.sources import OFFICIAL_SHA256
 from tests.workspaces.report.conftest import made_up
-from workspaces.report import tables
+from workspaces.report import page, tables
 from workspaces.report.runs import Found
+from workspaces.report.tables import Table
 
 
 def test_a_setting_is_what_differs_and_a_seed_is_not():
@@ -164,3 +168,12 @@ def test_numbers_as_people_read_them():
     assert tables.interval(Estimate(-0.1, -0.2, 0.05), sign=True) == "−0.100 [−0.200, +0.050]"
     assert tables.interval(Estimate(0.458, 0.415, 0.502), percent=True) == "45.8 % [41.5, 50.2]"
     assert [tables.probability(p) for p in (0.0, 0.5, 1.0)] == ["< 0.01", "0.50", "> 0.99"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "-"])
+def test_a_spreadsheet_computes_no_text_of_a_run(text):
+    frame = pd.DataFrame({"a": [text, "-0.5", "+1e-3", "x=1"], "b": [-1.5, 2.0, np.nan, 0.0], text: [1, 2, 3, 4]})
+    header, *rows = csv.reader(page.csv(Table("t", frame, frame)).decode().splitlines())
+    assert header == ["a", "b", f"'{text}"]
+    assert rows[0][:2] == [f"'{text}", "-1.5"]
+    assert [row[0] for row in rows[1:]] == ["-0.5", "+1e-3", "x=1"]

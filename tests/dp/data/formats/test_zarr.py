@@ -1,6 +1,7 @@
 """Whatever zarr can write is read; what is damaged is named."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,66 @@ def test_the_fingerprint_changes_with_a_nested_chunk(tmp_path: Path) -> None:
     assert ZarrStore(path).fingerprint("x") == before
     (path / "x/1/0").write_bytes(b"other")
     assert ZarrStore(path).fingerprint("x") != before
+
+
+def declare(path: Path, **changes: Any) -> None:
+    """Changes what the metadata of x say, not its chunks."""
+    file = path / "x/.zarray"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [10**10, 3]},
+        {"shape": [20, 10**12], "chunks": [7, 10**12]},
+        {"shape": [2 * 10**8, 3], "chunks": [10**7, 3]},
+        {"shape": [20, 10**6, 10**3], "chunks": [7, 10**6, 10**3]},
+    ],
+)
+def test_a_store_that_declares_more_than_it_holds_is_refused_before_memory_is_taken(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "a.zarr", {"x": np.ones((20, 3))})
+    declare(path, **changes)
+    with pytest.raises(ValueError, match=f"{path}/x declares"):
+        ZarrStore(path).open("x")
+
+
+@pytest.mark.parametrize("name", ["x/.zarray", "x/.zattrs", ".zattrs", ".zgroup", "x/0.0"])
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str, kind: str) -> None:
+    path = write(tmp_path / "a.zarr", {"x": np.ones((20, 3))})
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name) if kind == "pipe" else (path / name).symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=f"{path}/{name} is no ordinary file"):
+        ZarrStore(path).open("x")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_nobody_is_told_to_delete_data_that_are_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = ZarrStore(write(tmp_path / "a.zarr", {"x": np.ones((20, 3))}), advice="Delete it")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dp.data.formats.zarr.zarr.open", refuse)
+    with pytest.raises(type(error)):
+        store.open("x")
+
+
+def test_too_few_threads_are_not_called_damage(tmp_path: Path) -> None:
+    store = ZarrStore(write(tmp_path / "a.zarr", {"x": np.ones((20, 3))}), advice="Delete it")
+
+    class Array:
+        shape, chunks = (20, 3), (7, 3)
+        fill_value = 0
+
+        def __getitem__(self, _: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+    store._arrays["x"] = Array()
+    with pytest.raises(ValueError, match=r"cannot be read now: can't start new thread$"):
+        store.read("x")

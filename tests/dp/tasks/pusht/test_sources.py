@@ -289,3 +289,15 @@ def test_bundled_is_taken_only_where_it_is_asked_for_or_nothing_else_is_there(
     monkeypatch.setattr("dp.tasks.pusht.sources.BUNDLED_PATH", Path("nowhere"))
     with pytest.raises(ValueError, match=r"dataset.source=bundled .nowhere.: there is no data set there"):
         locate("bundled", None)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(small_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(bundle: zipfile.ZipFile) -> None:
+        add_store(bundle, small_zarr)
+        bundle.writestr(f"pusht/{NAME}/bomb", bytes(1 << 20), zipfile.ZIP_DEFLATED)
+
+    Path("bomb.zip").write_bytes(zipped(fill))
+    monkeypatch.setattr("dp.tasks.pusht.sources.MAX_UNPACKED_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match=r"it unpacks to [\d,]+ bytes, expected at most 1,048,576"):
+        unpack(Path("bomb.zip"), Path(NAME))
+    assert [p.name for p in Path().iterdir()] == ["bomb.zip"]
