@@ -1,6 +1,5 @@
 """run.json: what a run is, what it runs on, and how it ended. Sweeps and reports go by it."""
 
-import fcntl
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from dp.files import write_json
+from dp import files
 from dp.processes import N_CORES
 from workspaces.checkpoint import versions
 
@@ -85,16 +84,7 @@ def state_of(run_dir: Path) -> State:
 
 def in_use(run_dir: Path) -> bool:
     """Whether a process has the directory (`Workspace.take_run_dir`)."""
-    if not (run_dir / ".lock").is_file():  # opening a FIFO would wait for ever
-        return False
-    try:
-        with (run_dir / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return files.in_use(run_dir / ".lock")
 
 
 def overrides() -> list[str]:
@@ -130,4 +120,4 @@ def _now() -> str:
 
 
 def _write(run_dir: Path, record: dict[str, Any]) -> None:
-    write_json(run_dir / FILE, record)
+    files.write_json(run_dir / FILE, record)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from hydra.utils import get_object
 
 from workspaces.config import Config
-from workspaces.logger import check_mode
+from workspaces.logger import resolve_mode
 from workspaces.trust import check_component
 
 Role = Literal[
@@ -171,7 +171,7 @@ def check(config: Config) -> None:
         raise ValueError(
             f"scheduler.prediction_type={scheduler['prediction_type']}, expected epsilon, sample or v_prediction"
         )
-    check_mode(config["logger"]["mode"])
+    resolve_mode(config["logger"]["mode"])
     check_component(config["name"], "name")
 
 

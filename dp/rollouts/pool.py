@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dp.processes import forkserver
 from dp.rollouts.episode import Chunk, Episode
 
 MakeEpisode = Callable[[], Episode]
@@ -131,7 +131,7 @@ class EnvPool:
 
 class _Worker:
     def __init__(self, make_episode: MakeEpisode) -> None:
-        context = multiprocessing.get_context("forkserver")
+        context = forkserver()
         self._connection, theirs = context.Pipe()
         self._arena = context.RawArray("B", ARENA_BYTES)
         self._process = context.Process(target=_serve, args=(theirs, self._arena, make_episode), daemon=True)
