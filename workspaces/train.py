@@ -106,6 +106,8 @@ class TrainWorkspace(Workspace):
         self.facts = facts_of(data, self.train_windows, self.val_windows)
         self.state = TrainState.fresh(self.config, data.normalizer, self.device)
         engines.speed_up_sampling(self.engine, self.state.ema.model)
+        if self.env_runner is not None:
+            self.env_runner.start()  # what fails in it fails before step 1
 
     def _open(self) -> None:
         """Opens the run directory, and resumes the run that it holds, if it does."""
