@@ -32,9 +32,9 @@ class _Running:
 class EnvPool:
     """Episodes, by number, spread over `n_workers` processes (0: in this process). One message a chunk and worker.
 
-    Workers are started with forkserver, by `start` or when they are first needed, so that they inherit neither CUDA nor threads.
-    What an episode computes does not depend on where it runs. Arrays come back through shared memory. A worker that
-    dies is replaced and its episodes run again, to the same state.
+    Workers are started with forkserver, by `start` or when they are first needed, so that they inherit neither CUDA nor
+    threads. What an episode computes does not depend on where it runs. Arrays come back through shared memory. A worker
+    that dies is replaced and its episodes run again, to the same state.
     """
 
     def __init__(self, make_episode: MakeEpisode, n_workers: int) -> None:

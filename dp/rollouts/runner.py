@@ -93,7 +93,8 @@ class EnvRunner:
         protocol: the name of this way to test, for whoever quotes a score.
         obs_names: what the policy sees of an environment's observations; None: all of them.
         n_envs: environments at once.
-        n_workers: processes that step them, started by `start` or at the first rollout, and kept; 0 steps them in this one.
+        n_workers: processes that step them, started by `start` or at the first rollout, and kept; 0 steps them in this
+            one.
         n_videos: test episodes to record, from the first on.
 
     Raises:
