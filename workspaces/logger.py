@@ -271,8 +271,9 @@ def _within(seconds: float, call: Callable[[], object]) -> None:
 
 def _kill_service(wandb: Any) -> None:
     """Kills wandb's own process: at exit, wandb would wait for it for ever. It has no public handle."""
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(Exception):
         wandb.setup()._connection._proc._process.kill()
+        _within(TIME_LIMIT_S, wandb.teardown)  # takes the hook that runs at exit away, and fails
 
 
 def _use_writable(variable: str, default: Path, instead: Callable[[], Path | str]) -> None:

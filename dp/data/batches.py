@@ -10,7 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dp.data.windows import WindowDataset, prepare
+from dp.processes import shorten_socket_paths
 from dp.types import Batch
+
+WORKER_TIMEOUT_S = 300
+"""Longest wait for a batch of the DataLoader's workers. Without shared memory they would wait for ever."""
 
 
 class BatchOrder(Sampler):
@@ -62,21 +66,35 @@ class ResidentLoader:
 
 
 class StreamedLoader:
-    """The same batches through torch's DataLoader, for data that does not fit on the device: it yields them raw."""
+    """The same batches through torch's DataLoader, for data that does not fit on the device: it yields them raw.
+
+    Iterating raises ChildProcessError if a worker process dies, or gives no batch for `WORKER_TIMEOUT_S`.
+    """
 
     def __init__(self, dataset: WindowDataset, order: BatchOrder, device: torch.device, n_workers: int) -> None:
         self.device = device
+        if n_workers:
+            shorten_socket_paths()  # batches travel through sockets
         self.loader = DataLoader(
             _Gather(dataset),
             sampler=order,
             batch_size=None,
             num_workers=n_workers,
+            timeout=WORKER_TIMEOUT_S if n_workers else 0,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # it seeds the workers: not from the generator that training draws from
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader)
+        try:
+            yield from self.loader
+        except (RuntimeError, OSError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith(("DataLoader worker", "DataLoader timed")):
+                raise
+            raise ChildProcessError(
+                f"a loader process died or hangs ({type(error).__name__}: {error}): out of memory, or /dev/shm is too "
+                "small? workspace.n_loader_workers=0 needs neither"
+            ) from error
 
     def load(self, inputs: Batch) -> Batch:
         return prepare(inputs, self.device)
