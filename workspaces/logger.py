@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
-PROJECT = "dp-pusht"
 
 
 TIME_LIMIT_S = 60
@@ -46,8 +45,8 @@ class Logger:
         mode: online, offline, disabled (wandb is not even imported), or auto: $WANDB_MODE or $WANDB_DISABLED if one is
             set, else online when logged in, else offline.
         project, entity, group, tags, name, notes: wandb's. For one that is null, wandb reads its own variable
-            ($WANDB_PROJECT, $WANDB_ENTITY, $WANDB_RUN_GROUP, $WANDB_TAGS, $WANDB_NAME, $WANDB_NOTES); without it, the
-            project is dp-pusht, the only tag is the experiment's name, and the run's name is that and the directory's.
+            ($WANDB_PROJECT, $WANDB_ENTITY, $WANDB_RUN_GROUP, $WANDB_TAGS, $WANDB_NAME, $WANDB_NOTES); without it, the only
+            tag is the experiment's name, and the run's name is that and the directory's.
         run_id: of the wandb run to continue, or None for a new one.
 
     Raises ValueError for an unknown mode. No failure of wandb ends a run, and none delays it by more than
@@ -78,7 +77,7 @@ class Logger:
             return
         environment = os.environ
         arguments = {
-            "project": project_of(project),
+            "project": project,
             "entity": entity,
             "group": group,
             "tags": tags or (None if environment.get("WANDB_TAGS") else [config["name"]]),
@@ -234,11 +233,6 @@ def resolve_mode(mode: str) -> str:
         return "disabled"
     wanted = os.environ.get("WANDB_MODE", "").lower()
     return {"dryrun": "offline", "run": "online"}.get(wanted, wanted if wanted in MODES else "auto")
-
-
-def project_of(project: str | None) -> str:
-    """The wandb project of `logger.project`."""
-    return project or os.environ.get("WANDB_PROJECT") or PROJECT
 
 
 def finite(value: Any) -> Any:

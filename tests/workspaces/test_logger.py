@@ -245,7 +245,7 @@ def test_the_mode_is_the_keys_and_else_the_variables(start, mode, variables, exp
 @pytest.mark.parametrize(
     ("key", "variable", "argument", "unset"),
     [
-        ("project", "WANDB_PROJECT", "project", "dp-pusht"),
+        ("project", "WANDB_PROJECT", "project", None),
         ("name", "WANDB_NAME", "name", "n-test"),
         ("entity", "WANDB_ENTITY", "entity", None),
         ("group", "WANDB_RUN_GROUP", "group", None),

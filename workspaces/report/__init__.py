@@ -8,7 +8,6 @@ import pandas as pd
 from dp.files import write_bytes
 from workspaces import build
 from workspaces.base import Config, Workspace
-from workspaces.logger import project_of
 from workspaces.report import failure_map, figures, page, recipe, runs, tables
 from workspaces.report.publish import publish
 
@@ -91,7 +90,7 @@ class ReportWorkspace(Workspace):
             seeds = {row["seed"] for run in counted for row in run.episodes if run.video(row["seed"])}
             keys = results[0].setting if results else {}
             quantities = list(dict.fromkeys(key for result in results for key in result.quantities))
-            project = project_of(self.config["logger"]["project"])
+            project = self.config["logger"]["project"]
             publish(self.run_dir / "dashboard.json", project, group, keys, seeds, quantities)
 
     def _write(self, made: dict[str, tables.Table], pngs: dict[str, bytes], html: str) -> None:
