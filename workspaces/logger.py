@@ -45,8 +45,8 @@ class Logger:
         mode: online, offline, disabled (wandb is not even imported), or auto: $WANDB_MODE or $WANDB_DISABLED if one is
             set, else online when logged in, else offline.
         project, entity, group, tags, name, notes: wandb's. For one that is null, wandb reads its own variable
-            ($WANDB_PROJECT, $WANDB_ENTITY, $WANDB_RUN_GROUP, $WANDB_TAGS, $WANDB_NAME, $WANDB_NOTES); without it, the only
-            tag is the experiment's name, and the run's name is that and the directory's.
+            ($WANDB_PROJECT, $WANDB_ENTITY, $WANDB_RUN_GROUP, $WANDB_TAGS, $WANDB_NAME, $WANDB_NOTES); without it, the
+            only tag is the experiment's name, and the run's name is that and the directory's.
         run_id: of the wandb run to continue, or None for a new one.
 
     Raises ValueError for an unknown mode. No failure of wandb ends a run, and none delays it by more than
