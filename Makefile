@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make run` trains, `make test` tests. Python 3.10-3.12.
+# Two commands on a fresh machine: `make run` trains, `make test` tests. Python 3.11-3.13.
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
@@ -27,7 +27,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f'Python {v[0]}.{v[1]} found, 3.10 to 3.12 needed: make PYTHON=python3.12 $(MAKECMDGOALS)')"
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f'Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make PYTHON=python3.12 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --editable .
 	touch $@

@@ -3,6 +3,8 @@
 import sys
 
 if __name__ == "__main__":  # env workers import this file: they must not pay for what follows
+    if sys.platform == "win32":
+        sys.exit("error: this project runs on Linux and macOS. On Windows, run it in WSL: https://aka.ms/wsl")
     from workspaces import startup
 
     startup.greet(sys.argv)

@@ -22,6 +22,7 @@ import torch
 from benchmarks.machine import Ceilings, describe
 from benchmarks.networks import NETWORKS
 from benchmarks.turns import REPOSITORY, Timing, race
+from dp.processes import N_CORES
 from workspaces.startup import LAUNCH
 
 LEROBOT = REPOSITORY / ".venv-lerobot/bin/python"
@@ -171,7 +172,7 @@ def denoise(report: Report, ceilings: Ceilings) -> None:
 
 
 def rollout(report: Report, ceilings: Ceilings) -> None:
-    workers = len(os.sched_getaffinity(0))
+    workers = N_CORES
     settings = {"n_episodes": 50, "max_steps": 100}
     report.table("50 episodes of 100 steps with images", "s")
     commands = {

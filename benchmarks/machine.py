@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ours import DEVICE, SHAPES, make_policy, synchronize
 from dp.kernels.calibration import bf16_pays
+from dp.processes import N_CORES
 
 
 def describe(threads: int) -> str:
@@ -27,7 +28,7 @@ def describe(threads: int) -> str:
     )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers", "gym-pusht"))
     gpu = f", {torch.cuda.get_device_name()}" if DEVICE.type == "cuda" else ", no GPU"
-    cores = f"{torch.backends.cpu.get_cpu_capability()}, {len(os.sched_getaffinity(0))} cores, {threads} threads"
+    cores = f"{torch.backends.cpu.get_cpu_capability()}, {N_CORES} cores, {threads} threads"
     return f"{cpu} ({cores}){gpu}, Python {platform.python_version()}, {versions}"
 
 

@@ -1,12 +1,16 @@
 """Files that are there whole or not at all, and files that only one process may have."""
 
-import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import lock_descriptor
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -44,17 +48,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def lock(path: Path) -> IO[str] | None:
-    """Takes the file `path` for this process alone. None where another one has it.
+    """Takes the file `path` for this process alone. None if another process has it.
 
-    The kernel lets go of it when the process dies, however it does; before that, closing the file does.
+    The kernel releases the lock when the process dies, however it does; before that, closing the file does. A file
+    system without locks (Lustre, NFS and FUSE mounts without flock) gives a warning and the file, unlocked.
     """
     file = _lockable(path)
     for _ in range(20):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _free(file):
             return file
-        except OSError:
-            time.sleep(0.05)  # somebody who only looks whether it is free holds it for a moment
+        time.sleep(0.05)  # `in_use` holds it for a moment
     file.close()
     return None
 
@@ -62,10 +65,40 @@ def lock(path: Path) -> IO[str] | None:
 def wait_for_lock(path: Path) -> IO[str]:
     """The same, however long another process has it."""
     file = _lockable(path)
-    fcntl.flock(file, fcntl.LOCK_EX)
+    while not _free(file):
+        time.sleep(0.05)
     return file
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process has taken the file `path`. Only looks: creates nothing, and needs no right to write.
+
+    On a file system without locks, no file is ever in use.
+    """
+    if not path.is_file():  # opening a FIFO would wait for ever
+        return False
+    try:
+        with path.open() as file:
+            for _ in range(3):
+                if lock_descriptor(file.fileno(), blocking=False):
+                    return False
+                time.sleep(0.01)  # somebody else may be looking
+    except OSError:
+        return False
+    return True
 
 
 def _lockable(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("a")
+
+
+def _free(file: IO[str]) -> bool:
+    """Locks the file, or says that another process has. Only that is "no": every other error means "no locks here"."""
+    try:
+        return lock_descriptor(file.fileno(), blocking=False)
+    except OSError as error:
+        log.warning(
+            "WARNING: %s cannot be locked (%s). Make sure that no other process uses this directory", file.name, error
+        )
+        return True

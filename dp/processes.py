@@ -1,25 +1,80 @@
 """Work spread over processes, its results in order."""
 
 import contextlib
-import multiprocessing
+import multiprocessing.spawn
+import multiprocessing.util
 import os
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from typing import TypeVar
 
 A = TypeVar("A")
 R = TypeVar("R")
 
-N_CORES = len(os.sched_getaffinity(0))
-"""That this process may use."""
+
+def n_cores() -> int:
+    """CPU cores that this process may use, at least 1."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+N_CORES = n_cores()
+"""Number of CPU cores that this process may use."""
+
+SOCKET_PATH_BYTES = 104
+"""The longest path of a Unix socket, with its final zero: 104 on macOS, 108 on Linux."""
 
 AHEAD = 4
 """Pieces of work a process that are begun before they are asked for."""
+
+
+def forkserver() -> ForkServerContext:
+    """Starts processes that inherit neither CUDA nor threads nor locks, whatever TMPDIR is.
+
+    Raises ValueError if multiprocessing's sockets would lie too deep for the operating system.
+    """
+    shorten_socket_paths()
+    return multiprocessing.get_context("forkserver")
+
+
+def shorten_socket_paths() -> None:
+    """Makes multiprocessing keep its sockets in /tmp if TMPDIR is too long for them, as batch systems make it.
+
+    To call before the first process starts. Raises ValueError if /tmp cannot be written either.
+    """
+    longest = len(os.fsencode(tempfile.gettempdir())) + len("/pymp-12345678/listener-12345678") + 1
+    if longest <= SOCKET_PATH_BYTES:
+        return
+    chosen = tempfile.tempdir
+    tempfile.tempdir = "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()  # kept for this process and its children
+    except OSError as error:
+        raise ValueError(
+            f"TMPDIR={chosen} is too long for a Unix socket ({longest} bytes, {SOCKET_PATH_BYTES} at most) and /tmp "
+            f"cannot be used ({error}). Set TMPDIR to a shorter directory"
+        ) from None
+    finally:
+        tempfile.tempdir = chosen
+
+
+def check_main_guard() -> None:
+    """To call before waiting for what the parent process holds while it starts workers.
+
+    Raises RuntimeError, in Python's own words, in a worker that imports the user's script again because the script has
+    no `if __name__ == "__main__":`.
+    """
+    multiprocessing.spawn.get_preparation_data("worker")  # checks that first, as when a process is started
 
 
 def in_processes(
@@ -35,7 +90,7 @@ def in_processes(
     if n_workers == 0:
         yield from ((argument, function(argument)) for argument in arguments)
         return
-    context = multiprocessing.get_context("forkserver")
+    context = forkserver()
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(n_workers, context, _begin_worker, (theirs,))
     pending: deque[tuple[A, Future[R]]] = deque()
@@ -50,7 +105,9 @@ def in_processes(
             pending.popleft()
     except BrokenProcessPool:
         among = ", ".join(str(argument)[:40] for argument, _ in pending)
-        raise ChildProcessError(f"a worker process was killed, at work on one of {among}: out of memory?") from None
+        raise ChildProcessError(
+            f"a worker process died, at work on one of {among}: it was killed (out of memory?), or see its error above"
+        ) from None
     finally:
         if pending:
             ours.close()  # at once; otherwise they may tidy up

@@ -70,13 +70,12 @@ def write_store(
     store: Path, images: np.ndarray, states: np.ndarray, actions: np.ndarray, episode_ends: np.ndarray
 ) -> None:
     """Writes the arrays as the official archive stores them: zarr v2, float32, chunks along time."""
-    v2 = {} if zarr.__version__.startswith("2.") else {"zarr_format": 2}  # zarr 2, for Python 3.10, knows nothing else
 
     def write(name: str, values: np.ndarray, dtype: str, chunk: int) -> None:
         layout = {"shape": values.shape, "chunks": (chunk, *values.shape[1:]), "dtype": dtype}
-        zarr.open_array(str(store / name), mode="w", **layout, **v2)[:] = values
+        zarr.open_array(str(store / name), mode="w", **layout, zarr_format=2)[:] = values
 
-    zarr.open_group(str(store), mode="w", **v2)
+    zarr.open_group(str(store), mode="w", zarr_format=2)
     for name, array, chunk in (("img", images, 32), ("state", states, 64), ("action", actions, 64)):
         write(f"data/{name}", array.astype(np.float32), "f4", chunk)
     write("meta/episode_ends", episode_ends, "i8", len(episode_ends))

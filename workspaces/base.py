@@ -26,7 +26,7 @@ from workspaces import record
 from workspaces.config import Config
 from workspaces.errors import Interrupted, explain
 from workspaces.foreign import check_inside
-from workspaces.startup import short_turns
+from workspaces.logger import resolve_mode, start_service
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class Workspace:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = choose_device(config["device"])
-        if self.computes and config["logger"]["mode"] != "disabled":
-            threading.Thread(target=_start_wandb, daemon=True).start()  # while others read data and draw weights
+        if self.computes and resolve_mode(config["logger"]["mode"]) != "disabled":
+            threading.Thread(target=start_service, daemon=True).start()  # while others read data and draw weights
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
         self.score: float | None = None
         self.overrides = record.overrides()  # that describe the run
@@ -216,15 +216,6 @@ class Signals:
 
 class StopNow(BaseException):
     """A signal came while nothing could be left half done. Not an Exception: nothing on the way may swallow it."""
-
-
-def _start_wandb() -> None:
-    """What takes wandb a second. Where it fails, the logger will, too, and will say so."""
-    with contextlib.suppress(Exception), short_turns():
-        import wandb
-
-        wandb.setup()
-        import wandb.apis.public  # `wandb.init` imports it, too
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,15 +1,24 @@
 """Where numbers and pictures go: metrics.jsonl always, wandb unless disabled."""
 
+import atexit
+import contextlib
 import json
 import logging
+import math
 import os
 import secrets
+import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
+
+import platformdirs
 
 from workspaces.config import Config
+from workspaces.startup import short_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +28,13 @@ log = logging.getLogger(__name__)
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 
+TIME_LIMIT_S = 60
+"""Longest wait for wandb: for one call, and for its last uploads when a run ends."""
+
+
+FINISH = {"finish_timeout": 0.75 * TIME_LIMIT_S, "finish_timeout_raises": True}
+
+
 class Logger:
     """Writes metrics of a run.
 
@@ -26,11 +42,15 @@ class Logger:
         run_dir: an existing directory.
         config: the whole resolved configuration, for wandb.
         job_type: the verb: "train", "evaluate", "report".
-        mode: auto (online when logged in, else offline), online, offline or disabled (wandb is not even imported).
-        project, group, tags: wandb's; `group` may be null, and `tags`: then the experiment's name is one.
+        mode: online, offline, disabled (wandb is not even imported), or auto: $WANDB_MODE or $WANDB_DISABLED if one is
+            set, else online when logged in, else offline.
+        project, entity, group, tags, name, notes: wandb's. For one that is null, wandb reads its own variable
+            ($WANDB_PROJECT, $WANDB_ENTITY, $WANDB_RUN_GROUP, $WANDB_TAGS, $WANDB_NAME, $WANDB_NOTES); without it, the
+            only tag is the experiment's name, and the run's name is that and the directory's.
         run_id: of the wandb run to continue, or None for a new one.
 
-    No failure of wandb ends a run: it is reported once, and wandb is left alone.
+    No failure of wandb ends a run, and none delays it by more than `TIME_LIMIT_S`: it is reported once, and wandb is
+    left alone.
     """
 
     def __init__(
@@ -39,61 +59,66 @@ class Logger:
         config: Config,
         job_type: str,
         mode: Mode,
-        project: str,
-        group: str | None,
-        tags: Sequence[str] | None,
+        project: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] | None = None,
         run_id: str | None = None,
+        entity: str | None = None,
+        name: str | None = None,
+        notes: str | None = None,
     ) -> None:
         self.run_id = run_id or secrets.token_hex(4)
         self._path = run_dir / "metrics.jsonl"
         self._wandb: Any = None
         self._run: Any = None
-        if mode != "disabled":
-            self._guard(lambda: self._start_wandb(run_dir, config, job_type, mode, project, group, tags))
+        self._media = True
+        resolved = resolve_mode(mode)
+        if resolved == "disabled":
+            return
+        environment = os.environ
+        arguments = {
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "tags": tags or (None if environment.get("WANDB_TAGS") else [config["name"]]),
+            "name": name or environment.get("WANDB_NAME") or f"{config['name']}-{run_dir.name}",
+            "notes": notes,
+            "job_type": job_type,
+            "dir": run_dir,
+            "config": config,
+        }
+        try:
+            self._start_wandb(resolved, arguments)
+        except Exception as error:
+            self._leave(error)
 
-    def _start_wandb(
-        self,
-        run_dir: Path,
-        config: Config,
-        job_type: str,
-        mode: str,
-        project: str,
-        group: str | None,
-        tags: Sequence[str] | None,
-    ) -> None:
+    def _start_wandb(self, mode: str, arguments: Mapping[str, Any]) -> None:
         import wandb
 
-        def start(mode: str) -> Any:
-            return wandb.init(
-                mode=mode,  # type: ignore[arg-type]
-                project=project,
-                group=group,
-                tags=tags or [config["name"]],
-                job_type=job_type,
-                id=self.run_id,
-                resume="allow" if mode == "online" else None,
-                name=f"{config['name']}-{run_dir.name}",
-                dir=run_dir,
-                config=config,
-                settings=wandb.Settings(silent=True, init_timeout=30),
-            )
-
+        _use_writable("WANDB_DATA_DIR", platformdirs.user_data_path("wandb"), lambda: arguments["dir"] / "wandb")
         self._wandb = wandb
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
         try:
-            self._run = start(mode)
+            self._run = self._init(mode, arguments)
         except Exception as error:
             if mode == "offline":
                 raise
             log.warning("wandb cannot be reached (%s): going on offline", error)
-            self._run, mode = start("offline"), "offline"
+            _within(TIME_LIMIT_S, wandb.teardown)  # otherwise the id counts as in use
+            self._run, mode = self._init("offline", arguments), "offline"
+        self.run_id = self._run.id  # a sweep agent of wandb gives its own
         self._run.define_metric("step", hidden=True)
         for namespace in ("train/*", "val/*", "rollout/*", "time/*"):
             self._run.define_metric(namespace, step_metric="step")
         self._run.define_metric("rollout/score", step_metric="step", summary="max,last")
         if mode == "offline":
             log.info("wandb is offline; to upload this run later: wandb sync %s", Path(self._run.dir).parent)
+
+    def _init(self, mode: str, arguments: Mapping[str, Any]) -> Any:
+        settings = self._wandb.Settings(silent=True, init_timeout=30, **FINISH)
+        resume = "allow" if mode == "online" else None
+        return self._wandb.init(mode=mode, id=self.run_id, resume=resume, settings=settings, **arguments)
 
     @cached_property
     def _file(self) -> IO[bytes]:
@@ -111,17 +136,14 @@ class Logger:
         self._file.truncate(min(offset, self.offset))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line of numbers. `step` counts optimizer steps."""
+        """One line of numbers. `step` counts optimizer steps. JSON has no NaN and no infinity: they become null."""
         row = {"step": step, **metrics}
-        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.write(json.dumps(finite(row), allow_nan=False).encode() + b"\n")
         self._file.flush()
-        if self._run is not None:
-            self._guard(lambda: self._run.log(row))
+        self._send(lambda: self._run.log(row))
 
     def log_episodes(self, step: int, rows: Sequence[Mapping[str, Any]], videos: Mapping[int, Path]) -> None:
-        """Episodes as a wandb table, with the videos (seed -> file) beside; the files stay in the run directory."""
-        if self._run is None:
-            return
+        """Episodes as a wandb table, with the videos (seed -> file) next to it; the files stay in the run directory."""
 
         def send() -> None:
             columns = [*rows[0]]
@@ -129,12 +151,10 @@ class Logger:
             media = {f"media/{seed}": self._wandb.Video(str(path), format="mp4") for seed, path in videos.items()}
             self._run.log({"step": step, "rollout/episodes": table, **media})
 
-        self._guard(send)
+        self._send_media(send)
 
     def log_report(self, tables: Mapping[str, "pd.DataFrame"], pictures: Mapping[str, Path], page: Path) -> None:
         """Tables and pictures by name, and the page that has them all as an artifact."""
-        if self._run is None:
-            return
 
         def send() -> None:
             sent = {f"report/{name}": self._table(frame) for name, frame in tables.items()}
@@ -144,7 +164,7 @@ class Logger:
             artifact.add_file(str(page))
             self._run.log_artifact(artifact)
 
-        self._guard(send)
+        self._send_media(send)
 
     def _table(self, frame: "pd.DataFrame") -> Any:
         rows = frame.astype(object).where(frame.notna(), None).values.tolist()
@@ -152,19 +172,108 @@ class Logger:
 
     def summarize(self, values: Mapping[str, Any]) -> None:
         """Values that stand for the whole run on wandb's overview."""
-        if self._run is not None:
-            self._guard(lambda: self._run.summary.update(dict(values)))
+        self._send(lambda: self._run.summary.update(dict(values)))
 
     def close(self, failed: bool) -> None:
         """Ends the wandb run, as failed or finished."""
-        if self._run is not None:
-            self._guard(lambda: self._run.finish(exit_code=1 if failed else 0))
+        self._send(lambda: self._run.finish(exit_code=1 if failed else 0))
         if "_file" in self.__dict__:
             self._file.close()
 
-    def _guard(self, call: Callable[[], object]) -> None:
+    def _send(self, call: Callable[[], object]) -> None:
+        if self._run is not None:
+            try:
+                _within(TIME_LIMIT_S, call)
+            except Exception as error:
+                self._leave(error)
+
+    def _send_media(self, call: Callable[[], object]) -> None:
+        """The same for what may fail without the numbers: a table that cannot be staged, a video without its codec."""
+        if self._run is None or not self._media:
+            return
+        try:
+            _within(TIME_LIMIT_S, call)
+        except TimeoutError as error:
+            self._leave(error)
+        except Exception as error:
+            log.warning("wandb gets no more tables and videos (they are in the run directory): %s", error)
+            self._media = False
+
+    def _leave(self, error: Exception) -> None:
+        log.warning("wandb failed and is left alone from now on (metrics.jsonl has everything): %s", error)
+        self._run = None
+        if isinstance(error, TimeoutError):
+            _kill_service(self._wandb)
+
+
+def start_service() -> None:
+    """Does in a thread what takes wandb a second. If it fails, the logger fails, too, and says so."""
+    with contextlib.suppress(Exception), short_turns():
+        _use_writable("WANDB_CACHE_DIR", platformdirs.user_cache_path("wandb"), _temporary)
+        _use_writable("WANDB_CONFIG_DIR", platformdirs.user_config_path("wandb"), _temporary)
+        import wandb
+
+        wandb.setup()
+        import wandb.apis.public  # `wandb.init` imports it, too
+
+
+def _temporary() -> str:
+    folder = tempfile.mkdtemp(prefix="wandb-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def resolve_mode(mode: str) -> str:
+    """`logger.mode`, with wandb's own variables in place of auto."""
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    wanted = os.environ.get("WANDB_MODE", "").lower()
+    return {"dryrun": "offline", "run": "online"}.get(wanted, wanted if wanted in get_args(Mode) else "auto")
+
+
+def finite(value: Any) -> Any:
+    """`value` with None in place of every number that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _within(seconds: float, call: Callable[[], object]) -> None:
+    """Calls it in a thread that may be left behind. Raises what it raises, and TimeoutError if it takes longer."""
+    outcome: list[Exception] = []
+
+    def run() -> None:
         try:
             call()
-        except Exception as error:  # whatever it is, training goes on
-            log.warning("wandb failed and is left alone from now on (metrics.jsonl has everything): %s", error)
-            self._run = None
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:.0f} s. What is in its folder can be uploaded later: wandb sync DIR")
+    if outcome:
+        raise outcome[0]
+
+
+def _kill_service(wandb: Any) -> None:
+    """Kills wandb's own process: at exit, wandb would wait for it for ever. It has no public handle."""
+    with contextlib.suppress(Exception):
+        wandb.setup()._connection._proc._process.kill()
+        _within(TIME_LIMIT_S, wandb.teardown)  # takes the hook that runs at exit away, and fails
+
+
+def _use_writable(variable: str, default: Path, instead: Callable[[], Path | str]) -> None:
+    """Points wandb elsewhere if the home directory, where it keeps this kind of file, cannot be written."""
+    if variable not in os.environ and not _writable(default):
+        os.environ[variable] = str(instead())
+
+
+def _writable(folder: Path) -> bool:
+    existing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    return existing.is_dir() and os.access(existing, os.W_OK)

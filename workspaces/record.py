@@ -1,19 +1,18 @@
 """run.json: what a run is, what it runs on, and how it ended. Sweeps and reports go by it."""
 
-import fcntl
 import os
 import platform
 import socket
 import subprocess
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from dp.files import write_json
+from dp import files
 from dp.processes import N_CORES
 from workspaces.checkpoint import versions
 from workspaces.foreign import read_json
@@ -125,16 +124,7 @@ def state_of(run_dir: Path) -> State:
 
 def in_use(run_dir: Path) -> bool:
     """Whether a process has the directory (`Workspace.take_run_dir`)."""
-    if not (run_dir / ".lock").is_file():  # opening a FIFO would wait for ever
-        return False
-    try:
-        with (run_dir / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return files.in_use(run_dir / ".lock")
 
 
 def overrides() -> list[str]:
@@ -166,8 +156,8 @@ def commit() -> str | None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _write(run_dir: Path, record: dict[str, Any]) -> None:
-    write_json(run_dir / FILE, record)
+    files.write_json(run_dir / FILE, record)

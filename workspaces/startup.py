@@ -13,6 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 ENVIRONMENT = {
     "GOMP_SPINCOUNT": "1000",  # threads wait asleep: spinning ones starve those they wait for
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",
+    "WANDB_ERROR_REPORTING": "false",  # wandb's reports about itself hold the end of a run up for a minute when offline
 }
 """Variables that libraries read when they are imported. What the user has set stays."""
 

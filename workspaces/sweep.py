@@ -7,6 +7,7 @@ survives whatever kills a job, a worker or itself: the same command goes on.
 import contextlib
 import hashlib
 import itertools
+import os
 import re
 import shlex
 import sys
@@ -133,7 +134,8 @@ class Sweep:
         return Job(name, "evaluate", (*overrides, *swept), needs=trained.name)
 
     def _group(self) -> list[str]:
-        return [] if "logger.group" in self.fixed else [f"logger.group={quoted(self.dir.name)}"]
+        given = "logger.group" in self.fixed or "WANDB_RUN_GROUP" in os.environ
+        return [] if given else [f"logger.group={quoted(self.dir.name)}"]
 
     def _directory(self, config: DictConfig) -> Path:
         if any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra):

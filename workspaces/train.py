@@ -131,6 +131,8 @@ class TrainWorkspace(Workspace):
         self.train_windows, self.val_windows = build.windows(self.config, data)
         self.facts = facts_of(data, self.train_windows, self.val_windows)
         engines.speed_up_sampling(self.engine, self.state.ema.model)
+        if self.env_runner is not None:
+            self.env_runner.start()  # what fails in it fails before step 1
 
     def _open(self) -> None:
         """Opens the run directory, and resumes the run that it holds, if it does."""

@@ -15,7 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dp.data.windows import WindowDataset, prepare
+from dp.processes import shorten_socket_paths
 from dp.types import Batch
+
+WORKER_TIMEOUT_S = 300
+"""Longest wait for a batch of the DataLoader's workers. Without shared memory they would wait for ever."""
 
 
 class BatchOrder(Sampler):
@@ -74,12 +78,14 @@ class ResidentLoader:
 class StreamedLoader:
     """The same batches through torch's DataLoader, for data that does not fit on the device: it yields them raw.
 
-    Raises ValueError where /dev/shm has no room for what its workers hand over: they would wait for ever.
+    Raises ValueError where /dev/shm has no room for what its workers hand over: they would wait for ever. Iterating
+    raises an error that `lost_worker` knows if a worker dies, or gives no batch for `WORKER_TIMEOUT_S`.
     """
 
     def __init__(self, dataset: WindowDataset, order: BatchOrder, device: torch.device, n_workers: int) -> None:
         self.device = device
         if n_workers > 0:
+            shorten_socket_paths()  # batches travel through sockets
             check_shared_memory(_nbytes(dataset.gather(order.batch(order.start))) * n_workers * (1 + PREFETCHED))
         self.loader = DataLoader(
             _Gather(dataset),
@@ -87,6 +93,7 @@ class StreamedLoader:
             batch_size=None,
             num_workers=n_workers,
             prefetch_factor=PREFETCHED if n_workers > 0 else None,
+            timeout=WORKER_TIMEOUT_S if n_workers > 0 else 0,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # it seeds the workers: not from the generator that training draws from
             worker_init_fn=_leave_signals_to_the_parent,
@@ -128,12 +135,16 @@ def check_shared_memory(needed: int, place: Path = SHARED_MEMORY) -> None:
 
 
 def lost_worker(error: BaseException) -> bool:
-    """Whether `error` comes from a worker of a DataLoader that was killed: by torch's own check, which may raise
-    anywhere, or because nobody is at the other end of its connection."""
+    """Whether `error` comes from a worker of a DataLoader that was killed or hangs: by torch's own check, which may
+    raise anywhere, or because nobody is at the other end of its connection."""
     if isinstance(error, (ConnectionError, EOFError)):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and text.startswith("DataLoader worker") and "Caught" not in text
+    return (
+        isinstance(error, RuntimeError)
+        and text.startswith(("DataLoader worker", "DataLoader timed"))
+        and "Caught" not in text
+    )
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

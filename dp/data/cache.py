@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 
 from dp.files import wait_for_lock
+from dp.processes import check_main_guard
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +33,15 @@ class Frames:
 
 
 def default_cache_dir() -> Path:
-    return Path(os.environ.get("DP_CACHE", "~/.cache/dp")).expanduser()
+    """$DP_CACHE, else the operating system's place for caches: ~/.cache/dp on Linux, ~/Library/Caches/dp on macOS."""
+    given = os.environ.get("DP_CACHE")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("dp")
 
 
 def load_images(parts: Sequence[Frames], cache_dir: Path | None = None) -> np.ndarray:
     """The images of all parts, one after the other: uint8 (N, Y, X, 3), mapped from one file in `cache_dir`.
 
-    `cache_dir` defaults to $DP_CACHE or ~/.cache/dp. Where it cannot be written, the images stay in memory, with a
+    `cache_dir` defaults to `default_cache_dir`. Where it cannot be written, the images stay in memory, with a
     warning.
     """
     folder = cache_dir or default_cache_dir()
@@ -65,6 +69,7 @@ def cached(file: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None
     images = read_cache(file, shape)
     if images is not None:
         return images
+    check_main_guard()  # the parent may hold the lock that follows
     try:
         turn = wait_for_lock(file.with_name(f".{file.stem}.lock"))
     except OSError as error:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dp.processes import forkserver
 from dp.rollouts.episode import Chunk, Episode
 
 MakeEpisode = Callable[[], Episode]
@@ -32,9 +32,9 @@ class _Running:
 class EnvPool:
     """Episodes, by number, spread over `n_workers` processes (0: in this process). One message a chunk and worker.
 
-    Workers are started with forkserver, when they are first needed, so that they inherit neither CUDA nor threads.
-    What an episode computes does not depend on where it runs. Arrays come back through shared memory. A worker that
-    dies is replaced and its episodes run again, to the same state.
+    Workers are started with forkserver, by `start` or when they are first needed, so that they inherit neither CUDA nor
+    threads. What an episode computes does not depend on where it runs. Arrays come back through shared memory. A worker
+    that dies is replaced and its episodes run again, to the same state.
     """
 
     def __init__(self, make_episode: MakeEpisode, n_workers: int) -> None:
@@ -42,6 +42,14 @@ class EnvPool:
         self._local: dict[int, Episode] = {}
         self._workers: list[_Worker | None] = [None] * n_workers
         self._running: dict[int, _Running] = {}
+
+    def start(self) -> None:
+        """Starts the workers without waiting for them: if processes, sockets or shared memory fail, they fail now.
+
+        Raises OSError and ValueError.
+        """
+        for number in range(len(self._workers)):
+            self._worker(number)
 
     def reset(self, episodes: Mapping[int, tuple[int, int, bool]]) -> dict[int, Chunk]:
         """`episodes`: number -> arguments of `Episode.reset`."""
@@ -131,7 +139,7 @@ class EnvPool:
 
 class _Worker:
     def __init__(self, make_episode: MakeEpisode) -> None:
-        context = multiprocessing.get_context("forkserver")
+        context = forkserver()
         self._connection, theirs = context.Pipe()
         self._arena = context.RawArray("B", ARENA_BYTES)
         self._process = context.Process(target=_serve, args=(theirs, self._arena, make_episode), daemon=True)

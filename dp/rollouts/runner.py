@@ -99,7 +99,8 @@ class EnvRunner:
         protocol: the name of this way to test, for whoever quotes a score.
         obs_names: what the policy sees of an environment's observations; None: all of them.
         n_envs: environments at once.
-        n_workers: processes that step them, started at the first rollout and kept; 0 steps them in this one.
+        n_workers: processes that step them, started by `start` or at the first rollout, and kept; 0 steps them in this
+            one.
         n_videos: test episodes to record, from the first on.
 
     Raises:
@@ -130,6 +131,10 @@ class EnvRunner:
         self.seeds = list(range(start_seed, start_seed + n_episodes))
         self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
         self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps, obs_names), min(n_workers, n_envs))
+
+    def start(self) -> None:
+        """Starts the worker processes in the background, so that what fails in it fails before the first rollout."""
+        self._pool.start()
 
     def run(self, policy: Policy, device: torch.device) -> RolloutResult:
         """The test episodes."""

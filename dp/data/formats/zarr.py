@@ -145,11 +145,10 @@ class ZarrStore:
     def missing_chunks(self, name: str) -> list[str]:
         """Chunks that have no file, as paths within the store."""
         array = self.open(name)
-        metadata = getattr(array, "metadata", None)  # zarr 2 has none
         if getattr(array, "shards", None):
             return []  # a file holds many chunks
         keys = (
-            f"{name}/{metadata.encode_chunk_key(index) if metadata is not None else array._chunk_key(index)}"
+            f"{name}/{array.metadata.encode_chunk_key(index)}"
             for index in itertools.product(*map(range, array.cdata_shape))
         )
         return [key for key in keys if not self._exists(key)]

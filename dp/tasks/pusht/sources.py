@@ -31,8 +31,8 @@ OFFICIAL_SHA256 = (
 
 TIMEOUT_S = 20
 
-MAX_UNPACKED_BYTES = 1 << 30
-"""What the archive may unpack to. The official one holds 340 MB."""
+MAX_UNPACKED_BYTES = 2**30
+"""Largest size of what an archive unpacks to. The official one unpacks to 340 MB."""
 
 
 class Unreachable(ValueError):
@@ -106,7 +106,10 @@ def download(url: str, store: Path) -> None:
 
 
 def _fetch(url: str, file: Path) -> None:
-    """Downloads to `file`, continuing what it already holds."""
+    """Downloads to `file`, continuing what it already holds.
+
+    By hand, because pooch cannot continue, and huggingface_hub can but retries for a minute without a network.
+    """
     held = file.stat().st_size if file.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
     try:
@@ -119,8 +122,8 @@ def _fetch(url: str, file: Path) -> None:
         resumed = response.status == 206
         held = held if resumed else 0
         file.parent.mkdir(parents=True, exist_ok=True)  # not before the server has answered
-        length = response.headers.get("Content-Length")
-        expected = held + int(length) if length and length.isdecimal() else None
+        length = response.headers.get("Content-Length", "")
+        expected = held + int(length) if length.isdecimal() else None
         with (
             file.open("ab" if resumed else "wb") as out,
             tqdm(total=expected, initial=held, unit="B", unit_scale=True, desc=file.stem) as bar,
@@ -135,13 +138,17 @@ def _fetch(url: str, file: Path) -> None:
 def unpack(archive: Path, store: Path) -> None:
     """Takes the folder named `store.name` out of the zip file, wherever it lies in it.
 
-    Raises ValueError for members that would land outside the folder, for links, and where there is no such folder.
+    Raises ValueError for members that would land outside the folder, for links, for more than `MAX_UNPACKED_BYTES`,
+    and if there is no such folder.
     """
     temporary = store.with_name(f"{store.name}.{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(archive) as bundle:
             for member in bundle.infolist():
                 _check_member(member)
+            size = sum(member.file_size for member in bundle.infolist())  # more than this is never written
+            if size > MAX_UNPACKED_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes, {MAX_UNPACKED_BYTES:,} at most are expected")
             folders = {
                 PurePosixPath(*parts[: parts.index(store.name)])
                 for parts in (PurePosixPath(name).parts for name in bundle.namelist())
@@ -149,9 +156,6 @@ def unpack(archive: Path, store: Path) -> None:
             }
             if len(folders) != 1:
                 raise ValueError(f"it holds {len(folders)} folders named {store.name}, expected one")
-            n_bytes = sum(member.file_size for member in bundle.infolist())
-            if n_bytes > MAX_UNPACKED_BYTES:
-                raise ValueError(f"it unpacks to {n_bytes:,} bytes, expected at most {MAX_UNPACKED_BYTES:,}")
             bundle.extractall(temporary)
         (temporary / folders.pop() / store.name).rename(store)
     finally:

@@ -1,3 +1,6 @@
+import os
+import signal
+import time
 from itertools import islice
 
 import pytest
@@ -42,6 +45,32 @@ def test_streamed_batches_are_the_resident_ones(windows: WindowDataset, n_worker
     assert resident[0]["obs"]["image"].dtype == torch.float32
     assert resident[0]["action"].shape == (8, 4, 2)
     assert_identical(batches(StreamedLoader(windows, order(start=3), CPU, n_workers), 0, 10), resident)
+
+
+@pytest.mark.parametrize("fails", ["killed", "hangs"])
+def test_a_loader_process_that_is_lost_is_one_error(
+    windows: WindowDataset, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    lose = {"killed": lambda *_: os.kill(os.getpid(), signal.SIGKILL), "hangs": lambda *_: time.sleep(60)}[fails]
+    monkeypatch.setattr("dp.data.batches._Gather.__getitem__", lose)
+    monkeypatch.setattr("dp.data.batches.WORKER_TIMEOUT_S", 1)
+    loader = StreamedLoader(windows, order(), CPU, n_workers=1)
+    with pytest.raises((RuntimeError, OSError)) as raised:
+        next(iter(loader))
+    assert lost_worker(raised.value)
+    loader.close()
+
+
+def test_an_error_in_a_loader_process_is_not_called_a_death(
+    windows: WindowDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a user's own")
+
+    monkeypatch.setattr("dp.data.batches._Gather.__getitem__", fail)
+    with pytest.raises(RuntimeError, match="a user's own") as raised:
+        next(iter(StreamedLoader(windows, order(), CPU, n_workers=1)))
+    assert not lost_worker(raised.value)
 
 
 @pytest.mark.parametrize("position", [1, 4, 5, 12])  # batch 4 spans two epochs

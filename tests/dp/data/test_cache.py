@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from dp.data import cache
-from dp.data.cache import Frames, load_images
+from dp.data.cache import Frames, default_cache_dir, load_images
 from dp.data.formats.zarr import ZarrStore
 from dp.data.images import stored_frames
 from tests.dp.data.stores import write
@@ -45,6 +45,24 @@ def test_cache_goes_to_the_folder_of_the_environment_variable(
     monkeypatch.setenv("DP_CACHE", str(tmp_path / "mine"))
     images_of(store)
     assert len(list((tmp_path / "mine").glob("*.npy"))) == 1
+
+
+def test_a_worker_that_runs_its_parents_script_again_does_not_wait_for_its_parent(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("no main guard")
+
+    monkeypatch.setattr("dp.data.cache.check_main_guard", refuse)
+    with pytest.raises(RuntimeError, match="no main guard"):
+        images_of(store, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_a_variable_the_cache_is_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert default_cache_dir() == Path("/caches/dp")
 
 
 def test_changed_chunk_invalidates_the_cache(store: Path, tmp_path: Path) -> None:

@@ -100,6 +100,23 @@ def test_chunks_are_the_same_in_this_process_and_in_workers(
     workers.close()
 
 
+def test_workers_that_are_started_early_are_those_that_work_and_what_fails_fails_then(
+    worker_pool: EnvPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_pool.start()
+    started = {worker.pid for worker in multiprocessing.active_children()}
+    assert len(started) == 2
+    worker_pool.reset(resets(0))
+    assert {worker.pid for worker in multiprocessing.active_children()} == started
+
+    def refuse() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(pool, "forkserver", refuse)
+    with pytest.raises(OSError, match="too long"):
+        EnvPool(make_episode, n_workers=1).start()
+
+
 def test_arrays_travel_through_shared_memory_and_not_through_the_pipe() -> None:
     arrays = [np.arange(10.0), np.arange(1000, dtype=np.uint8)]
     memory = memoryview(bytearray(1010))
