@@ -7,9 +7,6 @@ import numpy as np
 from dp.data.formats.zarr import ZarrStore
 from dp.data.reading import find_ends
 
-MAX_MISSING = 1000
-"""Chunks beyond this number are not looked for one by one."""
-
 
 def describe(store: ZarrStore) -> Iterator[str]:
     """Lines: every array with shape, type and range, and the episodes."""
@@ -76,7 +73,5 @@ def _range(store: ZarrStore, name: str) -> str:
 
 def _missing(store: ZarrStore, name: str) -> str:
     array = store.open(name)
-    if np.prod(array.cdata_shape) > MAX_MISSING:
-        return ""
     missing = len(store.missing_chunks(name))
     return f"; {missing} chunks are not stored and read as {array.fill_value}" if missing else ""
