@@ -61,7 +61,9 @@ class DiffusionPolicy(nn.Module):
         """Normalised actions, from Gaussian noise."""
         noise = randn_tensor((len(cond), self.horizon, self.action_dim), generator=generator, device=cond.device)
         action = self.denoise(noise, cond, generator)
-        action = action.nan_to_num(math.nan, math.nan, math.nan)  # clamping would make an infinite action a plausible one
+        action = action.nan_to_num(
+            math.nan, math.nan, math.nan
+        )  # clamping would make an infinite action a plausible one
         return action.clamp(-1, 1) if self.normalizer.clamps("action") else action
 
     def denoise(
@@ -90,6 +92,6 @@ def check_finite(action: Float[Tensor, "*shape"], policy: Policy) -> None:
         sampler = type(getattr(objective, "scheduler", objective)).__name__
         n_steps = getattr(objective, "num_inference_steps", None)
         raise ValueError(
-            f"{sampler}{f' with num_inference_steps={n_steps}' if n_steps else ''} sampled actions that are not finite: "
-            "set another scheduler.num_inference_steps or scheduler. If none helps, the weights are damaged"
+            f"{sampler}{f' with num_inference_steps={n_steps}' if n_steps else ''} sampled actions that are not "
+            "finite: set another scheduler.num_inference_steps or scheduler. If none helps, the weights are damaged"
         )

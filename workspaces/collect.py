@@ -1,11 +1,12 @@
 """Makes demonstrations and stores those that pass a filter. Can be killed at any moment; the same command goes on."""
 
 import logging
+import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -42,7 +43,7 @@ class CollectWorkspace(Workspace):
         n_episodes: how many the store has in the end.
         start_seed: of the first; the others follow.
         n_workers: processes; 0 works in this one; auto: one a core.
-        filter: success_only, min_final_coverage (0..1), max_length (control steps); None: off.
+        filter: the arguments of `Filter`. A collector that `chooses` has the last word on what is a success.
 
     Raises ValueError for settings that make no sense.
     """
@@ -78,12 +79,15 @@ class CollectWorkspace(Workspace):
         folder = Path(config["run_dir"] or "data")
         self.path = Path(path).expanduser() if path else folder / "collected.zarr"
         self.n_episodes, self.start_seed = n_episodes, start_seed
-        self.filter = Filter(**filter)
+        self.filter = make_filter(filter)
         self.settings = flatten({"collector": config["collector"], "workspace": {"filter": filter}})
         self.settings["workspace.start_seed"] = start_seed
         self.signals = Signals()
         self._runner: EnvRunner | None = None
         collector = build.collector(config)
+        if getattr(collector, "chooses", False):
+            self.filter = replace(self.filter, success_only=None)
+        self._collector = collector
         by_policy = bool(config["collector"].get("_partial_"))  # it takes a policy before it takes seeds
         if by_policy != (loaded is not None):
             raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
@@ -123,6 +127,8 @@ class CollectWorkspace(Workspace):
         bar = tqdm(total=self.n_episodes, initial=store.n_episodes, unit="episode", disable=None)
         try:
             while store.n_episodes < self.n_episodes:
+                if hasattr(self._collector, "n_stored"):
+                    self._collector.n_stored = store.n_episodes
                 seed, demonstration = self._next(made)
                 objection = self.filter.objection(demonstration)
                 tally.add(demonstration, objection)
@@ -168,33 +174,67 @@ class CollectWorkspace(Workspace):
 
 @dataclass(frozen=True)
 class Filter:
-    """Which demonstrations are worth storing; None: no matter. Raises ValueError for values that make no sense."""
+    """Which demonstrations are worth storing; None: no matter. Raises ValueError for values that make no sense.
+
+    Args:
+        success_only: whether the task must be solved.
+        min_final: named quantity of the environment (`Env.info`) -> its least value after the last action.
+        min_final_coverage: 0..1; an earlier name of min_final={coverage: ...}.
+        max_length: control steps.
+    """
 
     success_only: bool | None = None
+    min_final: Mapping[str, float] | None = None
     min_final_coverage: float | None = None
     max_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.success_only not in (None, True, False):
             raise ValueError(f"workspace.filter.success_only={self.success_only}, expected true, false or null")
+        if self.min_final is not None and not (
+            isinstance(self.min_final, Mapping) and all(map(_is_number, self.min_final.values()))
+        ):
+            raise ValueError(f"workspace.filter.min_final={self.min_final}, expected {{QUANTITY: number}}, or null")
         if self.min_final_coverage is not None and not (
-            isinstance(self.min_final_coverage, (int, float)) and 0 <= self.min_final_coverage <= 1
+            _is_number(self.min_final_coverage) and 0 <= self.min_final_coverage <= 1
         ):
             raise ValueError(f"workspace.filter.min_final_coverage={self.min_final_coverage}, expected 0 to 1, or null")
-        if self.max_length is not None and not (isinstance(self.max_length, int) and self.max_length >= 1):
+        if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 1):
             raise ValueError(f"workspace.filter.max_length={self.max_length}, expected a whole number, or null")
 
+    @property
+    def least(self) -> dict[str, float]:
+        """Named quantity -> its least value at the end."""
+        earlier = {} if self.min_final_coverage is None else {"coverage": self.min_final_coverage}
+        return {**earlier, **(self.min_final or {})}
+
     def objection(self, demonstration: Demonstration | None) -> str | None:
-        """Why it is not stored; None where it is."""
+        """Why it is not stored; None where it is. Raises ValueError where it lacks a quantity of `min_final`."""
         if demonstration is None:
             return "given up by the collector"
         if self.success_only and not demonstration.success:
             return "no success"
-        if self.min_final_coverage is not None and demonstration.final().get("coverage", 0.0) < self.min_final_coverage:
-            return f"final coverage below {self.min_final_coverage}"
+        final = demonstration.final()
+        for name, least in self.least.items():
+            if name not in final:
+                raise ValueError(f"workspace.filter.min_final has {name}, expected some of {sorted(final)}")
+            if not final[name] >= least:
+                return f"final {name} below {least}"
         if self.max_length is not None and len(demonstration) > self.max_length:
             return f"longer than {self.max_length} steps"
         return None
+
+
+def make_filter(settings: Mapping[str, Any]) -> Filter:
+    """`Filter(**settings)`. Raises ValueError for an unknown setting."""
+    known = [one.name for one in fields(Filter)]
+    if unknown := sorted(settings.keys() - set(known)):
+        raise ValueError(f"workspace.filter.{unknown[0]} is unknown, expected one of: {', '.join(known)}")
+    return Filter(**settings)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass

@@ -112,7 +112,9 @@ def _copy(source: np.ndarray, target: np.ndarray, n_rows: int = 1024) -> None:
 
 def _uncached(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], error: OSError) -> np.ndarray:
     if math.prod(shape) > MEMORY_BYTES:
-        raise ValueError(f"images of {math.prod(shape) / 1e9:.0f} GB fit neither into memory nor into the cache ({error})")
+        raise ValueError(
+            f"images of {math.prod(shape) / 1e9:.0f} GB fit neither into memory nor into the cache ({error})"
+        )
     log.warning("images are not cached, the next start will be slow too: %s", error)
     images = np.empty(shape, np.uint8)
     fill(images)

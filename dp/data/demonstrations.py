@@ -11,10 +11,10 @@ from jaxtyping import Float
 
 from dp.data.episodes import Episodes
 from dp.data.formats.zarr import ZarrStore
-from dp.data.reading import read
+from dp.data.reading import key_of, read
 from dp.data.summary import describe
 from dp.data.windows import Split, WindowDataset, split_episodes, window_table
-from dp.modalities import Normalizer, Spec
+from dp.modalities import CONSTANT_RANGE, Normalizer, Spec
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class Demonstrations:
             for name, spec in obs.items()
         }
         self._action = self.normalizer.normalize("action", arrays["action"])
+        for doubt in self.doubts():
+            log.warning("WARNING: %s: %s", " + ".join(map(str, self.paths)), doubt)
 
     def windows(self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int) -> WindowDataset:
         """The windows of `episodes`. Raises ValueError where there are none."""
@@ -69,6 +71,12 @@ class Demonstrations:
     def recorded_actions(self) -> dict[int, Float[np.ndarray, "T Da"]]:
         """Seed -> the actions that were recorded from its initial state, raw. Here none is known."""
         return {}
+
+    def doubts(self) -> Iterator[str]:
+        """What the data hold that is probably not meant, a sentence each."""
+        for name, spec in self.normalizer.specs.items():
+            if spec.type == "low_dim":
+                yield from _doubts(name, spec, self.episodes.arrays[name])
 
     def describe(self) -> Iterator[str]:
         """Lines for people. Raises ValueError, after the last line, where something is wrong with the data."""
@@ -129,6 +137,23 @@ def check_sha256(expected: str | None, found: str, paths: Sequence[Path]) -> Non
         raise ValueError(
             f"dataset.sha256={expected}, but {', '.join(map(str, paths))} has {found}: these are other demonstrations. "
             "Set dataset.path=PATH to the original data, or dataset.sha256=null to accept these"
+        )
+
+
+def _doubts(name: str, spec: Spec, array: np.ndarray) -> Iterator[str]:
+    low, high = array.min(0), array.max(0)
+    if isinstance(spec.normalize, Mapping):
+        if (low < spec.normalize["low"]).any() or (high > spec.normalize["high"]).any():
+            yield (
+                f"{name} ranges from {low.min():g} to {high.max():g}, outside {key_of(name)}.normalize="
+                f"{{low: {spec.normalize['low']}, high: {spec.normalize['high']}}}: choose limits that hold all values"
+            )
+        return
+    tiny = (high > low) & (high - low < CONSTANT_RANGE)
+    if tiny.any() and spec.normalize != "none":
+        yield (
+            f"{name} varies by {(high - low)[tiny].max():g} in {tiny.sum()} of its {tiny.size} dimensions, which "
+            f"counts as constant below {CONSTANT_RANGE:g}: give it in smaller units if the difference matters"
         )
 
 

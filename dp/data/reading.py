@@ -107,19 +107,24 @@ def _image_advice(shape: tuple[int, ...], key: str) -> str:
 
 
 def find_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> np.ndarray:
-    """Episode ends, int64 (E,): from the array `name`, or from the one array that can be nothing else.
+    """Episode ends, int64 (E,), from the array that `name_of_ends` finds. Raises ValueError where they are no ends."""
+    return _ends(store, name_of_ends(store, n_frames, name), n_frames)
+
+
+def name_of_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> str:
+    """The array of episode ends: `name`, or the one array that can be nothing else.
 
     That is one called episode_ends, or else the one-dimensional integer array that increases strictly and ends at
-    `n_frames`. Raises ValueError where there is none, where there are several, and where they are no ends.
+    `n_frames`. Raises ValueError where there is none, and where there are several.
     """
     if name is not None:
         found = store.find(name)
         if found is None:
             raise ValueError(f"dataset.episode_ends={name}, but {store.path} has {store.summary()}")
-        return _ends(store, found, n_frames)
+        return found
     named = [one for one in store.names if one.rpartition("/")[2] == "episode_ends"]
     if len(named) == 1:
-        return _ends(store, named[0], n_frames)
+        return named[0]
     flat = [one for one in store.names if store.open(one).ndim == 1 and store.open(one).dtype.kind in "iu"]
     shorter = [one for one in flat if 0 < store.open(one).shape[0] < n_frames]
     fitting = [one for one in shorter if _are_ends(store.read(one), n_frames)]
@@ -129,7 +134,7 @@ def find_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> np.nd
             f"ends, of the integer arrays {flat}: expected one that increases and ends at {n_frames}, the number of "
             "frames. Set dataset.episode_ends=KEY"
         )
-    return _ends(store, fitting[0], n_frames)
+    return fitting[0]
 
 
 def _are_ends(values: np.ndarray, n_frames: int) -> bool:

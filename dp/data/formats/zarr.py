@@ -126,7 +126,9 @@ class ZarrStore:
             f"{name}/{metadata.encode_chunk_key(index) if metadata is not None else array._chunk_key(index)}"
             for index in itertools.product(*map(range, grid))
         )
-        files_in = lru_cache(self._files_in)  # a folder is listed once, which is faster than a look at each of its files
+        files_in = lru_cache(
+            self._files_in
+        )  # a folder is listed once, which is faster than a look at each of its files
         return [key for key in keys if key.rpartition("/")[2] not in files_in(key.rpartition("/")[0])]
 
     def check_chunks(self, name: str, complete: bool = False) -> None:
