@@ -32,6 +32,7 @@ def in_processes(
 
     Raises what `function` raises, and ChildProcessError where a process dies.
     """
+    check_main_is_guarded()
     if n_workers == 0:
         yield from ((argument, function(argument)) for argument in arguments)
         return
@@ -50,13 +51,28 @@ def in_processes(
             pending.popleft()
     except BrokenProcessPool:
         among = ", ".join(str(argument)[:40] for argument, _ in pending)
-        raise ChildProcessError(f"a worker process was killed, at work on one of {among}: out of memory?") from None
+        raise ChildProcessError(
+            f"a worker process was killed, at work on one of {among}: out of memory? "
+            "(Or a script of your own without if __name__ == '__main__': then its error is above)"
+        ) from None
     finally:
         if pending:
             ours.close()  # at once; otherwise they may tidy up
         pool.shutdown(cancel_futures=True)
         ours.close()
         theirs.close()
+
+
+def check_main_is_guarded() -> None:
+    """Raises RuntimeError in a worker that runs its parent's script again because nothing in it says not to.
+
+    Whatever starts processes, or waits for a lock that the parent holds, would otherwise hang.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "worker processes import your script again: put what it does, but for imports and definitions, under "
+            "if __name__ == '__main__':"
+        )
 
 
 def _begin_worker(lifeline: Connection) -> None:

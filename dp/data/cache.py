@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dp.files import wait_for_lock
+from dp.processes import check_main_is_guarded
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def cached(file: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None
     images = read_cache(file, shape)
     if images is not None:
         return images
+    check_main_is_guarded()
     try:
         turn = wait_for_lock(file.with_name(f".{file.stem}.lock"))
     except OSError as error:

@@ -123,7 +123,9 @@ def test_the_line_with_the_keys_is_on_every_screen(monkeypatch, screen, side):
     pygame.display.init()
     monkeypatch.setattr(pygame.display, "get_desktop_sizes", lambda: [screen])
     window = _Window(768)
-    window.show(PushTEnv([]), "3 kept   seed 1000")
+    env = PushTEnv([])
+    env.reset(1000)
+    window.show(env, "3 kept   seed 1000")
     width, height = window._surface.get_size()
     assert (width, height) == (side, side + 56)
     keys = pygame.surfarray.array3d(window._surface)[:, side + 28 :]
