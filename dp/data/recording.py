@@ -150,6 +150,8 @@ class _Column:
 def read_settings(path: Path) -> dict[str, Any] | None:
     """How the store at `path` was collected; None where it was not."""
     try:
+        if not (path / ".zattrs").is_file():  # a pipe would be read for ever
+            return None
         return json.loads((path / ".zattrs").read_text()).get(SETTINGS)
     except (OSError, ValueError, AttributeError):
         return None

@@ -142,9 +142,9 @@ class ZarrStore:
         if missing and name not in self._warned:
             self._warned.add(name)
             log.warning(
-                "WARNING: %s is not stored (nor are %d others of %s), so its frames read as %s. That is right only if "
-                "the writer left it out because it holds nothing else",
-                self.path / missing[0], len(missing) - 1, name, fill_value,
+                "WARNING: %d chunks of %s are not stored, %s is the first: their frames read as %s. That is right only "
+                "if the writer left them out because they hold nothing else",
+                len(missing), self.path / name, missing[0], fill_value,
             )  # fmt: skip
 
     def fingerprint(self, name: str) -> str:
