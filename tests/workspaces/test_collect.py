@@ -163,3 +163,19 @@ def test_a_policy_demonstrates_what_it_does_in_an_evaluation(run, tmp_path):
     lengths = np.diff(ReplayBuffer.load(tmp_path / "a", []).episode_ends, prepend=0)
     assert lengths.tolist() == [row["length"] for row in rows]
     assert set(facts["source"]) == {"checkpoint"}
+
+
+def test_what_a_person_keeps_is_stored_and_the_window_counts_the_store(tmp_path, monkeypatch):
+    counted = []
+
+    def keep(self, seed):
+        counted.append(self.n_stored)
+        return Wander()(seed)  # no success; None for every fifth seed, as if skipped
+
+    monkeypatch.setattr("dp.tasks.pusht.mouse.Mouse.__call__", keep)
+    with initialize_config_dir(str(RUN.parent / "configs"), version_base="1.3"):
+        for n_episodes in (2, 5):
+            typed = [f"workspace.n_episodes={n_episodes}", f"workspace.path={tmp_path / 'mine.zarr'}"]
+            build.workspace(compose("config", ["workspace=collect", "collector=mouse", *typed])).run()
+    assert contents(tmp_path / "mine.zarr")[1] == [1001, 1002, 1003, 1004, 1006]
+    assert counted == [0, 0, 1, 2, 3, 4, 4]
