@@ -65,7 +65,7 @@ def test_a_store_of_another_task_is_described_and_the_line_to_paste_reads_it(tmp
     assert "nothing is wrong" not in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if "To train on these data" in line]
     typed = shlex.split(line.partition("run.py ")[2])
-    result = inspect(*typed, "task.shape_meta.action.normalize={low: -1, high: 1}", cwd=tmp_path)
+    result = inspect(*typed, "+task.shape_meta.action.normalize={low: -1, high: 1}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "train: 3 episodes" in result.stdout
     assert "WARNING" in result.stderr + result.stdout
