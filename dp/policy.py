@@ -1,5 +1,7 @@
 """Diffusion Policy: the whole algorithm on one screen."""
 
+import math
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 from dp.kernels import sampling_loop
 from dp.modalities import Normalizer
-from dp.types import Batch, Denoiser, Generator, Objective, Obs, ObsEncoder
+from dp.types import Batch, Denoiser, Generator, Objective, Obs, ObsEncoder, Policy
 
 
 class DiffusionPolicy(nn.Module):
@@ -59,6 +61,9 @@ class DiffusionPolicy(nn.Module):
         """Normalised actions, from Gaussian noise."""
         noise = randn_tensor((len(cond), self.horizon, self.action_dim), generator=generator, device=cond.device)
         action = self.denoise(noise, cond, generator)
+        action = action.nan_to_num(
+            math.nan, math.nan, math.nan
+        )  # clamping would make an infinite action a plausible one
         return action.clamp(-1, 1) if self.normalizer.clamps("action") else action
 
     def denoise(
@@ -78,3 +83,15 @@ class DiffusionPolicy(nn.Module):
         action = self.normalizer.unnormalize("action", self.sample(self.condition(normalized), generator))
         start = self.n_obs_steps - 1
         return action[:, start : start + self.n_action_steps]
+
+
+def check_finite(action: Float[Tensor, "*shape"], policy: Policy) -> None:
+    """Raises ValueError, naming what sampled them, for actions that are not finite. On a GPU it waits for them."""
+    if not bool(torch.isfinite(action).all()):
+        objective = getattr(policy, "objective", policy)
+        sampler = type(getattr(objective, "scheduler", objective)).__name__
+        n_steps = getattr(objective, "num_inference_steps", None)
+        raise ValueError(
+            f"{sampler}{f' with num_inference_steps={n_steps}' if n_steps else ''} sampled actions that are not "
+            "finite: set another scheduler.num_inference_steps or scheduler. If none helps, the weights are damaged"
+        )

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dp.data import Demonstrations
 from dp.data.windows import WindowDataset, prepare
-from dp.policy import DiffusionPolicy
+from dp.policy import DiffusionPolicy, check_finite
 from dp.rollouts.runner import EnvRunner
 from workspaces import checkpoint
 from workspaces.base import Config
@@ -177,6 +177,7 @@ def _validation(policy: DiffusionPolicy, windows: WindowDataset, batch_size: int
     losses = [policy.loss(prepare(windows.gather(part), device), generator) * len(part) for part in parts]
     batch = prepare(windows.gather(_spread(len(windows), MAX_SAMPLED_WINDOWS)), device)
     sampled = policy.sample(policy.condition(batch["obs"]), generator)
+    check_finite(sampled, policy)
     return {
         "val/loss": (torch.stack(losses).sum() / len(index)).item(),
         VAL_METRIC: (sampled - batch["action"]).square().mean().item(),

@@ -4,8 +4,8 @@ import logging
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, TypedDict
@@ -36,6 +36,7 @@ class FilterSettings(TypedDict, total=False):
     """What `Filter` takes."""
 
     success_only: bool | None
+    min_final: Mapping[str, float] | None
     min_final_coverage: limits.Share | None
     max_length: limits.Positive | None
 
@@ -50,7 +51,7 @@ class CollectWorkspace(Workspace):
         n_episodes: how many the store has in the end.
         start_seed: of the first; the others follow.
         n_workers: processes; 0 works in this one; auto: one a core.
-        filter: success_only, min_final_coverage (0..1), max_length (control steps); None: off.
+        filter: the arguments of `Filter`. A collector that `chooses` has the last word on what is a success.
 
     Raises ValueError for settings that make no sense.
     """
@@ -88,6 +89,9 @@ class CollectWorkspace(Workspace):
         self.signals = Signals()
         self._runner: EnvRunner | None = None
         collector = build.collector(config)
+        if getattr(collector, "chooses", False):
+            self.filter = replace(self.filter, success_only=None)
+        self._collector = collector
         by_policy = bool(config["collector"].get("_partial_"))  # it takes a policy before it takes seeds
         if by_policy != (loaded is not None):
             raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
@@ -127,6 +131,8 @@ class CollectWorkspace(Workspace):
         bar = tqdm(total=self.n_episodes, initial=store.n_episodes, unit="episode", disable=None)
         try:
             while store.n_episodes < self.n_episodes:
+                if hasattr(self._collector, "n_stored"):
+                    self._collector.n_stored = store.n_episodes
                 seed, demonstration = self._next(made)
                 objection = self.filter.objection(demonstration)
                 tally.add(demonstration, objection)
@@ -169,20 +175,38 @@ class CollectWorkspace(Workspace):
 
 @dataclass(frozen=True)
 class Filter:
-    """Which demonstrations are worth storing; None: no matter."""
+    """Which demonstrations are worth storing; None: no matter.
+
+    Args:
+        success_only: whether the task must be solved.
+        min_final: named quantity of the environment (`Env.info`) -> its least value after the last action.
+        min_final_coverage: 0..1; an earlier name of min_final={coverage: ...}.
+        max_length: control steps.
+    """
 
     success_only: bool | None = None
+    min_final: Mapping[str, float] | None = None
     min_final_coverage: float | None = None
     max_length: int | None = None
 
+    @property
+    def least(self) -> dict[str, float]:
+        """Named quantity -> its least value at the end."""
+        earlier = {} if self.min_final_coverage is None else {"coverage": self.min_final_coverage}
+        return {**earlier, **(self.min_final or {})}
+
     def objection(self, demonstration: Demonstration | None) -> str | None:
-        """Why it is not stored; None where it is."""
+        """Why it is not stored; None where it is. Raises ValueError where it lacks a quantity of `min_final`."""
         if demonstration is None:
             return "given up by the collector"
         if self.success_only and not demonstration.success:
             return "no success"
-        if self.min_final_coverage is not None and demonstration.final().get("coverage", 0.0) < self.min_final_coverage:
-            return f"final coverage below {self.min_final_coverage}"
+        final = demonstration.final()
+        for name, least in self.least.items():
+            if name not in final:
+                raise ValueError(f"workspace.filter.min_final has {name}, expected some of {sorted(final)}")
+            if not final[name] >= least:
+                return f"final {name} below {least}"
         if self.max_length is not None and len(demonstration) > self.max_length:
             return f"longer than {self.max_length} steps"
         return None

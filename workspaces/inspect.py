@@ -22,6 +22,7 @@ class InspectWorkspace(Workspace):
         super().__init__(config)
         self.media = media
         self.wrong: list[str] = []
+        self.closing = "nothing is wrong"
 
     def run(self) -> None:
         """Raises ValueError, after everything has been printed, where something is wrong."""
@@ -30,7 +31,7 @@ class InspectWorkspace(Workspace):
         self._section("data", self._data)
         if self.wrong:
             raise ValueError("\n       ".join(self.wrong))
-        print("\nnothing is wrong")
+        print(f"\n{self.closing}")
 
     def _section(self, title: str, lines: Callable[[], Iterator[str]]) -> None:
         print(f"\n{title}")
@@ -65,6 +66,10 @@ class InspectWorkspace(Workspace):
         except ValueError as error:
             yield from self._foreign(error)
             return
+        if doubts := len(list(data.doubts())):
+            self.closing = (
+                f"nothing is wrong but what the {doubts} WARNING{'S' * (doubts > 1)} above say{'s' * (doubts == 1)}"
+            )
         yield from self._windows(data)
         yield from data.describe()
         if self.media is not None:
@@ -93,4 +98,8 @@ class InspectWorkspace(Workspace):
         ]
         if chosen:
             raise error
-        yield f"task={self.config['task']['name']} does not read them: {error}"
+        task = f"task={self.config['task']['name']}"
+        yield f"{task} does not read them: {error}"
+        self.closing = (
+            f"{task}, the default, does not read these data. The line above trains on them; inspect checks it, too"
+        )

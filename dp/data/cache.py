@@ -6,6 +6,7 @@ kernel drops pages when memory is short.
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from dp.files import wait_for_lock
 from dp.processes import check_main_guard
 
 log = logging.getLogger(__name__)
+
+MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 40
+"""Of this machine."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,10 @@ def _copy(source: np.ndarray, target: np.ndarray, n_rows: int = 1024) -> None:
 
 
 def _uncached(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], error: OSError) -> np.ndarray:
+    if math.prod(shape) > MEMORY_BYTES:
+        raise ValueError(
+            f"images of {math.prod(shape) / 1e9:.0f} GB fit neither into memory nor into the cache ({error})"
+        )
     log.warning("images are not cached, the next start will be slow too: %s", error)
     images = np.empty(shape, np.uint8)
     fill(images)

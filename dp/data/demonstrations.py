@@ -13,11 +13,11 @@ from jaxtyping import Float
 
 from dp.data.episodes import Episodes
 from dp.data.formats.zarr import ZarrStore
-from dp.data.reading import read
+from dp.data.reading import key_of, read
 from dp.data.summary import describe
 from dp.data.windows import Split, WindowDataset, split_episodes, window_table
 from dp.limits import Positive, Seed
-from dp.modalities import Normalizer, Spec
+from dp.modalities import CONSTANT_RANGE, Normalizer, Spec
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class Demonstrations:
         self.train_episodes = np.concatenate([split.train + copy * self.n_episodes for copy in range(n_copies)])
         arrays = {name: _tensor(array) for name, array in episodes.arrays.items()}
         self.normalize_with(Normalizer.fit({**obs, "action": action}, arrays))  # on all episodes, as the paper does
+        for doubt in self.doubts():
+            log.warning("WARNING: %s: %s", " + ".join(map(str, self.paths)), doubt)
 
     def normalize_with(self, normalizer: Normalizer) -> None:
         """Maps the data with `normalizer`, for example with the statistics of the data that a policy was trained on.
@@ -90,6 +92,12 @@ class Demonstrations:
     def recorded_actions(self) -> dict[int, Float[np.ndarray, "T Da"]]:
         """Seed -> the actions that were recorded from its initial state, raw. Here none is known."""
         return {}
+
+    def doubts(self) -> Iterator[str]:
+        """What the data hold that is probably not meant, a sentence each."""
+        for name, spec in self.normalizer.specs.items():
+            if spec.type == "low_dim":
+                yield from _doubts(name, spec, self.episodes.arrays[name])
 
     def describe(self) -> Iterator[str]:
         """Lines for people. Raises ValueError, after the last line, where something is wrong with the data."""
@@ -150,6 +158,23 @@ def check_sha256(expected: str | None, found: str, paths: Sequence[Path]) -> Non
         raise ValueError(
             f"dataset.sha256={expected}, but {', '.join(map(str, paths))} has {found}: these are other demonstrations. "
             "Set dataset.path=PATH to the original data, or dataset.sha256=null to accept these"
+        )
+
+
+def _doubts(name: str, spec: Spec, array: np.ndarray) -> Iterator[str]:
+    low, high = array.min(0), array.max(0)
+    if isinstance(spec.normalize, Mapping):
+        if (low < spec.normalize["low"]).any() or (high > spec.normalize["high"]).any():
+            yield (
+                f"{name} ranges from {low.min():g} to {high.max():g}, outside {key_of(name)}.normalize="
+                f"{{low: {spec.normalize['low']}, high: {spec.normalize['high']}}}: choose limits that hold all values"
+            )
+        return
+    tiny = (high > low) & (high - low < CONSTANT_RANGE)
+    if tiny.any() and spec.normalize != "none":
+        yield (
+            f"{name} varies by {(high - low)[tiny].max():g} in {tiny.sum()} of its {tiny.size} dimensions, which "
+            f"counts as constant below {CONSTANT_RANGE:g}: give it in smaller units if the difference matters"
         )
 
 

@@ -24,7 +24,8 @@ def channels_first(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 
 def stored_frames(store: ZarrStore, name: str, expected: tuple[int, ...], n_frames: int | None = None) -> Frames:
-    """The images of the array `name`, for `load_images` to decode: integers 0..255, or floats 0..255 or 0..1.
+    """The images of the array `name`, for `load_images` to decode: integers 0..255, floats 0..255 or 0..1, or
+    booleans.
 
     expected: (3, Y, X). n_frames: how many of the first frames to take, by default all.
     """
@@ -33,7 +34,7 @@ def stored_frames(store: ZarrStore, name: str, expected: tuple[int, ...], n_fram
     first = channels_first(array.shape[1:], expected)
 
     def write(images: np.ndarray) -> None:
-        if array.dtype.kind != "f" or _decode(store, name, first, images, scale=255):
+        if array.dtype.kind not in "fb" or _decode(store, name, first, images, scale=255):
             _decode(store, name, first, images, scale=1)
 
     key = store.fingerprint(name) + (f"-{n}" if n < array.shape[0] else "")
@@ -50,6 +51,8 @@ def _decode(store: ZarrStore, name: str, first: bool, images: np.ndarray, scale:
     for rows, values in store.blocks(name):
         bar.update(rows.stop - rows.start)
         values = values[: max(0, len(images) - rows.start)]
+        if values.dtype.kind == "b":
+            values = values.astype(np.float32)
         if not len(values):
             break
         low, high = float(values.min()), float(values.max())
@@ -63,7 +66,7 @@ def _decode(store: ZarrStore, name: str, first: bool, images: np.ndarray, scale:
         if values.dtype.kind == "f":
             values = np.clip(np.rint(values * scale if scale != 1 else values), 0, 255)
         images[rows.start : rows.start + len(values)] = np.moveaxis(values, 1, -1) if first else values
-    if scale == 1 and 1 < highest < 2:  # not 0 to 1, and as 0 to 255 it would be black
+    if scale == 1 and 0 < highest < 2:  # no floats from 0 to 1, and as 0 to 255 it would be black
         raise ValueError(
             f"{store.path / name} holds values up to {highest:g}, expected 0 to 255, or floats from 0 to 1"
         )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def find(store: ZarrStore, spec: Spec, key: str) -> str:
     array = store.open(name)
     shape, declared = array.shape[1:], f"{key} declares {spec.type} {list(spec.shape)}"
     held = f"{store.path}: {name} holds {array.dtype} {shape} a frame"
-    if array.dtype.kind not in "fiub":
+    if not numeric(array):
         raise Mismatch(f"{held}, but {declared}: expected numbers, set {key}.key to another array")
     if spec.type == "rgb":
         try:
@@ -91,39 +92,49 @@ def find(store: ZarrStore, spec: Spec, key: str) -> str:
     return name
 
 
+def numeric(array: Any) -> bool:
+    """Whether the array holds real numbers, one row a frame."""
+    return array.ndim > 0 and array.dtype.kind in "fiub"
+
+
 def _image_advice(shape: tuple[int, ...], key: str) -> str:
     fitting = [
         [3, *sizes] for sizes, channels in ((shape[:-1], shape[-1:]), (shape[1:], shape[:1])) if channels == (3,)
     ]
     if len(shape) != 3 or not fitting:
         return "expected three channels, first or last, so convert the images"
-    return f"set {key}.shape={fitting[0]}, or give images of the declared size".replace(" ", " ")
+    return f"set {key}.shape={fitting[0]}, or give images of the declared size"
 
 
 def find_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> np.ndarray:
-    """Episode ends, int64 (E,): from the array `name`, or from the one array that can be nothing else.
+    """Episode ends, int64 (E,), from the array that `name_of_ends` finds. Raises ValueError where they are no ends."""
+    return _ends(store, name_of_ends(store, n_frames, name), n_frames)
+
+
+def name_of_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> str:
+    """The array of episode ends: `name`, or the one array that can be nothing else.
 
     That is one called episode_ends, or else the one-dimensional integer array that increases strictly and ends at
-    `n_frames`. Raises ValueError where there is none, where there are several, and where they are no ends.
+    `n_frames`. Raises ValueError where there is none, and where there are several.
     """
     if name is not None:
         found = store.find(name)
         if found is None:
             raise ValueError(f"dataset.episode_ends={name}, but {store.path} has {store.summary()}")
-        return _ends(store, found, n_frames)
-    flat = [one for one in store.names if store.open(one).ndim == 1 and store.open(one).dtype.kind in "iu"]
-    named = [one for one in flat if one.rpartition("/")[2] == "episode_ends"]
+        return found
+    named = [one for one in store.names if one.rpartition("/")[2] == "episode_ends"]
     if len(named) == 1:
-        return _ends(store, named[0], n_frames)
+        return named[0]
+    flat = [one for one in store.names if store.open(one).ndim == 1 and store.open(one).dtype.kind in "iu"]
     shorter = [one for one in flat if 0 < store.open(one).shape[0] < n_frames]
     fitting = [one for one in shorter if _are_ends(store.read(one), n_frames)]
     if len(fitting) != 1:
         raise ValueError(
-            f"{store.path} has {len(fitting) or 'no'} arrays {fitting or ''} that may be episode ends, of the integer "
-            f"arrays {flat}: expected one that increases and ends at {n_frames}, the number of frames. Set "
-            "dataset.episode_ends=KEY"
+            f"{store.path} has {len(fitting) or 'no'} arrays{f' {fitting}' if fitting else ''} that may be episode "
+            f"ends, of the integer arrays {flat}: expected one that increases and ends at {n_frames}, the number of "
+            "frames. Set dataset.episode_ends=KEY"
         )
-    return _ends(store, fitting[0], n_frames)
+    return fitting[0]
 
 
 def _are_ends(values: np.ndarray, n_frames: int) -> bool:
@@ -131,6 +142,7 @@ def _are_ends(values: np.ndarray, n_frames: int) -> bool:
 
 
 def _ends(store: ZarrStore, name: str, n_frames: int) -> np.ndarray:
+    store.check_chunks(name, complete=True)  # ends are never 0
     ends = store.read(name)
     check_ends(store.path / name, ends)
     if ends[-1] != n_frames:
@@ -152,9 +164,10 @@ def check_ends(name: Path, ends: np.ndarray) -> None:
 
 def read_low_dim(store: ZarrStore, name: str, spec: Spec, n_frames: int | None = None) -> np.ndarray:
     """The first `n_frames` (default: all) of an array of numbers, float32 (N, *shape). Raises ValueError for NaN."""
-    array = store.read(name)[:n_frames].astype(np.float32).reshape(-1, *spec.shape)
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, which is refused
+        array = store.read(name)[:n_frames].astype(np.float32).reshape(-1, *spec.shape)
     finite = np.isfinite(array).reshape(len(array), -1).all(1)
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
-        raise ValueError(f"{store.path / name} is not finite at frame {at}: mend or leave out this episode")
+        raise ValueError(f"{store.path / name} is not finite at frame {at}, as float32: mend or leave out this episode")
     return array

@@ -152,6 +152,8 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     if not (path / ".zattrs").is_file():  # opening a pipe would wait for ever
         return None
     try:
+        if not (path / ".zattrs").is_file():  # a pipe would be read for ever
+            return None
         return json.loads((path / ".zattrs").read_text()).get(SETTINGS)
     except (OSError, ValueError, AttributeError):
         return None

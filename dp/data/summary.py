@@ -5,10 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dp.data.formats.zarr import ZarrStore
-from dp.data.reading import find_ends
-
-MAX_MISSING = 1000
-"""Chunks beyond this number are not looked for one by one."""
+from dp.data.reading import find_ends, name_of_ends
 
 
 def describe(store: ZarrStore) -> Iterator[str]:
@@ -19,12 +16,16 @@ def describe(store: ZarrStore) -> Iterator[str]:
         array = store.open(name)
         yield f"{name}: {array.shape} {array.dtype}{_range(store, name)}{_missing(store, name)}"
     try:
-        lengths = np.diff(find_ends(store, n_frames), prepend=0)
+        name = name_of_ends(store, n_frames)
+        lengths = np.diff(find_ends(store, n_frames, name), prepend=0)
     except ValueError as error:
         yield f"episodes: {error}"
         return
     low, middle, high = lengths.min(), np.median(lengths), lengths.max()
-    yield f"{len(lengths)} episodes, {n_frames} frames; lengths {low} to {high}, median {middle:.0f} steps"
+    yield (
+        f"{len(lengths)} episodes, {n_frames} frames; lengths {low} to {high}, median {middle:.0f} steps, by the "
+        f"ends in {name}"
+    )
 
 
 def count_frames(store: ZarrStore) -> int:
@@ -76,7 +77,5 @@ def _range(store: ZarrStore, name: str) -> str:
 
 def _missing(store: ZarrStore, name: str) -> str:
     array = store.open(name)
-    if np.prod(array.cdata_shape) > MAX_MISSING:
-        return ""
     missing = len(store.missing_chunks(name))
     return f"; {missing} chunks are not stored and read as {array.fill_value}" if missing else ""

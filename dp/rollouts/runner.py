@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dp.intervals import Estimate, bootstrap_mean, wilson
 from dp.kernels.switch import BLOCK
 from dp.limits import Count, EnvSeed, Workers
+from dp.policy import check_finite
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
 from dp.types import Env, Obs, Policy
@@ -209,12 +210,14 @@ def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator],
     """Actions (B, Ta, Da) for the environments that `chunks` come from, in one batch.
 
     Matrix products round the same row differently in very small batches; padded to blocks, an episode does not depend
-    on how many run beside it.
+    on how many run beside it. Raises ValueError for actions that are not finite: no score can come of them.
     """
     padding = -len(chunks) % BLOCK
     padded = chunks + chunks[:1] * padding
     spare = [torch.Generator(device) for _ in range(padding)]
-    return policy.act(_stack(padded, device), generators + spare)[: len(chunks)].cpu().numpy()
+    actions = policy.act(_stack(padded, device), generators + spare)[: len(chunks)].cpu()
+    check_finite(actions, policy)
+    return actions.numpy()
 
 
 def _stack(chunks: list[Chunk], device: torch.device) -> Obs:

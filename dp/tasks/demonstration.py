@@ -48,7 +48,9 @@ class Collector(Protocol):
     def __call__(self, seed: int) -> Demonstration | None:
         """From the initial state of `seed`; None where nothing worth keeping came about.
 
-        May raise `Finished`. With an attribute `in_this_process` that is true it is never sent to worker processes.
+        May raise `Finished`. Three attributes are optional. `in_this_process`, if true: it is never sent to worker
+        processes. `chooses`, if true: what it returns is stored, solved or not. `n_stored` is set to the number of
+        episodes in the store before each call.
         """
         ...
 

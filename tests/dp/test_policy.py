@@ -14,7 +14,7 @@ from dp.denoisers import UNet1d
 from dp.encoders import StateEncoder
 from dp.modalities import Normalizer
 from dp.objectives import Diffusion
-from dp.policy import DiffusionPolicy
+from dp.policy import DiffusionPolicy, check_finite
 from dp.tasks.pusht.demonstrations import PushTDemonstrations
 from dp.tasks.pusht.env import PushTEnv
 from tests.specs import pusht_demonstrations, specs
@@ -259,3 +259,16 @@ def test_executing_recorded_windows_in_the_environment_relives_the_demonstration
                 before = env.observe()
                 env.step(action)
                 np.testing.assert_allclose(env.state, states[now + ahead], atol=1e-2, err_msg=f"{episode=} {now=}")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_samples_that_are_not_finite_are_an_error_that_names_scheduler_and_steps(value: float) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            return torch.full_like(x, value)
+
+    policy = make_policy("ddim", "sample", Broken())
+    action = policy.sample(ramp_batch(2)["obs"]["agent_pos"])
+    with pytest.raises(ValueError, match="DDIMScheduler with num_inference_steps=16 sampled actions that are not"):
+        check_finite(action, policy)
+    check_finite(torch.zeros(2), policy)

@@ -77,6 +77,8 @@ def test_it_resumes_whatever_the_number_of_processes_and_says_what_it_made(colle
         ("workspace.start_seed=100000", "expected 206 to 99999"),
         ("workspace.n_episodes=0", "workspace.n_episodes=0, expected"),
         ("workspace.filter.min_final_coverage=95", "expected 0 to 1"),
+        ("workspace.filter.min_final=0.9", r"expected \{QUANTITY: number\}"),
+        ("+workspace.filter.foo=1", "workspace.filter.foo is unknown, expected one of: success_only"),
         ("seed=1", "collector=checkpoint and checkpoint=PATH go together"),
     ],
 )
@@ -133,6 +135,10 @@ def test_the_filter_keeps_what_passes():
     assert Filter().objection(None) == "given up by the collector"
     assert Filter(success_only=True).objection(demonstration) == "no success"
     assert Filter(min_final_coverage=0.9).objection(demonstration) == "final coverage below 0.9"
+    assert Filter(min_final={"coverage": 0.9}).objection(demonstration) == "final coverage below 0.9"
+    assert Filter(min_final={"coverage": 0.0}).objection(demonstration) is None
+    with pytest.raises(ValueError, match=r"min_final has height, expected some of \['coverage'\]"):
+        Filter(min_final={"height": 1}).objection(demonstration)
     assert Filter(max_length=11).objection(demonstration) == "longer than 11 steps"
     assert Filter(max_length=12).objection(demonstration) is None
 
@@ -157,3 +163,19 @@ def test_a_policy_demonstrates_what_it_does_in_an_evaluation(run, tmp_path):
     lengths = np.diff(ReplayBuffer.load(tmp_path / "a", []).episode_ends, prepend=0)
     assert lengths.tolist() == [row["length"] for row in rows]
     assert set(facts["source"]) == {"checkpoint"}
+
+
+def test_what_a_person_keeps_is_stored_and_the_window_counts_the_store(tmp_path, monkeypatch):
+    counted = []
+
+    def keep(self, seed):
+        counted.append(self.n_stored)
+        return Wander()(seed)  # no success; None for every fifth seed, as if skipped
+
+    monkeypatch.setattr("dp.tasks.pusht.mouse.Mouse.__call__", keep)
+    with initialize_config_dir(str(RUN.parent / "configs"), version_base="1.3"):
+        for n_episodes in (2, 5):
+            typed = [f"workspace.n_episodes={n_episodes}", f"workspace.path={tmp_path / 'mine.zarr'}"]
+            build.workspace(compose("config", ["workspace=collect", "collector=mouse", *typed])).run()
+    assert contents(tmp_path / "mine.zarr")[1] == [1001, 1002, 1003, 1004, 1006]
+    assert counted == [0, 0, 1, 2, 3, 4, 4]

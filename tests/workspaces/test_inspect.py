@@ -61,11 +61,15 @@ def test_a_store_of_another_task_is_described_and_the_line_to_paste_reads_it(tmp
     assert result.returncode == 0, result.stderr
     assert "data/front: (100, 12, 16, 3) uint8" in result.stdout
     assert "task=pusht_image does not read them" in result.stdout
+    assert "by the ends in meta/ends" in result.stdout
+    assert "nothing is wrong" not in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if "To train on these data" in line]
     typed = shlex.split(line.partition("run.py ")[2])
-    result = inspect(*typed, cwd=tmp_path)
+    result = inspect(*typed, "+task.shape_meta.action.normalize={low: -1, high: 1}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "train: 3 episodes" in result.stdout
+    assert "WARNING" in result.stderr + result.stdout
+    assert "nothing is wrong but what the WARNING above says" in result.stdout
     assert "official" not in result.stdout
     assert not any(file for file in tmp_path.iterdir() if file != path)
     result = inspect(*typed, "task.shape_meta.action.shape=[6]", cwd=tmp_path)

@@ -3,11 +3,13 @@
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import stat
 import zipfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,17 @@ import numpy as np
 import zarr
 from zarr.storage import ZipStore
 
+from dp.data.cache import MEMORY_BYTES
+
+log = logging.getLogger(__name__)
+
 BLOCK_BYTES = 16 << 20
 """Decoded bytes that one read of `blocks` asks for, at least one row of chunks."""
 
 METADATA = (".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json")
 
-MAX_METADATA_BYTES = 64 << 20
+MAX_METADATA_BYTES, MAX_CHUNKS = 64 << 20, 10_000_000
+"""More is no data set, and would take minutes or all memory before anybody could say so."""
 
 MAX_CHUNK_BYTES = 2 << 30
 """Decoded size of a chunk; zarr's codecs take no larger one."""
@@ -63,6 +70,7 @@ class ZarrStore:
         if not self.names:
             raise ValueError(f"{path} holds no zarr array: expected a zarr store, a folder or a .zip of one")
         self._arrays: dict[str, Any] = {}
+        self._warned: set[str] = set()
 
     def open(self, name: str) -> Any:
         """The zarr array `name`. Raises ValueError for metadata that cannot be read."""
@@ -75,7 +83,9 @@ class ZarrStore:
             except NO_DAMAGE:
                 raise
             except Exception as error:
-                raise ValueError(self._with_advice(f"cannot read the array {self.path / name}: {error}")) from error
+                raise ValueError(
+                    self._with_advice(f"cannot read the array {self.path / name}: {error}{_unknown(error)}")
+                ) from error
             self._check_size(name, array)
             self._arrays[name] = array
         return self._arrays[name]
@@ -116,8 +126,13 @@ class ZarrStore:
         return ", ".join(f"{name} {self.open(name).shape} {self.open(name).dtype}" for name in self.names)
 
     def read(self, name: str) -> np.ndarray:
-        """The whole array. Raises ValueError naming a chunk that is missing or cannot be decoded."""
+        """The whole array.
+
+        Raises ValueError for one that memory cannot hold, and for a chunk that is missing or cannot be decoded.
+        """
         array = self.open(name)
+        if array.nbytes > MEMORY_BYTES:
+            raise ValueError(f"{self.path / name} holds {array.nbytes / 1e9:.0f} GB, more than this machine's memory")
         self.check_chunks(name)
         try:
             return np.asarray(array[:])  # zarr reads in a thread of its own: one call waits for it once
@@ -143,21 +158,31 @@ class ZarrStore:
             yield rows, values
 
     def missing_chunks(self, name: str) -> list[str]:
-        """Chunks that have no file, as paths within the store."""
+        """Chunks, or shards of them, that have no file, as paths within the store."""
         array = self.open(name)
-        if getattr(array, "shards", None):
-            return []  # a file holds many chunks
-        keys = (
-            f"{name}/{array.metadata.encode_chunk_key(index)}"
-            for index in itertools.product(*map(range, array.cdata_shape))
-        )
-        return [key for key in keys if not self._exists(key)]
+        files = getattr(array, "shards", None) or array.chunks  # a shard's file holds many chunks
+        grid = [-(-n // rows) for n, rows in zip(array.shape, files, strict=True)]
+        if math.prod(grid) > MAX_CHUNKS:
+            raise ValueError(f"{self.path / name} has {math.prod(grid)} chunks, expected at most {MAX_CHUNKS}")
+        keys = (f"{name}/{array.metadata.encode_chunk_key(index)}" for index in itertools.product(*map(range, grid)))
+        files_in = lru_cache(self._files_in)  # a folder is listed once: faster than a look at each of its files
+        return [key for key in keys if key.rpartition("/")[2] not in files_in(key.rpartition("/")[0])]
 
-    def check_chunks(self, name: str) -> None:
-        """Raises ValueError for a chunk that was lost, where the store's writer never leaves one out."""
-        if self.complete or self.open(name).fill_value is None:
-            for key in self.missing_chunks(name):
-                raise ValueError(self._with_advice(f"chunk {self.path / key} is missing"))
+    def check_chunks(self, name: str, complete: bool = False) -> None:
+        """Raises ValueError for a chunk that was lost: where the store's writer never leaves one out, where there is
+        nothing to read instead, and where `complete` says that no chunk of this array can be all fill value. Elsewhere
+        a missing chunk gives a warning.
+        """
+        missing, fill_value = self.missing_chunks(name), self.open(name).fill_value
+        if missing and (self.complete or complete or fill_value is None):
+            raise ValueError(self._with_advice(f"chunk {self.path / missing[0]} is missing"))
+        if missing and name not in self._warned:
+            self._warned.add(name)
+            log.warning(
+                "WARNING: %d chunks of %s are not stored, %s is the first: their frames read as %s. That is right only "
+                "if the writer left them out because they hold nothing else",
+                len(missing), self.path / name, missing[0], fill_value,
+            )  # fmt: skip
 
     def fingerprint(self, name: str) -> str:
         """Changes when any file of the array does."""
@@ -165,8 +190,12 @@ class ZarrStore:
         described: list[Any] = [str((self.path / name).resolve()), _stats(folder)]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
-    def _exists(self, key: str) -> bool:
-        return key in self._files if self._zip is not None else (self.path / key).is_file()
+    def _files_in(self, folder: str) -> frozenset[str]:
+        if self._zip is not None:
+            return frozenset(name.rpartition("/")[2] for name in self._files if name.rpartition("/")[0] == folder)
+        if not (self.path / folder).is_dir():
+            return frozenset()
+        return frozenset(file.name for file in (self.path / folder).iterdir())
 
     def _damage(self, name: str, rows: slice, error: Exception) -> ValueError:
         """Names the first chunk of `rows` that cannot be decoded. Without advice where it is the machine that fails."""
@@ -182,8 +211,7 @@ class ZarrStore:
                     array[tuple(slice(i, i + c) for i, c in zip(index, array.chunks, strict=True))]
                 except Exception as first:
                     numbers = tuple(i // c for i, c in zip(index, array.chunks, strict=True))
-                    metadata = getattr(array, "metadata", None)
-                    key = metadata.encode_chunk_key(numbers) if metadata is not None else array._chunk_key(numbers)
+                    key = array.metadata.encode_chunk_key(numbers)
                     return ValueError(self._with_advice(f"chunk {self.path / name / key} is corrupt ({first})"))
         return ValueError(self._with_advice(f"{self.path / name} cannot be read: {error}"))
 
@@ -237,6 +265,12 @@ def _names_in_zip(path: Path) -> list[str]:
             )
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is a file, expected a zarr store: a folder or a .zip of one ({error})") from error
+
+
+def _unknown(error: Exception) -> str:
+    """What to do about a codec or a type of numbers that is not there; nothing where the error is another one."""
+    unknown = any(word in str(error) for word in ("codec", "data type"))
+    return ". Store the array again with another codec, Blosc or zstd, and as plain numbers" if unknown else ""
 
 
 def _is_array(metadata: bytes, file: Path) -> bool:

@@ -37,10 +37,11 @@ def _contact_sheet(buffer: ReplayBuffer, episodes: dict[int, np.ndarray]) -> Ima
     """A row an episode, from its first frame to its last."""
     size = next(iter(episodes.values())).shape[1]
     sheet = Image.new("RGB", (N_COLUMNS * (size + 2), len(episodes) * (size + MARGIN)), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, from_seed = ImageDraw.Draw(sheet), buffer.from_seed
     for row, (number, images) in enumerate(episodes.items()):
         top = row * (size + MARGIN)
-        draw.text((2, top), f"episode {number}, seed {buffer.seeds[number]}, {len(images)} steps", fill="black")
+        seed = f", seed {buffer.seeds[number]}" if from_seed[number] else ""
+        draw.text((2, top), f"episode {number}{seed}, {len(images)} steps", fill="black")
         for column, frame in enumerate(np.linspace(0, len(images) - 1, N_COLUMNS).round().astype(int)):
             sheet.paste(Image.fromarray(images[frame]), (column * (size + 2), top + MARGIN))
     return sheet

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,12 @@ from dp.tasks.pusht import state as pusht
 from dp.tasks.pusht.sources import OFFICIAL_SHA256, locate
 from dp.tasks.pusht.store import IMAGE, ReplayBuffer
 
+GOAL_PX = 256
+"""Where the block is to be pushed, in x and in y."""
+
+POSITION_RANGE, ANGLE_RANGE = (-64.0, 576.0), (-4 * np.pi, 4 * np.pi)
+"""What positions (pixels, with room beyond the walls at 0 and 512) and angles (radians) lie in."""
+
 
 class PushTDemonstrations(Demonstrations):
     """Official, bundled, collected or own demonstrations of PushT.
@@ -28,6 +35,7 @@ class PushTDemonstrations(Demonstrations):
         path: a zarr store, or several, whose episodes are joined, or None to search.
         sha256: of the states and actions that are expected, or None for any. It becomes theirs.
         val_ratio, max_train_episodes, split_seed: see `split_episodes`.
+        render: of stores without pictures that were not collected: draw them from the states; None or False: an error.
         mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.state.mirror`).
 
     `buffer` holds the demonstrations as they were recorded.
@@ -47,11 +55,13 @@ class PushTDemonstrations(Demonstrations):
         max_train_episodes: Positive | None = None,
         split_seed: Seed = 42,
         mirror: bool = False,
+        render: bool | None = None,
     ) -> None:
         _check_specs(obs, action)
         paths = _locate_all(source, path)
         names = ["state", "action"] + (["img"] if "image" in obs else [])
-        self.buffer = ReplayBuffer.load(paths, names, image=obs.get("image", IMAGE))
+        self._render = render
+        self.buffer = ReplayBuffer.load(paths, names, image=obs.get("image", IMAGE), render=render)
         digest = self.buffer.sha256("state", "action")
         check_sha256(sha256, digest, paths)
         _check_pixels(self.buffer, paths)
@@ -72,11 +82,32 @@ class PushTDemonstrations(Demonstrations):
         numbers = np.flatnonzero(self.buffer.from_seed).tolist()
         return {int(self.buffer.seeds[n]): self.buffer.episode(n)["action"] for n in numbers}
 
+    def doubts(self) -> Iterator[str]:
+        yield from super().doubts()
+        state, action = self.buffer.arrays["state"], self.buffer.arrays["action"]
+        for what, (low, high), values in (
+            ("positions of the agent", POSITION_RANGE, state[:, :2]),
+            ("positions of the block", POSITION_RANGE, state[:, 2:4]),
+            ("actions", POSITION_RANGE, action),
+            ("angles of the block", ANGLE_RANGE, state[:, 4]),
+        ):
+            if values.min() < low or values.max() > high:
+                yield (
+                    f"{what} range from {values.min():g} to {values.max():g}, expected {low:g} to {high:g}: PushT's "
+                    "positions are pixels, 0-512, its angles radians. Scale the data, or train on them with task=own"
+                )
+        if np.abs(state[:, 2:4]).max() < GOAL_PX / 2:
+            yield (
+                f"positions of the block reach {state[:, 2:4].max():g}, but its goal lies at {GOAL_PX}: PushT's "
+                "positions are pixels, 0-512. Scale the data, or train on them with task=own"
+            )
+
     def describe(self) -> Iterator[str]:
         from dp.tasks.pusht import statistics  # for people only: training starts without it
 
         names = list(self.buffer.arrays)
-        stores = {path: ReplayBuffer.load(path, [*names, "noise"], image=self._image) for path in self.paths}
+        load = partial(ReplayBuffer.load, image=self._image, render=self._render)
+        stores = {path: load(path, [*names, "noise"]) for path in self.paths}
         for path, store in stores.items():
             yield from statistics.contents(path, store, official=store.sha256(*names) in OFFICIAL_SHA256)
         for name, array in self.buffer.arrays.items():

@@ -1,6 +1,6 @@
 """A person as a demonstrator, as in the reference implementation's demo_pusht.py."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Interval
@@ -17,6 +17,12 @@ WORKSPACE = 512
 GRIP = 30
 """Pixels from the agent's centre at which the pointer takes hold of it."""
 
+TEXT_HEIGHT = 56
+"""Pixels of the screen below the picture, for two lines."""
+
+AROUND = 100
+"""Pixels of a screen's height for the window's title and a task bar."""
+
 HELP = "R: once more   S: skip   Enter: keep as it is   Esc: done"
 
 
@@ -28,7 +34,7 @@ class Mouse:
     episode although it is not solved, Esc or closing the window ends it all.
 
     Args:
-        size: of the window's side, pixels of the screen.
+        size: of the picture's side, pixels of the screen; smaller where the screen does not hold it and the keys.
         n_frames_past_success: control steps recorded after the task is solved.
 
     Raises ValueError, when the first episode begins, where there is no display.
@@ -37,12 +43,15 @@ class Mouse:
     in_this_process = True
     """There is one window and one person: no seed runs beside another."""
 
+    chooses = True
+    """What a person keeps is stored, solved or not."""
+
     def __init__(
         self, size: Annotated[int, Interval(ge=100, le=10_000)] = 768, n_frames_past_success: Count = 5
     ) -> None:
         self.size, self.n_frames_past_success = size, n_frames_past_success
         self._window: _Window | None = None
-        self._n_kept = 0
+        self.n_stored = 0
 
     def __call__(self, seed: int) -> Demonstration | None:
         """Raises `Finished` when the person has had enough."""
@@ -50,18 +59,17 @@ class Mouse:
         while True:
             demonstration, again = self._episode(self._window, seed)
             if not again:
-                self._n_kept += demonstration is not None
                 return demonstration
 
     def _episode(self, window: "_Window", seed: int) -> tuple[Demonstration | None, bool]:
         """The episode if it is kept, and whether it shall be tried again."""
         recorder, held, past = Recorder(seed), False, 0
         while past <= self.n_frames_past_success:
-            state = f"{self._n_kept} kept   seed {seed}   step {len(recorder)}   coverage {recorder.env.coverage:.2f}"
+            state = f"{self.n_stored} kept   seed {seed}   step {len(recorder)}   coverage {recorder.env.coverage:.2f}"
             keys = window.show(recorder.env, state if held else f"{state}   take the blue disc to begin")
             if "escape" in keys:
                 window.close()
-                raise Finished(f"{self._n_kept} episodes kept")
+                raise Finished(f"{self.n_stored} episodes kept")
             if "r" in keys:
                 return None, True
             if "s" in keys:
@@ -79,10 +87,12 @@ class _Window:
     def __init__(self, size: int) -> None:
         import pygame
 
-        self._pygame, self._size = pygame, size
+        self._pygame = pygame
         try:
             pygame.display.init()
-            self._surface = pygame.display.set_mode((size, size + 56))
+            width, height = pygame.display.get_desktop_sizes()[0]
+            self._size = max(100, min(size, width, height - TEXT_HEIGHT - AROUND))
+            self._surface = pygame.display.set_mode((self._size, self._size + TEXT_HEIGHT))
         except pygame.error as error:
             raise ValueError(f"collector=mouse needs a display ({error}): run it where there is a screen") from None
         pygame.font.init()
@@ -97,12 +107,19 @@ class _Window:
             picture, (self._size,) * 2, self._surface.subsurface(0, 0, *(self._size,) * 2)
         )
         for line, text in enumerate((state, HELP)):
-            self._surface.blit(self._font.render(text, True, "black"), (10, self._size + 6 + 24 * line))
+            self._surface.blit(self._line(text), (10, self._size + 6 + 24 * line))
         self._pygame.display.flip()
         self._clock.tick(env.control_hz)
         events = self._pygame.event.get()
         keys = {self._pygame.key.name(event.key) for event in events if event.type == self._pygame.KEYDOWN}
         return keys | {"escape" for event in events if event.type == self._pygame.QUIT}
+
+    def _line(self, text: str) -> Any:
+        """The text as a picture, no wider than the window."""
+        line, room = self._font.render(text, True, "black"), self._size - 20
+        if line.get_width() <= room:
+            return line
+        return self._pygame.transform.smoothscale(line, (room, line.get_height() * room // line.get_width()))
 
     def pointer(self) -> Float[np.ndarray, " 2"]:
         """In the environment's pixels, inside its workspace."""

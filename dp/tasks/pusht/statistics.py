@@ -78,8 +78,8 @@ def starts(path: Path, store: ReplayBuffer) -> Iterator[str]:
         env.reset_to(initial_state)
         agreeing += bool(np.abs(env.state - state[start]).max() < TOLERANCE_PX)
     yield f"{agreeing} of {len(starts)} demonstrations start from {said}"
-    if agreeing < len(starts):
-        yield "  rollout/train_score compares other initial states: env_runner.n_train_episodes=0 leaves it out"
+    if not store.from_seed.any():
+        yield "  no seed of a demonstration is known: rollout/train_score is left out"
     elif not store.from_seed.all():
         yield f"  {store.from_seed.sum()} of these are what their seeds give; rollout/train_score leaves the others out"
     env.reset_to_observed(state[0])

@@ -14,7 +14,7 @@ from dp.data.cache import Frames, load_images
 from dp.data.episodes import Episodes, join_ends
 from dp.data.formats.zarr import ZarrStore
 from dp.data.images import stored_frames
-from dp.data.reading import Mismatch, check_ends, find, find_ends, read_low_dim
+from dp.data.reading import Mismatch, check_ends, find, find_ends, numeric, read_low_dim
 from dp.data.recording import read_settings
 from dp.modalities import Spec
 from dp.processes import N_CORES, in_processes
@@ -54,18 +54,20 @@ class ReplayBuffer(Episodes):
         names: Sequence[str],
         cache_dir: Path | None = None,
         image: Spec = IMAGE,
+        render: bool | None = None,
     ) -> "ReplayBuffer":
         """Reads the arrays `names` from a zarr store, or from several, whose episodes are joined.
 
-        The episodes of a store without pictures get their "img" rendered. Decoded and rendered images are kept in
-        `cache_dir`, see `dp.data.cache`. "noise" is 0 where a store has none. `image.key` names the array of "img"
-        where it is another. Of a store that is being collected, the complete episodes are read.
+        A collected store has no pictures: its "img" is rendered. So is that of another store without pictures, with a
+        warning, if `render` says so. Decoded and rendered images are kept in `cache_dir`, see `dp.data.cache`. "noise"
+        is 0 where a store has none. `image.key` names the array of "img" where it is another. Of a store that is being
+        collected, the complete episodes are read.
 
         Raises:
             Mismatch: where a store lacks an array or has one of another shape.
             ValueError: where a store is damaged or inconsistent; the message names the file and what to do.
         """
-        stores = [_Store(one) for one in ([path] if isinstance(path, Path) else path)]
+        stores = [_Store(one, bool(render)) for one in ([path] if isinstance(path, Path) else path)]
         for store in stores:
             store.check(names, image)
         arrays: dict[str, np.ndarray] = {}
@@ -103,12 +105,13 @@ def read_facts(path: Path) -> dict[str, np.ndarray]:
 class _Store:
     """One store, opened: its ends and facts are read, its large arrays are not."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, render: bool = False) -> None:
         if not path.exists():
             raise ValueError(f"no data set at {path}: give dataset.path=PATH or set DP_PUSHT_ZARR")
-        self.path, self.collected = path, read_settings(path) is not None
+        self.path, self.collected, self.render = path, read_settings(path) is not None, render
+        self.zarr = ZarrStore(path, advice=_advice(path, self.collected))
         downloaded = path.resolve() == DEFAULT_PATH.resolve()
-        self.zarr = ZarrStore(path, self.collected or downloaded, _advice(path, self.collected))
+        self.zarr.complete = self.collected or downloaded or _looks_official(self.zarr)
         self.episode_ends = self._read_ends()
         self.n_frames = int(self.episode_ends[-1])
         self.facts = self._read_facts() if self.collected else {}
@@ -150,9 +153,11 @@ class _Store:
         found = self.zarr.find(f"data/{name}") or self.zarr.find(name)
         if found is None and name == "noise":
             return None
-        shape = None if found is None else self.zarr.open(found).shape[1:]
-        if shape != SHAPES[name]:
-            held = f"has no array {name!r}" if found is None else f"{found} holds {shape} a frame"
+        array = None if found is None else self.zarr.open(found)
+        if array is None or array.shape[1:] != SHAPES[name] or not numeric(array):
+            held = f"has no array {name!r}"
+            if array is not None:
+                held = f"{found} holds {array.dtype} {array.shape[1:]} a frame"
             raise Mismatch(
                 f"{self.path}: {held}, PushT's {name} is {SHAPES[name]}. The store has {self.zarr.summary()}: is it "
                 f"PushT's? workspace=inspect dataset.path={self.path} prints how to train on other data"
@@ -182,6 +187,11 @@ class _Store:
                 f"{self.path} has no pictures, and those rendered from its states are {list(IMAGE.shape)}, but "
                 f"{IMAGE_KEY} declares {list(image.shape)}: set {IMAGE_KEY}.shape={list(IMAGE.shape)}"
             )
+        if not self.collected and not self.render:
+            raise Mismatch(
+                f"{self.path} has no pictures, but {IMAGE_KEY} is declared: give a store with pictures, or set "
+                "dataset.render=true to train on pictures that PushT's simulator draws of the recorded states"
+            )
         return None
 
     def _is_picture(self, name: str) -> bool:
@@ -192,6 +202,8 @@ class _Store:
         found = self._image(image)
         if found is not None:
             return stored_frames(self.zarr, found, image.shape, self.n_frames)
+        if not self.collected:
+            log.warning("WARNING: %s has no pictures: they are drawn from its states (dataset.render=true)", self.path)
         return _rendered(ReplayBuffer.load(self.path, ["state", "action", "noise"]))
 
 
@@ -213,6 +225,12 @@ def _rendered(recorded: ReplayBuffer) -> Frames:
 
 def _of_seeds(seeds: np.ndarray) -> np.ndarray:
     return np.stack([pusht.initial_state(seed) for seed in seeds.tolist()])
+
+
+def _looks_official(store: ZarrStore) -> bool:
+    """Whether the store has the official set's numbers of episodes and frames: its writer left no chunk out."""
+    shapes = {name: store.open(name).shape for name in ("meta/episode_ends", "data/state") if name in store.names}
+    return shapes == {"meta/episode_ends": (206,), "data/state": (25_650, 5)}
 
 
 def _advice(path: Path, collected: bool) -> str:

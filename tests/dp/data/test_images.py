@@ -53,3 +53,9 @@ def test_values_of_no_image_are_refused(tmp_path: Path, value: float, scale: int
 def test_a_range_that_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds values up to 1\.5, expected 0 to 255, or floats from 0 to 1"):
         decoded(tmp_path, (PIXELS / 255 * 1.5).astype(np.float32))
+
+
+def test_booleans_are_black_and_white_and_integers_from_0_to_1_are_refused(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(decoded(tmp_path / "a", PIXELS > 128), (PIXELS > 128) * np.uint8(255))
+    with pytest.raises(ValueError, match="holds values up to 1, expected 0 to 255"):
+        decoded(tmp_path / "b", (PIXELS > 128).astype(np.uint8))

@@ -133,6 +133,16 @@ def test_lengths_in_the_place_of_ends_are_recognised(tmp_path: Path) -> None:
     )
 
 
+def test_ends_of_another_type_and_lost_ends_are_named(tmp_path: Path) -> None:
+    arrays = {**robot(), "meta/episode_ends": np.arange(25.0, 101, 25)}
+    assert "meta/episode_ends has shape (4,) and type float64, expected integers" in refused(
+        write(tmp_path / "a.zarr", arrays)
+    )
+    path = write(tmp_path / "b.zarr", {**arrays, "meta/episode_ends": np.arange(25, 101, 25)})
+    (path / "meta/episode_ends/0").unlink()
+    assert f"chunk {path}/meta/episode_ends/0 is missing" in refused(path)
+
+
 def test_unsound_values_are_named_without_telling_anybody_to_delete(tmp_path: Path) -> None:
     arrays = robot()
     arrays["data/action"][77, 3] = np.nan

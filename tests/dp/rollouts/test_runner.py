@@ -162,3 +162,14 @@ def test_every_environment_runs_until_its_own_end_and_no_further(monkeypatch: py
 def test_counts_that_make_no_sense_are_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{name}="):
         make_runner(**{name: value})
+
+
+class Lost(DoNothing):
+    def act(self, obs: dict, generator: object = None) -> torch.Tensor:
+        return super().act(obs, generator) * torch.nan
+
+
+def test_actions_that_are_not_finite_are_no_score() -> None:
+    runner = EnvRunner(partial(PushTEnv, ["agent_pos"]), 2, 2, 100_000, 0, 20, 2, 0, 0)
+    with pytest.raises(ValueError, match="Lost sampled actions that are not finite"):
+        runner.run(Lost(stay, 8), CPU)

@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from dp.data.formats.zarr import ZarrStore
 from tests.dp.data.stores import write
@@ -102,7 +104,7 @@ def test_an_unknown_codec_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", {"x": np.ones((20, 3))})
     metadata = json.loads((path / "x/.zarray").read_text())
     (path / "x/.zarray").write_text(json.dumps({**metadata, "compressor": {"id": "imagecodecs_jpegxl"}}))
-    with pytest.raises(ValueError, match=f"cannot read the array {path}/x: .*imagecodecs_jpegxl"):
+    with pytest.raises(ValueError, match=f"cannot read the array {path}/x: .*imagecodecs_jpegxl.*another codec"):
         ZarrStore(path).open("x")
 
 
@@ -185,3 +187,42 @@ def test_too_few_threads_are_not_called_damage(tmp_path: Path) -> None:
     store._arrays["x"] = Array()
     with pytest.raises(ValueError, match=r"cannot be read now: can't start new thread$"):
         store.read("x")
+
+
+def test_missing_chunks_and_shards_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flat = write(tmp_path / "a.zarr", {"x": np.ones((20, 3))})
+    (flat / "x/1.0").unlink()
+    sharded = tmp_path / "b.zarr"
+    group = zarr.open_group(str(sharded), mode="w", zarr_format=3)
+    group.create_array("x", shape=(20, 3), chunks=(5, 3), shards=(10, 3), dtype="f8")[...] = np.ones((20, 3))
+    (sharded / "x/c/1/0").unlink()
+    for path, lost in ((flat, "x/1.0"), (sharded, "x/c/1/0")):
+        store = ZarrStore(path)
+        assert store.missing_chunks("x") == [lost]
+        store.read("x")
+        list(store.blocks("x"))
+        assert [lost in record.getMessage() for record in caplog.records] == [True]
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["x/.zattrs", "x/1.0", ".zattrs"])
+def test_a_pipe_in_a_store_is_refused_instead_of_read_for_ever(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "a.zarr", {"x": np.ones((20, 3))})
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name)
+    with pytest.raises(ValueError, match=f"{path}/{name} is no ordinary file"):
+        ZarrStore(path).read("x")
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunk_rows", "read", "message"),
+    [(10**13, 7, ZarrStore.missing_chunks, "chunks, expected at most"), (10**13, 10**13, ZarrStore.read, "GB, more")],
+)
+def test_sizes_that_no_machine_holds_are_refused(
+    tmp_path: Path, rows: int, chunk_rows: int, read: Callable[..., Any], message: str
+) -> None:
+    path = write(tmp_path / "a.zarr", {"x": np.ones((20, 3))})
+    metadata = json.loads((path / "x/.zarray").read_text())
+    (path / "x/.zarray").write_text(json.dumps({**metadata, "shape": [rows, 3], "chunks": [chunk_rows, 3]}))
+    with pytest.raises(ValueError, match=message):
+        read(ZarrStore(path), "x")

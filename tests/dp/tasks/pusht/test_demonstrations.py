@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -132,3 +133,22 @@ def test_positions_that_are_no_pixels_are_refused(small_zarr, tmp_path):
 def test_declared_shapes_that_are_not_pushts_are_refused(small_zarr, shapes):
     with pytest.raises(ValueError, match=r"shape_meta: agent_pos is .*, PushT's is low_dim \[2\]"):
         pusht_demonstrations(shapes, path=str(small_zarr))
+
+
+@pytest.mark.parametrize(
+    ("scale", "doubt"),
+    [
+        ([1, 1, 1, 1, 1], None),
+        ([1, 1, 1, 1, 180 / np.pi], "angles of the block range from .* radians"),
+        ([0.01, 0.01, 0.01, 0.01, 1], "positions of the block reach .*, but its goal lies at 256"),
+        ([1000, 1000, 1000, 1000, 1], "positions of the agent range from .*, expected -64 to 576"),
+    ],
+)
+def test_other_units_than_pixels_and_radians_are_said(small_zarr, tmp_path, caplog, scale, doubt):
+    own = shutil.copytree(small_zarr, tmp_path / "own.zarr")
+    for name, factor in (("state", np.array(scale)), ("action", scale[0])):
+        array = zarr.open(str(own / "data" / name), mode="r+")
+        array[:] = array[:] * factor
+    data = pusht_demonstrations({"agent_pos": (2,)}, path=str(own))
+    assert bool(list(data.doubts())) == (doubt is not None)
+    assert re.search(doubt or "^$", caplog.text)

@@ -11,7 +11,8 @@ import pygame
 import pytest
 
 from dp.tasks.pusht.demonstration import Recorder
-from dp.tasks.pusht.mouse import Mouse
+from dp.tasks.pusht.env import PushTEnv
+from dp.tasks.pusht.mouse import Mouse, _Window
 from dp.tasks.pusht.state import initial_state
 from dp.tasks.pusht.store import ReplayBuffer
 from tests.workspaces.conftest import RUN
@@ -60,9 +61,9 @@ class Person:
 
 @pytest.fixture
 def person(display, tmp_path):
-    """At the window of `workspace=collect collector=mouse`, which may keep what is not solved."""
+    """At the window of `workspace=collect collector=mouse`."""
     command = [sys.executable, str(RUN), "workspace=collect", "collector=mouse", f"collector.size={SIZE}",
-               "workspace.filter.success_only=false", f"workspace.path={tmp_path / 'mine.zarr'}"]  # fmt: skip
+               f"workspace.path={tmp_path / 'mine.zarr'}"]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, env=display, stderr=subprocess.PIPE, text=True)
     person = Person(display)
     person.process = process
@@ -113,3 +114,21 @@ def test_without_a_display_it_says_so(monkeypatch):
     pygame.display.quit()  # another test of this process may have left one open
     with pytest.raises(ValueError, match="collector=mouse needs a display"):
         Mouse()(1000)
+
+
+@pytest.mark.parametrize(("screen", "side"), [((1366, 768), 612), ((1024, 600), 444), ((1920, 1080), 768)])
+def test_the_line_with_the_keys_is_on_every_screen(monkeypatch, screen, side):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    pygame.display.quit()
+    pygame.display.init()
+    monkeypatch.setattr(pygame.display, "get_desktop_sizes", lambda: [screen])
+    window = _Window(768)
+    env = PushTEnv([])
+    env.reset(1000)
+    window.show(env, "3 kept   seed 1000")
+    width, height = window._surface.get_size()
+    assert (width, height) == (side, side + 56)
+    keys = pygame.surfarray.array3d(window._surface)[:, side + 28 :]
+    assert (keys.min(2) < 128).any(0).sum() >= 8  # rows with ink
+    assert (keys[-10:] == 255).all()  # the text ends within the window
+    window.close()

@@ -120,7 +120,7 @@ def test_unsound_values_are_refused(
 def test_columns_of_another_width_are_refused_before_anything_is_read(store: Path, tmp_path: Path) -> None:
     shutil.rmtree(store / "data/action")
     write(store, {"data/action": np.ones((189, 3), np.float32)}, mode="a")
-    with pytest.raises(Mismatch, match=rf"{store}: data/action holds \(3,\) a frame, PushT's action is \(2,\)"):
+    with pytest.raises(Mismatch, match=rf"{store}: data/action holds float32 \(3,\) a frame, PushT's action is \(2,\)"):
         ReplayBuffer.load(store, NAMES, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
@@ -145,6 +145,37 @@ def test_stored_pictures_are_not_replaced_by_rendered_ones(store: Path, tmp_path
     spec = replace(IMAGE, key="data/camera_1")
     named = ReplayBuffer.load(store, ["img"], tmp_path / "cache", spec).arrays["img"]
     np.testing.assert_array_equal(named, images)
+
+
+def test_pictures_of_others_are_drawn_only_on_request(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(store / "data/img")
+    with pytest.raises(Mismatch, match=f"{store} has no pictures.*dataset.render=true"):
+        ReplayBuffer.load(store, ["img"], tmp_path / "cache")
+    images = ReplayBuffer.load(store, ["img"], tmp_path / "cache", render=True).arrays["img"]
+    assert images.shape == (189, 96, 96, 3)
+    assert "drawn from its states" in caplog.text
+
+
+def test_the_official_numbers_of_frames_stand_for_a_store_without_gaps(tmp_path: Path) -> None:
+    arrays = {"data/state": np.ones((25_650, 5), "f4"), "data/action": np.ones((25_650, 2), "f4")}
+    ends = np.append(np.arange(1, 206), 25_650)
+    path = write(
+        tmp_path / "a.zarr",
+        {**arrays, "meta/episode_ends": ends},
+        chunks={"data/action": (6000, 2), "data/state": (6000, 5)},
+    )
+    (path / "data/action/2.0").unlink()
+    with pytest.raises(ValueError, match=r"chunk .*data/action/2.0 is missing. Point dataset.path at an intact copy"):
+        ReplayBuffer.load(path, ["action"])
+
+
+def test_actions_that_are_no_numbers_are_refused(store: Path) -> None:
+    shutil.rmtree(store / "data/action")
+    write(store, {"data/action": np.ones((189, 2), np.complex64)}, mode="a")
+    with pytest.raises(Mismatch, match="data/action holds complex64"):
+        ReplayBuffer.load(store, ["action"])
 
 
 def test_episode_numbers_are_no_seeds_unless_episodes_start_there(store: Path) -> None:
