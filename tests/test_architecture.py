@@ -13,8 +13,8 @@ FLOORS = {
     2: {"types", "denoisers"},
     1: {"tasks", "modalities", "kernels", "intervals", "files", "processes"},
 }
-ALONE = {"ema"}
-"""Imports nothing of `dp`, and is imported by nothing in it."""
+ALONE = {"ema", "devices"}
+"""Each imports nothing of `dp`, and is imported by nothing in it."""
 
 
 def unit(module: str) -> str:
