@@ -96,7 +96,8 @@ def this_machine() -> Machine:
 def choose_device(name: str) -> torch.device:
     """auto | cpu | cuda | cuda:N | mps -> a device. auto: cuda where it works, and else the CPU.
 
-    Logs a warning where auto passes over an NVIDIA GPU. Raises ValueError for another name, and for a device that is not there.
+    Logs a warning where auto passes over an NVIDIA GPU. Raises ValueError for another name and for a device that is
+    not there.
     """
     match = re.fullmatch(r"(auto|cpu|mps|cuda)(?:(?<=cuda):(\d+))?", str(name))
     if match is None:

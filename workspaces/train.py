@@ -138,7 +138,7 @@ class TrainWorkspace(Workspace):
 
     @contextlib.contextmanager
     def _compiling(self, begins: bool) -> Iterator[None]:
-        """A context for the first step, which may compile for minutes: a signal ends it at once, and nothing is lost."""
+        """A context for the first step, which may compile for minutes: a signal ends it at once."""
         self.signals.interruptible = begins
         try:
             yield
@@ -157,7 +157,7 @@ class TrainWorkspace(Workspace):
         step = engines.EagerStep(state.policy, state.optimizer, loader.load, self.max_grad_norm, bf16)
         train_step = engines.training_step(self.engine, step)
         if not train_step.warm:
-            log.info("compiling the training step: minutes the first time. workspace.engine=eager starts at once, slower")
+            log.info("compiling the training step, for minutes the first time (workspace.engine=eager starts at once)")
         return iter(loader), train_step
 
     def _save_and_leave(self) -> None:
