@@ -67,8 +67,8 @@ def make_policy(
     ).to(device)
 
 
-def make_loader(network: dict[str, Any]) -> ResidentLoader:
-    data = PushTDemonstrations(specs(SHAPES[network["encoder"]]), ACTION)
+def make_loader(network: dict[str, Any], source: str = "auto") -> ResidentLoader:
+    data = PushTDemonstrations(specs(SHAPES[network["encoder"]]), ACTION, source=source)
     windows = data.windows(data.train_episodes, 16, 2, 8)
     return ResidentLoader(windows, BatchOrder(len(windows), network["batch"], seed=0), DEVICE)
 

@@ -30,6 +30,7 @@ from tabulate import tabulate
 from dp.files import write_json
 from workspaces import record
 from workspaces.errors import explain
+from workspaces.gpus import check_launcher, device_of
 from workspaces.settings import group, groups_with, role
 from workspaces.trust import packages_of
 
@@ -90,7 +91,8 @@ class Sweep:
         with read_write(config), open_dict(config):
             config.hydra.sweep.dir = str(self.dir)  # for launchers that keep something there
         composed = cast(dict[str, Any], OmegaConf.to_container(config))
-        composed.pop("hydra")
+        self.launcher, self.device = composed.pop("hydra")["launcher"], composed["device"]
+        check_launcher(self.launcher, self.device, torch.cuda.device_count())
         self.trusted = packages_of(composed)  # the user composed them: their checkpoints are his
         self._launch, self._status_s = launch, status_s
         self.jobs: list[Job] = []
@@ -210,7 +212,11 @@ class Sweep:
         before = {job: self._record(job) for job in jobs}
         reason = "no reason given"
         try:
-            self._launch([self._typed(job) for job in jobs], self.jobs.index(jobs[0]))
+            n_gpus = torch.cuda.device_count()
+            gpus = [device_of(i, self.launcher, self.device, n_gpus) for i in range(len(jobs))]
+            self._launch(
+                [self._typed(job) + gpu for job, gpu in zip(jobs, gpus, strict=True)], self.jobs.index(jobs[0])
+            )
         except Exception as error:  # a worker died, or what runs them: the directories tell which jobs it hit
             reason = explain(error)
             self.say(f"the launcher stopped ({reason}): looking which jobs are left")
