@@ -212,11 +212,8 @@ class Sweep:
         before = {job: self._record(job) for job in jobs}
         reason = "no reason given"
         try:
-            n_gpus = torch.cuda.device_count()
-            gpus = [device_of(i, self.launcher, self.device, n_gpus) for i in range(len(jobs))]
-            self._launch(
-                [self._typed(job) + gpu for job, gpu in zip(jobs, gpus, strict=True)], self.jobs.index(jobs[0])
-            )
+            typed = [self._typed(job) + self._gpu(number) for number, job in enumerate(jobs)]
+            self._launch(typed, self.jobs.index(jobs[0]))
         except Exception as error:  # a worker died, or what runs them: the directories tell which jobs it hit
             reason = explain(error)
             self.say(f"the launcher stopped ({reason}): looking which jobs are left")
@@ -228,6 +225,9 @@ class Sweep:
                 self._settled.add(job)
         if not run and not any(self.state(job) == "running" for job in jobs):
             raise ValueError(f"the launcher ran none of {len(jobs)} jobs: {reason}")
+
+    def _gpu(self, number: int) -> list[str]:
+        return device_of(number, self.launcher, self.device, torch.cuda.device_count())
 
     def _typed(self, job: Job) -> list[str]:
         """Everything that a launcher gets."""
