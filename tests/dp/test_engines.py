@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from itertools import islice
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
@@ -175,26 +176,41 @@ def test_what_eager_raises_too_is_raised_once_and_blamed_on_no_engine() -> None:
     assert raised.value.__context__ is None
 
 
-def test_each_run_compiles_anew_and_only_whole_losses(windows: WindowDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch stops compiling a function after eight compilations: the later runs of a sweep in one process."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    compile_, batches = torch.compile, []
+class Weights:
+    """Stands for a policy: what each run of a process compiles is the same code with other weights."""
 
-    def traced(function: Callable, **options: object) -> Callable:
-        options.pop("options")
+    def __init__(self, n: int) -> None:
+        self.weight = torch.arange(float(n))
 
-        def backend(graph: torch.fx.GraphModule, _: object) -> Callable:
-            batches.append(graph)
-            return graph.forward
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return (batch * self.weight).sum()
 
-        return compile_(function, backend=backend, **options)
+    def loss_that_looks(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch.sum() * batch.sum().item()
 
-    monkeypatch.setattr(torch, "compile", traced)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="workspace.engine")
-        for _ in range(torch._dynamo.config.recompile_limit + 1):
-            train(windows, "compile", steps=1)
-    assert len(batches) == torch._dynamo.config.recompile_limit + 1
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile traces, and its graphs run as they are."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, options, **rest: compile_(f, backend="eager", **rest))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_later_runs_of_a_process_compile_as_the_first_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch stops compiling a function, silently, after eight compilations."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    for n in range(2, 7):
+        weights = Weights(n)
+        step = engines.compiled(SimpleNamespace(loss=weights.loss))
+        assert step.loss(torch.ones(n)) == weights.loss(torch.ones(n))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_loss_that_cannot_be_compiled_whole_is_an_error() -> None:
+    step = engines.compiled(SimpleNamespace(loss=Weights(3).loss_that_looks))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        step.loss(torch.ones(3))
 
 
 def test_an_error_later_on_is_not_hidden(windows: WindowDataset) -> None:
