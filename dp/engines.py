@@ -5,6 +5,7 @@
 
 import copy
 import functools
+import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -172,7 +173,7 @@ class FallingBack:
         try:
             result = self._step(inputs)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = _reason(error)
         else:
             self._calls += 1
             return result
@@ -214,7 +215,7 @@ class GraphDenoiser:
             try:
                 graphs[size] = self._capture([part.clone() for part in inputs])
             except Exception as error:
-                self._capturable, reason = False, f"{type(error).__name__}: {error}".splitlines()[0]
+                self._capturable, reason = False, _reason(error)
         if not self._capturable:
             result = self._denoiser(x, t, cond)  # raises what is the denoiser's own fault
             warnings.warn(f"denoising runs without CUDA graphs: {reason}", stacklevel=2)
@@ -263,6 +264,10 @@ def capture(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> tuple[Grap
         generator.graphsafe_set_state(before)
         raise
     return graph, result
+
+
+def _reason(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}".splitlines()[0], 200)
 
 
 def _random_state() -> tuple[Tensor, Tensor | None]:
