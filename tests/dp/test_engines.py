@@ -4,7 +4,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from itertools import islice
-from types import SimpleNamespace
 
 import jaxtyping
 import pytest
@@ -189,6 +188,13 @@ class Weights:
         return batch.sum() * batch.sum().item()
 
 
+def step_with(loss: Callable[[torch.Tensor], torch.Tensor]) -> engines.EagerStep:
+    """Only its loss is asked for."""
+    step = object.__new__(engines.EagerStep)
+    step.loss = loss
+    return step
+
+
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile traces, and its graphs run as they are."""
@@ -202,13 +208,13 @@ def test_later_runs_of_a_process_compile_as_the_first_did(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     for n in range(2, 7):
         weights = Weights(n)
-        step = engines.compiled(SimpleNamespace(loss=weights.loss))
+        step = engines.compiled(step_with(weights.loss))
         assert step.loss(torch.ones(n)) == weights.loss(torch.ones(n))
 
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_loss_that_cannot_be_compiled_whole_is_an_error() -> None:
-    step = engines.compiled(SimpleNamespace(loss=Weights(3).loss_that_looks))
+    step = engines.compiled(step_with(Weights(3).loss_that_looks))
     with pytest.raises(torch._dynamo.exc.Unsupported):
         step.loss(torch.ones(3))
 
