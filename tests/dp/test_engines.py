@@ -203,13 +203,13 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_later_runs_of_a_process_compile_as_the_first_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_runs_of_a_process_compile_as_the_first_did() -> None:
     """torch stops compiling a function, silently, after eight compilations."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    for n in range(2, 7):
-        weights = Weights(n)
-        step = engines.compiled(step_with(weights.loss))
-        assert step.loss(torch.ones(n)) == weights.loss(torch.ones(n))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for n in range(2, 7):
+            weights = Weights(n)
+            step = engines.compiled(step_with(weights.loss))
+            assert step.loss(torch.ones(n)) == weights.loss(torch.ones(n))
 
 
 @pytest.mark.usefixtures("uncompiled")
