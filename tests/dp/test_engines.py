@@ -184,8 +184,9 @@ class Weights:
     def loss(self, batch: torch.Tensor) -> torch.Tensor:
         return (batch * self.weight).sum()
 
-    def loss_that_looks(self, batch: torch.Tensor) -> torch.Tensor:
-        return batch.sum() * batch.sum().item()
+    def broken_loss(self, batch: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return self.loss(batch)
 
 
 def step_with(loss: Callable[[torch.Tensor], torch.Tensor]) -> engines.EagerStep:
@@ -214,7 +215,7 @@ def test_later_runs_of_a_process_compile_as_the_first_did() -> None:
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_loss_that_cannot_be_compiled_whole_is_an_error() -> None:
-    step = engines.compiled(step_with(Weights(3).loss_that_looks))
+    step = engines.compiled(step_with(Weights(3).broken_loss))
     with pytest.raises(torch._dynamo.exc.Unsupported):
         step.loss(torch.ones(3))
 
