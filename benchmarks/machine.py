@@ -81,8 +81,6 @@ class Ceilings:
 
 def _matmul_flops(dtype: torch.dtype) -> float:
     best = 0.0
-    if DEVICE.type == "cuda":
-        torch.set_float32_matmul_precision("high")
     for size in (1024, 2048) if DEVICE.type == "cpu" else (4096, 8192):
         a, b = torch.rand(size, size, device=DEVICE).to(dtype), torch.rand(size, size, device=DEVICE).to(dtype)
         best = max(best, 2 * size**3 / _fastest(lambda a=a, b=b: a @ b))

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from benchmarks.turns import serve
-from dp import engines
+from dp import devices, engines
 from dp.data.batches import BatchOrder, ResidentLoader
 from dp.denoisers import UNet1d
 from dp.ema import EMA
@@ -28,6 +28,7 @@ from dp.tasks.pusht.env import PushTEnv
 from dp.types import Obs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+devices.set_up(DEVICE)
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "state": {"agent_pos": (2,), "block_pose": (4,)},
     "cnn": {"image": (3, 96, 96), "agent_pos": (2,)},
@@ -66,8 +67,8 @@ def make_policy(
     ).to(device)
 
 
-def make_loader(network: dict[str, Any]) -> ResidentLoader:
-    data = PushTDemonstrations(specs(SHAPES[network["encoder"]]), ACTION)
+def make_loader(network: dict[str, Any], source: str = "auto") -> ResidentLoader:
+    data = PushTDemonstrations(specs(SHAPES[network["encoder"]]), ACTION, source=source)
     windows = data.windows(data.train_episodes, 16, 2, 8)
     return ResidentLoader(windows, BatchOrder(len(windows), network["batch"], seed=0), DEVICE)
 

@@ -4,17 +4,19 @@
 """
 
 import copy
+import functools
+import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dp.policy import DiffusionPolicy
-from dp.types import Batch, Generator
+from dp.types import Batch, Denoiser
 
 Inputs = Any
 """What a loader yields: a tensor, or a nested dict of tensors, always of the same shapes."""
@@ -23,19 +25,21 @@ WARM_UP = 3
 """Calls that run eagerly before a graph is captured, so that everything that is made on first use has been made."""
 
 
-def training_step(engine: Literal["auto", "eager", "compile", "graph"], step: "EagerStep") -> "Step":
+def training_step(engine: Literal["auto", "eager", "compile", "graph"], step: "EagerStep") -> "FallingBack":
     """`step` on `engine`; where that fails at its start, on the next simpler one, with a warning.
 
     auto: graph on CUDA, eager elsewhere.
     """
+    compiled_step = functools.cache(lambda: compiled(step))
     choices: dict[str, Callable[[], Step]] = {
-        "graph": lambda: GraphStep(compiled(step)),
-        "compile": lambda: compiled(step),
+        "graph": lambda: GraphStep(compiled_step()),
+        "graph without a compiler": lambda: GraphStep(step),
+        "compile": compiled_step,
         "eager": lambda: step,
     }
     names = list(choices)
     first = names.index(choose(engine, step.policy.device))
-    return FallingBack({name: choices[name] for name in names[first:]})
+    return FallingBack({name: choices[name] for name in names[first:]}, step)
 
 
 def choose(engine: str, device: torch.device) -> str:
@@ -50,6 +54,9 @@ def choose(engine: str, device: torch.device) -> str:
         return "graph" if device.type == "cuda" else "eager"
     return engine
 
+
+Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
+"""What inputs must agree in, next to their number of rows, to share a graph: shape and dtype of each."""
 
 Step = Callable[[list[Inputs]], Float[Tensor, "2"]]
 """One optimizer step on the gradients of a list of inputs. Returns (mean loss, gradient norm), on the device."""
@@ -99,9 +106,15 @@ class EagerStep:
 
 
 def compiled(step: EagerStep) -> EagerStep:
-    """`step` with its loss compiled by TorchInductor, drawing eager's random numbers."""
+    """`step` with its loss compiled by TorchInductor, drawing eager's random numbers. Raises where that is not whole.
+
+    What earlier runs of this process compiled is forgotten. It would count towards the number of compilations after
+    which torch silently stops compiling a function, and make shapes that differ between the runs symbolic.
+    """
+    torch.compiler.reset()
     faster = copy.copy(step)
-    faster.loss = cast(Callable[[Batch], Tensor], torch.compile(step.loss, options={"fallback_random": True}))
+    loss = torch.compile(step.loss, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    faster.loss = cast(Callable[[Batch], Tensor], loss)
     return faster
 
 
@@ -134,80 +147,96 @@ class GraphStep:
 
 
 class FallingBack:
-    """The first of `choices` that works: one that fails in its first calls is given up with a warning."""
+    """The first of `choices` that works. One that fails in its first calls is given up, with a warning.
 
-    def __init__(self, choices: dict[str, Callable[[], Step]]) -> None:
-        self._choices = choices
-        self._calls = 0
+    `eager` then makes the step, with the random numbers that it would have drawn. What it raises itself is no engine's
+    fault and is raised once.
+    """
+
+    def __init__(self, choices: dict[str, Callable[[], Step]], eager: Step) -> None:
+        self._choices, self._eager = choices, eager
         self._begin(next(iter(choices)))
 
     def _begin(self, name: str) -> None:
-        self.name = name
+        self.name, self._calls = name, 0
         self._step = self._choices.pop(name)()
 
+    @property
+    def warm(self) -> bool:
+        """Whether everything that happens once (compilation, capture) has happened."""
+        return self._calls > WARM_UP or not self._choices
+
     def __call__(self, inputs: list[Inputs]) -> Float[Tensor, "2"]:
-        self._calls += 1
-        try:
+        if self.warm:
             return self._step(inputs)
+        before = _random_state()
+        try:
+            result = self._step(inputs)
         except Exception as error:
-            if self._calls > WARM_UP + 1 or not self._choices:
-                raise
-            failed, reason = self.name, f"{type(error).__name__}: {error}".splitlines()[0]
-            self._begin(next(iter(self._choices)))
-            warnings.warn(f"workspace.engine={failed} failed, going on with {self.name}: {reason}", stacklevel=2)
-            self._calls = 0
-            return self(inputs)
+            reason = _reason(error)
+        else:
+            self._calls += 1
+            return result
+        _set_random_state(before)
+        result = self._eager(inputs)
+        failed = self.name
+        self._begin(next(iter(self._choices)))
+        warnings.warn(f"workspace.engine={failed} failed, going on with {self.name}: {reason}", stacklevel=2)
+        return result
 
 
-class GraphDenoising:
-    """`policy.denoise` as one CUDA graph for each batch size.
+class GraphDenoiser:
+    """A denoiser as CUDA graphs: one launch for each evaluation, whatever a scheduler does between two of them.
 
-    Without graphs where the objective draws noise, which a graph would repeat, and, with a warning, where a capture
-    fails.
+    The smallest graph that holds a batch serves it. A rollout therefore captures one, and its rounding does not depend
+    on how many episodes are left. A single row has a graph of its own, because a robot waits for it. Runs as written
+    where gradients are recorded and, with a warning, where the capture fails. The weights may change, in place.
     """
 
-    def __init__(self, policy: DiffusionPolicy) -> None:
-        self._denoise = policy.denoise
-        self._stream = torch.cuda.Stream(policy.device)
-        self._graphs: dict[int, tuple[Graph, Tensor, Tensor, Tensor]] = {}
-        self._capturable: bool | None = None
+    def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
+        self._denoiser, self._stream = denoiser, torch.cuda.Stream(device)
+        self._graphs: dict[Shapes, dict[int, tuple[Graph, Tensor, list[Tensor]]]] = {}
+        self._capturable = True
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._denoiser, name)  # an objective may ask the denoiser for more than its output
 
     def __call__(
-        self, noise: Float[Tensor, "B H Da"], cond: Float[Tensor, "B To Do"], generator: Generator = None
+        self, x: Float[Tensor, "B H Da"], t: Shaped[Tensor, "B n"], cond: Float[Tensor, "B To Do"]
     ) -> Float[Tensor, "B H Da"]:
-        if self._capturable is None:
-            self._capturable = not self._draws_noise(noise, cond)
-        if self._capturable and len(noise) not in self._graphs:
+        if not self._capturable or torch.is_grad_enabled():
+            return self._denoiser(x, t, cond)
+        inputs, n = (x, t, cond), len(x)
+        graphs = self._graphs.setdefault(tuple((part.shape[1:], part.dtype) for part in inputs), {})
+        size = min((size for size in graphs if size >= n > 1), default=n)
+        if size not in graphs:
             try:
-                self._graphs[len(noise)] = self._capture(noise.clone(), cond.clone())
+                graphs[size] = self._capture([part.clone() for part in inputs])
             except Exception as error:
-                self._capturable = False
-                warnings.warn(f"denoising runs without CUDA graphs: {type(error).__name__}: {error}", stacklevel=2)
+                self._capturable, reason = False, _reason(error)
         if not self._capturable:
-            return self._denoise(noise, cond, generator)
-        graph, static_noise, static_cond, result = self._graphs[len(noise)]
-        static_noise.copy_(noise)
-        static_cond.copy_(cond)
+            result = self._denoiser(x, t, cond)  # raises what is the denoiser's own fault
+            warnings.warn(f"denoising runs without CUDA graphs: {reason}", stacklevel=2)
+            return result
+        graph, static_result, static_inputs = graphs[size]
+        for static, given in zip(static_inputs, inputs, strict=True):
+            static[:n].copy_(given)
         graph.replay()
-        return result.clone()
+        return static_result[:n].clone()
 
-    def _capture(self, noise: Tensor, cond: Tensor) -> tuple[Graph, Tensor, Tensor, Tensor]:
-        on_stream(self._stream, lambda: self._denoise(noise, cond))
-        graph, result = capture(self._stream, lambda: self._denoise(noise, cond))
-        return graph, noise, cond, result
-
-    def _draws_noise(self, noise: Tensor, cond: Tensor) -> bool:
-        """Whether denoising takes anything from its generator."""
-        generator = torch.Generator(noise.device)
-        before = generator.get_state()
-        self._denoise(noise, cond, generator)
-        return not torch.equal(generator.get_state(), before)
+    def _capture(self, inputs: list[Tensor]) -> tuple[Graph, Tensor, list[Tensor]]:
+        on_stream(self._stream, lambda: self._denoiser(*inputs))
+        return *capture(self._stream, lambda: self._denoiser(*inputs)), inputs
 
 
 def speed_up_sampling(engine: str, policy: DiffusionPolicy) -> None:
     """Lets `policy` denoise with CUDA graphs, where `engine` means them. Its weights may change, in place."""
     if choose(engine, policy.device) == "graph":
-        policy.denoise = GraphDenoising(policy)  # type: ignore[method-assign]
+        fast = GraphDenoiser(policy.denoiser, policy.device)
+        # Without `sampling_loop`: what it keeps from the warm-up would be missing in the graph.
+        policy.denoise = functools.partial(policy.objective.sample, fast)  # type: ignore[method-assign]
 
 
 def on_stream(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> Tensor:
@@ -220,11 +249,36 @@ def on_stream(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> Tensor:
 
 
 def capture(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
-    """The graph of `work`, and the tensor in which each replay leaves its result. Runs nothing."""
+    """The graph of `work`, and the tensor in which each replay leaves its result. Runs nothing.
+
+    Other threads may use CUDA meanwhile: DataLoader's pins memory. A capture that fails leaves the default generator as
+    it was. torch before 2.15 would leave it unusable.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        result = work()
+    generator = torch.cuda.default_generators[stream.device.index]
+    before = generator.clone_state()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        raise
     return graph, result
+
+
+def _reason(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}".splitlines()[0], 200)
+
+
+def _random_state() -> tuple[Tensor, Tensor | None]:
+    """Of torch's default generators: the CPU's, and the current GPU's."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
 
 
 def _to(inputs: Inputs, device: torch.device) -> Inputs:

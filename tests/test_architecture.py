@@ -13,8 +13,8 @@ FLOORS = {
     2: {"types", "denoisers"},
     1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "limits"},
 }
-ALONE = {"ema"}
-"""Imports nothing of `dp` but `limits`, and is imported by nothing in it."""
+ALONE = {"ema", "devices"}
+"""Each imports nothing of `dp` but `limits`, and is imported by nothing in it."""
 
 
 def unit(module: str) -> str:

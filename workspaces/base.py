@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dp import kernels
+from dp import devices, kernels
 from dp.files import lock, write_bytes
 from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from workspaces import record
@@ -45,7 +45,7 @@ class Workspace:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.device = choose_device(config["device"])
+        self.device = devices.choose_device(config["device"])
         if self.computes and resolve_mode(config["logger"]["mode"]) != "disabled":
             threading.Thread(target=start_service, daemon=True).start()  # while others read data and draw weights
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
@@ -128,8 +128,7 @@ class Workspace:
             multiprocessing.set_start_method(None, force=True)  # a job of joblib's: our workers do not know its method
         if self.computes:
             self.use_threads(self.config["n_threads"])
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32: what is not bfloat16 in training, and all of sampling
+        devices.set_up(self.device)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -216,15 +215,6 @@ class Signals:
 
 class StopNow(BaseException):
     """A signal came while nothing could be left half done. Not an Exception: nothing on the way may swallow it."""
-
-
-def choose_device(name: str) -> torch.device:
-    """auto | cpu | cuda -> a device. Raises ValueError for another name, and for cuda where there is none."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={name}, expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch finds no CUDA device here: use device=cpu, or device=auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -33,6 +33,7 @@ from workspaces import command, record
 from workspaces.command import quoted
 from workspaces.errors import explain
 from workspaces.foreign import parse_json, read_json, read_text
+from workspaces.gpus import check_launcher, device_of
 from workspaces.schema import COMPONENT, Maybe, Schema, check
 from workspaces.settings import group, groups_with, role
 from workspaces.trust import packages_of
@@ -97,7 +98,8 @@ class Sweep:
         with read_write(config), open_dict(config):
             config.hydra.sweep.dir = str(self.dir)  # for launchers that keep something there
         composed = cast(dict[str, Any], OmegaConf.to_container(config))
-        composed.pop("hydra")
+        self.launcher, self.device = composed.pop("hydra")["launcher"], composed["device"]
+        check_launcher(self.launcher, self.device, torch.cuda.device_count())
         self.trusted = packages_of(composed)  # the user composed them: their checkpoints are his
         self._launch, self._status_s = launch, status_s
         self.jobs: list[Job] = []
@@ -237,7 +239,8 @@ class Sweep:
         before = {job: self._record(job) for job in jobs}
         reason = "no reason given"
         try:
-            self._launch([self._typed(job) for job in jobs], self.jobs.index(jobs[0]))
+            typed = [self._typed(job) + self._gpu(number) for number, job in enumerate(jobs)]
+            self._launch(typed, self.jobs.index(jobs[0]))
         except Exception as error:  # a worker died, or what runs them: the directories tell which jobs it hit
             reason = explain(error)
             self.say(f"the launcher stopped ({reason}): looking which jobs are left")
@@ -249,6 +252,9 @@ class Sweep:
                 self._settled.add(job)
         if not run and not any(self.state(job) == "running" for job in jobs):
             raise ValueError(f"the launcher ran none of {len(jobs)} jobs: {reason}")
+
+    def _gpu(self, number: int) -> list[str]:
+        return device_of(number, self.launcher, self.device, torch.cuda.device_count())
 
     def _typed(self, job: Job) -> list[str]:
         """Everything that a launcher gets."""

@@ -18,13 +18,13 @@ class Timer:
 
     def __init__(self) -> None:
         self.before_s = 0.0
-        self._pauses_s = self._pauses_since_mark_s = 0.0
         self._pause_begin: float | None = None
         self._warned = False
         self.start(0)
 
     def start(self, step: int) -> None:
         """Training begins now, at `step`."""
+        self._pauses_s = self._pauses_since_mark_s = 0.0
         self._begin = self._mark = time.perf_counter()
         self._first_step = self._mark_step = step
 

@@ -1,5 +1,6 @@
 """Trains a policy, with rollouts in the loop. Killed at any moment, the same run directory goes on, to the bit."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -38,12 +39,17 @@ class TrainWorkspace(Workspace):
         state.policy.train()
         log.info("training begins at step %d of %d", state.step, self.num_steps)
         state.timer.start(state.step)
+        begin = state.step
         with tqdm(total=self.num_steps, initial=state.step, unit="step", disable=None, mininterval=1) as bar:
             while True:
                 self._assess_and_save()
                 if state.step >= self.num_steps:
                     return
-                state.pending.append(train_step([next(batches) for _ in range(self.grad_accumulation)]))
+                cold = not train_step.warm
+                with self._compiling(cold and state.step == begin):
+                    state.pending.append(train_step([next(batches) for _ in range(self.grad_accumulation)]))
+                if cold and train_step.warm:
+                    state.timer.start(state.step + 1)  # a rate that counts the compilation says nothing
                 state.lr_schedule.step()
                 state.ema.update(state.policy)
                 state.step, state.evaluated = state.step + 1, False
@@ -65,7 +71,8 @@ class TrainWorkspace(Workspace):
                 self.assessment.assess()
                 self.signals.interruptible = False
                 state.evaluated, state.metrics_offset = True, self.logger.offset
-                if due("checkpoint") or due("rollout") or state.step == 1:
+                last = state.step == self.num_steps
+                if (due("checkpoint") and state.saving_pays()) or due("rollout") or state.step == 1 or last:
                     self._save()  # from the first step on the directory is this run's
         if self.signals.received is not None:
             self._save_and_leave()
@@ -158,14 +165,29 @@ class TrainWorkspace(Workspace):
         parts = (self.state, self.val_windows, self.env_runner, self.train_seeds)
         self.assessment = Assessment(self.config, *parts, self.run_dir, self.logger, self.about)
 
-    def _batches_and_step(self) -> tuple[Iterator[Any], engines.Step]:
+    @contextlib.contextmanager
+    def _compiling(self, begins: bool) -> Iterator[None]:
+        """A context for the first step, which may compile for minutes: a signal ends it at once."""
+        self.signals.interruptible = begins
+        try:
+            yield
+        except StopNow:
+            # Not saved: random numbers have been drawn for a step that was not made.
+            raise self.signals.interrupted("stopped before the first step. To start again: the same command") from None
+        finally:
+            self.signals.interruptible = False
+
+    def _batches_and_step(self) -> tuple[Iterator[Any], engines.FallingBack]:
         state = self.state
         log.info("data: %s", self.facts)
         log.info("policy: %s", state)
         self.loader = loader = build.loader(self.config, self.train_windows, state.step, self.device)
         bf16 = state.precision == "bf16"
         step = engines.EagerStep(state.policy, state.optimizer, loader.load, self.max_grad_norm, bf16)
-        return iter(loader), engines.training_step(self.engine, step)
+        train_step = engines.training_step(self.engine, step)
+        if not train_step.warm:
+            log.info("compiling the training step, for minutes the first time (workspace.engine=eager starts at once)")
+        return iter(loader), train_step
 
     def _save(self) -> None:
         self.check_run_dir()

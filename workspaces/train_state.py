@@ -1,6 +1,8 @@
 """The state of a training run: all that the next step, and everything after it, depends on."""
 
 import logging
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from workspaces.timer import Timer
 from workspaces.trust import CONFIG, TRAINING, check_like
 
 log = logging.getLogger(__name__)
+
+
+MAX_SAVING = 0.05
+"""Share of the time that periodic checkpoints may take. A GPU makes 1,000 steps while 1.2 GB are written twice."""
 
 
 class TrainState:
@@ -47,6 +53,7 @@ class TrainState:
         self.metrics_offset = 0
         self.n_threads: int | None = None
         self.timer = Timer()
+        self._saved_at, self._saving_s = -math.inf, 0.0
 
     @classmethod
     def fresh(cls, config: Config, normalizer: Normalizer, device: torch.device) -> "TrainState":
@@ -64,7 +71,7 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives, with the state of torch's random number generators."""
-        cuda = self.policy.device.type == "cuda"
+        kind = self.policy.device.type
         return {
             "policy": self.policy.state_dict(),
             "ema": self.ema.state_dict(),
@@ -79,7 +86,7 @@ class TrainState:
             "training_s": self.timer.training_s(),
             "n_threads": torch.get_num_threads(),
             "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state() if cuda else None,
+            "rng_cuda": torch.get_device_module(kind).get_rng_state() if kind in ("cuda", "mps") else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -98,8 +105,9 @@ class TrainState:
         self.metrics_offset, self.timer.before_s = state["metrics_offset"], state["training_s"]
         self.n_threads = state.get("n_threads")
         torch.set_rng_state(state["rng"])
-        if self.policy.device.type == "cuda" and state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng_cuda"])
+        kind = self.policy.device.type
+        if kind in ("cuda", "mps") and state["rng_cuda"] is not None:
+            torch.get_device_module(kind).set_rng_state(state["rng_cuda"])
 
     def _check_fits(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError where a part of `state` is not what it is to replace."""
@@ -132,12 +140,18 @@ class TrainState:
         Raises ValueError instead if the weights are not finite any more.
         """
         self.check_finite(run_dir)
-        folder = run_dir / "checkpoints"
+        begin, folder = time.monotonic(), run_dir / "checkpoints"
         checkpoint.save(folder / "last.pt", {**self.state_dict(), **about})
+        self._saved_at, self._saving_s = time.monotonic(), time.monotonic() - begin
         # Only now: a last.pt that is older than a rollout may still name the files that this one does not.
         for file in folder.glob("best-*.pt"):
             if file.name not in [entry["file"] for entry in self.best]:
                 file.unlink()
+
+    def saving_pays(self) -> bool:
+        """Whether another checkpoint, written like the last, costs at most MAX_SAVING of the time since that one."""
+        since = time.monotonic() - self._saved_at
+        return self._saving_s < 1 or self._saving_s <= MAX_SAVING * since
 
     def check_finite(self, run_dir: Path) -> None:
         """Raises ValueError naming the first step whose loss or gradient was not finite. Waits for the device."""
@@ -216,7 +230,7 @@ def choose_precision(precision: str, device: torch.device, saved: Mapping[str, A
     with torch.random.fork_rng(devices=[]):  # timing draws numbers, and the weights have been drawn already
         pays = precision != "fp32" and bf16_pays(device)
     if precision == "bf16" and not pays:
-        log.warning("This CPU emulates bfloat16, slowly: workspace.precision=auto takes what is faster.")
+        log.warning("This device emulates bfloat16, slowly: workspace.precision=auto takes what is faster.")
     return precision if precision != "auto" else "bf16" if pays else "fp32"
 
 

@@ -20,6 +20,7 @@ from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 from benchmarks.turns import serve
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+torch.set_float32_matmul_precision("high")  # TF32, as LeRobot's own training script allows it
 Work = Callable[[], object]
 
 

@@ -17,10 +17,11 @@ WORTHWHILE = 1.2
 def bf16_pays(device: torch.device) -> bool:
     """Whether matrix products are faster in bfloat16 than in float32.
 
-    It is on GPUs, and on CPUs that have instructions for it; where a CPU has none, it can be a hundred times slower.
+    It is on GPUs since Ampere and on CPUs that have instructions for it. Others emulate it, a CPU up to a hundred times
+    slower. Apple's GPUs are not timed and keep float32.
     """
     if device.type != "cpu":
-        return True
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     x = torch.rand(192, 192)
     half = x.bfloat16()
     fp32_s, bf16_s = _medians([_with_threads(1, lambda: x @ x), _with_threads(1, lambda: half @ half)])

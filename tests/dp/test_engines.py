@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from itertools import islice
 
+import jaxtyping
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -135,7 +136,10 @@ def test_the_step_reads_nothing_back_from_its_device(windows: WindowDataset) -> 
         curious([next(iter(loader))])
 
 
-def test_the_compiled_engine_trains_alike(windows: WindowDataset, eager: torch.Tensor) -> None:
+def test_the_compiled_engine_trains_alike(
+    windows: WindowDataset, eager: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users compile without the checks of our tests
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="workspace.engine")  # it did not fall back
         compiled, _ = train(windows, "compile")
@@ -146,12 +150,74 @@ def test_an_engine_that_fails_at_its_start_gives_way_with_a_warning(
     windows: WindowDataset, eager: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(model: object, **_: object) -> Callable[..., torch.Tensor]:
-        return lambda batch: torch.randn(10**15)  # asks for more memory than there is, as a compiler's code may
+        def loss(batch: object) -> torch.Tensor:
+            torch.randn(3)  # what eager draws afterwards does not depend on it
+            raise RuntimeError("no C compiler")
+
+        return loss
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.warns(UserWarning, match=r"workspace.engine=compile failed, going on with eager: RuntimeError: .*mem"):
+    told = "workspace.engine=compile failed, going on with eager: RuntimeError: no C compiler"
+    with pytest.warns(UserWarning, match=told):
         fallen, _ = train(windows, "compile")
     torch.testing.assert_close(fallen, eager, rtol=0, atol=0)
+
+
+def test_what_eager_raises_too_is_raised_once_and_blamed_on_no_engine() -> None:
+    def broken(inputs: list) -> torch.Tensor:
+        raise ValueError("mat1 and mat2 shapes cannot be multiplied")
+
+    falling_back = engines.FallingBack({"graph": lambda: broken, "eager": lambda: broken}, broken)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="mat1 and mat2") as raised:
+            falling_back([])
+    assert raised.value.__context__ is None
+
+
+class Weights:
+    """Stands for a policy: what each run of a process compiles is the same code with other weights."""
+
+    def __init__(self, n: int) -> None:
+        self.weight = torch.arange(float(n))
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return (batch * self.weight).sum()
+
+    def broken_loss(self, batch: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return self.loss(batch)
+
+
+def step_with(loss: Callable[[torch.Tensor], torch.Tensor]) -> engines.EagerStep:
+    """Only its loss is asked for."""
+    step = object.__new__(engines.EagerStep)
+    step.loss = loss
+    return step
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile traces, and its graphs run as they are."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, options, **rest: compile_(f, backend="eager", **rest))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_later_runs_of_a_process_compile_as_the_first_did() -> None:
+    """torch stops compiling a function, silently, after eight compilations."""
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for n in range(2, 7):
+            weights = Weights(n)
+            step = engines.compiled(step_with(weights.loss))
+            assert step.loss(torch.ones(n)) == weights.loss(torch.ones(n))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_loss_that_cannot_be_compiled_whole_is_an_error() -> None:
+    step = engines.compiled(step_with(Weights(3).broken_loss))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        step.loss(torch.ones(3))
 
 
 def test_an_error_later_on_is_not_hidden(windows: WindowDataset) -> None:
@@ -163,7 +229,7 @@ def test_an_error_later_on_is_not_hidden(windows: WindowDataset) -> None:
             raise ArithmeticError("diverged")
         return torch.zeros(2)
 
-    falling_back = engines.FallingBack({"graph": lambda: step, "eager": lambda: step})
+    falling_back = engines.FallingBack({"graph": lambda: step, "eager": lambda: step}, step)
     for _ in range(10):
         falling_back([])
     with pytest.raises(ArithmeticError):
@@ -235,38 +301,51 @@ def test_a_graph_step_feeds_its_graph_with_every_input_and_learning_rate(
     torch.testing.assert_close(torch.stack(results[10:]), torch.stack(results[:10]))
 
 
-def test_denoising_has_a_graph_a_batch_size_and_follows_its_inputs(capture_shaped: Callable) -> None:
-    graphs = {3: capture_shaped(3, 16, 2)}  # before the stream is asked for
-    policy = make_policy().eval()
-    fast = copy.deepcopy(policy)
-    fast.denoise = engines.GraphDenoising(fast)
-    for batch in (3, 5):
-        graphs[batch] = capture_shaped(batch, 16, 2)
-        for seed in range(3):
-            cond = torch.randn(batch, 2, policy.encoder.out_dim, generator=torch.Generator().manual_seed(seed))
-            sampled = [p.sample(cond, torch.Generator().manual_seed(9 + seed)) for p in (policy, fast)]
-            torch.testing.assert_close(sampled[1], sampled[0])
-    assert {batch: [g.replays for g in captured] for batch, captured in graphs.items()} == {3: [3], 5: [3]}
+SCHEDULERS = [DDIMScheduler, DDPMScheduler]
 
 
-def test_an_objective_that_draws_noise_is_not_captured(capture_shaped: Callable) -> None:
-    captured = capture_shaped(3, 16, 2)
-    policy = make_policy(DDPMScheduler).eval()
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_denoising_replays_one_graph_for_all_batches_that_it_holds(capture_shaped: Callable, scheduler: type) -> None:
+    captured = {5: capture_shaped(5, 16, 2)}  # before the stream is asked for
+    policy = make_policy(scheduler).eval()
+    fast = sped_up(policy)
+    for number, batch in enumerate((5, 3, 5, 1, 2)):
+        if batch == 1:
+            captured[1] = capture_shaped(1, 16, 2)  # a single row has its own
+        cond = torch.randn(batch, 2, policy.encoder.out_dim, generator=torch.Generator().manual_seed(number))
+        generators = [[torch.Generator().manual_seed(i) for i in range(batch)] for _ in range(2)]
+        sampled = [p.sample(cond, g) for p, g in zip((policy, fast), generators, strict=True)]
+        torch.testing.assert_close(sampled[1], sampled[0])
+    steps = 4
+    assert {size: [g.replays for g in graphs] for size, graphs in captured.items()} == {5: [4 * steps], 1: [steps]}
+
+
+def sped_up(policy: DiffusionPolicy) -> DiffusionPolicy:
+    """What `speed_up_sampling` makes of it on a GPU."""
     fast = copy.deepcopy(policy)
-    fast.denoise = engines.GraphDenoising(fast)
-    cond = torch.randn(3, 2, policy.encoder.out_dim)
-    sampled = [p.sample(cond, [torch.Generator().manual_seed(i) for i in range(3)]) for p in (policy, fast)]
-    torch.testing.assert_close(sampled[1], sampled[0], rtol=0, atol=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "choose", lambda *_: "graph")
+        engines.speed_up_sampling("graph", fast)
+    return fast
+
+
+def test_gradients_through_a_denoiser_are_not_lost_in_a_graph(capture_shaped: Callable) -> None:
+    captured = capture_shaped(2, 16, 2)
+    policy = make_policy()
+    denoiser = engines.GraphDenoiser(policy.denoiser, CPU)
+    x = torch.randn(2, 16, 2, requires_grad=True)
+    denoiser(x, torch.zeros(2, 1), torch.randn(2, 2, policy.encoder.out_dim)).sum().backward()
+    assert x.grad is not None
     assert captured == []
 
 
 def test_denoising_goes_on_without_a_graph_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
-    fast = make_policy().eval()
-    fast.denoise = engines.GraphDenoising(fast)
-    cond = torch.randn(3, 2, fast.encoder.out_dim)
+    policy = make_policy().eval()
+    fast, cond = sped_up(policy), torch.randn(3, 2, policy.encoder.out_dim)
     with pytest.warns(UserWarning, match="denoising runs without CUDA graphs: "):  # on_stream meets no CUDA here
-        assert fast.sample(cond).isfinite().all()
+        sampled = fast.sample(cond, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sampled, policy.sample(cond, torch.Generator().manual_seed(0)))
 
 
 @needs_cuda
@@ -304,7 +383,7 @@ def test_no_step_synchronises(windows: WindowDataset, engine: str) -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_graphs_denoise_like_the_loop_and_follow_the_weights(scheduler: type) -> None:
     cuda = torch.device("cuda")
     policy = make_policy(scheduler, cuda).eval()

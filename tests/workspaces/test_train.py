@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from dp.tasks.pusht.demonstration import FACTS, FRAMES
 from dp.tasks.pusht.sources import BUNDLED_PATH
 from tests.workspaces.conftest import assert_same_run, metrics
 from tests.workspaces.wander import Wander
+from workspaces.base import Signals
+from workspaces.errors import Interrupted
 from workspaces.train import TrainWorkspace
 
 KILLS = int(os.environ.get("DP_TEST_KILLS", "4"))
@@ -133,6 +136,15 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(uninterrupted, comma
 
     assert run(f"run_dir={run_dir}").returncode == 0
     assert_same_run(uninterrupted, run_dir)
+
+
+def test_a_signal_while_the_first_step_compiles_ends_the_run_at_once():
+    workspace = SimpleNamespace(signals=Signals())
+    told = pytest.raises(Interrupted, match="Ctrl-C: stopped before the first step")
+    with workspace.signals, told, TrainWorkspace._compiling(workspace, True):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("it went on")
+    assert not workspace.signals.interruptible
 
 
 def test_a_finished_run_is_not_run_again(uninterrupted, run):

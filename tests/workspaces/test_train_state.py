@@ -1,6 +1,7 @@
 """The state of a training: what it saves, it takes up again, whole."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -188,3 +189,14 @@ def test_computing_otherwise_than_before_is_said(caplog):
     assert not caplog.messages
     warn_if_inexact(saved, "bf16")
     assert "workspace.precision=bf16 (before: fp32) and n_threads=" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(("write_s", "since_s", "pays"), [(0.5, 1, True), (3, 30, False), (3, 61, True)])
+def test_a_periodic_checkpoint_takes_little_of_the_time(tmp_path, monkeypatch, write_s, since_s, pays):
+    state, now = trained(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "save", lambda *_: now.__setitem__(0, now[0] + write_s))
+    assert state.saving_pays()  # nothing has been written yet
+    state.save(tmp_path, {})
+    now[0] += since_s
+    assert state.saving_pays() == pays

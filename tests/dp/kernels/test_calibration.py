@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 
 from dp.kernels import calibration
@@ -12,8 +13,16 @@ def test_medians_are_of_each_in_turns_and_ignore_the_first_call() -> None:
     assert calibration._medians([lambda: next(calls), lambda: next(calls)], rounds=3) == [2.0, 5.0]
 
 
-def test_bf16_pays_on_gpus_and_on_cpus_as_measured() -> None:
-    assert calibration.bf16_pays(torch.device("cuda"))
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_pays_on_gpus_that_do_not_emulate_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards before Ampere do, and torch counts them unless it is told not to."""
+    supported = lambda including_emulation=True: including_emulation or native  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert calibration.bf16_pays(torch.device("cuda")) == native
+    assert not calibration.bf16_pays(torch.device("mps"))
+
+
+def test_bf16_pays_on_cpus_as_measured() -> None:
     x = torch.rand(512, 512)
     seconds = []
     for operand in (x, x.bfloat16()):
