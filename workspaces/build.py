@@ -174,7 +174,8 @@ def collector(config: Config) -> Any:
 
 def env_runner(config: Config) -> EnvRunner | None:
     """None for a task without a simulator. Raises ValueError for an environment that does not do what it must."""
-    make_env = task(config).make_env
+    its_task = task(config)
+    make_env = its_task.make_env
     if make_env is None:
         return None
     obs, action = parse_shape_meta(config["task"]["shape_meta"])
@@ -182,7 +183,8 @@ def env_runner(config: Config) -> EnvRunner | None:
     settings = dict(config["env_runner"])
     if settings["n_workers"] == "auto":
         settings["n_workers"] = N_CORES
-    return _make(settings, make_env=make_env, n_obs_steps=config["n_obs_steps"], obs_names=list(obs))
+    parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
+    return _make(settings, n_obs_steps=config["n_obs_steps"], **parts)
 
 
 def loader(config: Config, windows: WindowDataset, step: int, device: torch.device) -> Loader:

@@ -4,15 +4,18 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from dp.files import write_json
 from dp.processes import N_CORES
@@ -100,6 +103,23 @@ def in_use(run_dir: Path) -> bool:
 def overrides() -> list[str]:
     """What the user typed, as Hydra understood it."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def command(overrides: Sequence[str]) -> str:
+    """`python run.py` with these overrides, for a shell. A value that Hydra would not read bare is quoted for it."""
+    return shlex.join(["python", "run.py", *map(_readable, overrides)])
+
+
+def _readable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or not value:
+        return override
+    try:
+        if value == value.strip() and not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    except HydraException:
+        pass
+    return f"{key}='{value.replace(chr(92), chr(92) * 2).replace(chr(39), chr(92) + chr(39))}'"
 
 
 def machine(device: torch.device) -> dict[str, Any]:

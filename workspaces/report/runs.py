@@ -29,7 +29,7 @@ PARTS = ("checkpoints", "media", "rollouts", "wandb")
 ROW: dict[str, Any] = {
     "seed": int,
     "max_reward": (int, float),
-    "success": bool,
+    "success": (bool, type(None)),
     "length": int,
 }
 """What every episode's row has. A named quantity of the environment at the end has a key that starts with FINAL."""
