@@ -13,6 +13,9 @@ Bounds = tuple[float, float]
 N_DRAWS, BLOCK = 10_000, 500
 """Draws of a posterior, and how many of them are in memory at once."""
 
+NO_VARIANCE = 1e-12
+"""All episodes agree, up to rounding."""
+
 
 class Estimate(NamedTuple):
     """A value with its 95 % interval. `low` and `high` are nan where nothing is known: for a single episode."""
@@ -53,20 +56,22 @@ def mean(values: Sequence[float] | Float[np.ndarray, " E"], bounds: Bounds | Non
     if n < 2 or not np.isfinite(array).all():
         return Estimate(value, math.nan, math.nan)
     if bounds is None or array[0] < bounds[0] or array[-1] > bounds[1]:
-        return _t_interval(value, array.var(ddof=1) / n, n - 1)
+        return _t_interval(value, float(array.var(ddof=1)) / n, float(n - 1))
     low, high = np.quantile(_posterior_means(array, bounds), [0.025, 0.975])
     return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 def _posterior_means(values: Float[np.ndarray, " E"], bounds: Bounds) -> Float[np.ndarray, " draws"]:
     """Means of `values` and `bounds` under Dirichlet(1, ..., 1, 1/2, 1/2) weights, in blocks that fit a cache."""
-    rng, points = np.random.default_rng(0), np.append(values, bounds)
-    shape = np.append(np.ones(len(values)), (0.5, 0.5))
-    weights = (rng.standard_gamma(shape, (BLOCK, len(points))) for _ in range(N_DRAWS // BLOCK))
-    return np.concatenate([(block @ points) / block.sum(1) for block in weights])
+    rng, means = np.random.default_rng(0), []
+    for _ in range(N_DRAWS // BLOCK):
+        episodes = rng.standard_exponential((BLOCK, len(values)))
+        ends = rng.standard_gamma(0.5, (BLOCK, 2))
+        means.append((episodes @ values + ends @ np.array(bounds)) / (episodes.sum(1) + ends.sum(1)))
+    return np.concatenate(means)
 
 
-def share(successes: int, n: int) -> Estimate:
+def proportion(successes: int, n: int) -> Estimate:
     """Share of n episodes that succeed, with Wilson's (1927) score interval; unknown for no episodes."""
     from scipy.stats import binomtest  # here, because it takes a while
 
@@ -99,7 +104,7 @@ def crossed_mean(scores: Float[np.ndarray, "S E"], bounds: Bounds | None = None)
     variance, df = _variance_of_mean(scores.mean(0), [scores])
     if bounds is None:
         return _t_interval(value, variance, df)
-    if variance < 1e-12:  # the seeds agree: what is left are the episodes
+    if variance < NO_VARIANCE:  # the seeds agree: what is left are the episodes
         return mean(scores.mean(0), bounds)
     return _score_interval(value, variance, df, bounds)
 
@@ -116,7 +121,7 @@ def paired_difference(
 
     `p_better` is the posterior probability that a's true mean is the higher one under a flat prior (the t
     distribution's CDF at difference / standard error), and 0.5 where nothing is known. `bounds` of the scores cut the
-    interval where no difference can be.
+    interval where no difference can be, and give it a width where all episodes agree.
 
     Raises:
         ValueError: there are no scores, or the two were not made on as many environment seeds.
@@ -132,8 +137,10 @@ def paired_difference(
     variance, df = _variance_of_mean(columns, [a, b])
     value, low, high = _t_interval(float(columns.mean()), variance, df)
     if bounds is not None:
-        most = max(bounds[1] - bounds[0], abs(value))
-        low, high = max(low, -most), min(high, most)
+        most = max(bounds[1] - bounds[0], float(abs(columns).max()))
+        if variance < NO_VARIANCE:
+            value, low, high = mean(columns, (-most, most))
+        low, high = np.clip((low, high), -most, most).tolist()
     return Difference(value, low, high, _p_positive(value, variance, df))
 
 

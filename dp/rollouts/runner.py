@@ -66,7 +66,7 @@ class RolloutResult:
     def success(self) -> Estimate:
         """Share of episodes in which the task was solved; unknown where the environment does not say."""
         judged = [e.success for e in self.episodes if e.success is not None]
-        return intervals.share(sum(judged), len(judged))
+        return intervals.proportion(sum(judged), len(judged))
 
     @property
     def length(self) -> Estimate:

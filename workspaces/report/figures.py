@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dp.tasks import Reference
 from workspaces.report.runs import Protocol, Run
@@ -107,7 +107,7 @@ def all_figures(
 ) -> dict[str, Figure]:
     """Every figure that these runs give something for, by name. Different tasks never share one."""
     figures: dict[str, Figure] = {}
-    colours = palette([*labels(trained), *map(trained_as, results)])
+    colours = palette(labels(trained), map(trained_as, results))
     known = references([*trained, *unfinished])
     tasks = sorted({run.protocol.task for run in [*trained, *unfinished]})
     for task in tasks:
@@ -165,9 +165,13 @@ class Curve(NamedTuple):
         return seconds[-1] / steps[-1] / 60 if steps and steps[-1] else np.nan
 
 
-def palette(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name, the same in all figures; horizon=8 comes before horizon=10."""
-    ordered = sorted(set(names), key=lambda name: [part.zfill(12) for part in re.split(r"(\d+)", name)])
+def palette(*groups: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, the same in all figures, group by group; horizon=8 comes before horizon=10."""
+
+    def numeric(name: str) -> list[str]:
+        return [part.zfill(12) for part in re.split(r"(\d+)", name)]
+
+    ordered = dict.fromkeys(name for names in groups for name in sorted(set(names), key=numeric))
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(ordered)}
 
 
@@ -178,7 +182,7 @@ def curves_of(trained: list[Run], colours: dict[str, str]) -> list[Curve]:
     for task in {run.protocol.task for run in trained}:
         own = {name: s for run, name, s in zip(trained, names, settings(trained), strict=True)
                if run.protocol.task == task}  # fmt: skip
-        shown |= dict(zip(own, map(_brief, short_labels([*own.values()])), strict=True)) if len(own) > 1 else {}
+        shown |= dict(zip(own, map(_brief, short_labels([*own.values()])), strict=True))
     ordered = sorted(zip(trained, names, strict=True), key=lambda pair: [*colours].index(pair[1]))
     return [Curve(run, shown[name] or name, colours[name]) for run, name in ordered]
 
@@ -208,6 +212,7 @@ def learning_curve(curves: list[Curve], lines: Sequence[Reference], task: str) -
     for reference in lines:
         axes.axhline(reference.score, color=GREY, ls=reference.line, lw=1.1, zorder=1)
     axes.set(title=_titled("Score of the rollouts", task), ylabel="score", xlabel="training step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _minutes_axis(axes, curves)
     _legend(figure, axes, lines)
     return figure
@@ -230,6 +235,7 @@ def loss_curve(curves: list[Curve], key: str, task: str) -> Figure:
     axes = figure.add_subplot()
     _draw_curves(axes, curves, key)
     axes.set(title=_titled(LOSSES[key], task, SMALL[0]), xlabel="training step", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, which="minor", axis="y", lw=0.4)
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -289,7 +295,9 @@ def differences(comparisons: list[Comparison]) -> Figure:
     """Differences in score with their intervals, one a line."""
     one_reference = len({id(c.reference) for c in comparisons}) == 1
     sides = [c.one for c in comparisons] + [c.reference for c in comparisons]
-    short = [*map(_brief, short_labels([result.setting for result in sides]))]
+    short = [
+        _brief(text or side.label) for text, side in zip(short_labels([s.setting for s in sides]), sides, strict=True)
+    ]
     ones, others = short[: len(comparisons)], short[len(comparisons) :]
     pairs = [[one] if one_reference else [one, f"minus {other}"] for one, other in zip(ones, others, strict=True)]
     names = ["\n".join(textwrap.fill(name, 30) for name in pair) for pair in pairs]
@@ -387,9 +395,10 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
         axes.plot([], [], "o", color=colours[name], label=_brief(text or name))
     x, y = [r.inference_ms for r in front], [r.score.value for r in front]
     axes.step(x, y, where="post", color=INK, lw=1.1, ls="--", zorder=1, label="Pareto front (filled)")
-    if max(r.inference_ms for r in results) > 8 * min(r.inference_ms for r in results):
+    ratio = max(r.inference_ms for r in results) / max(min(r.inference_ms for r in results), 1e-9)
+    if ratio > 8:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 200 else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from dp.intervals import UNKNOWN, Bounds, Difference, Estimate, crossed_mean, paired_difference, share
+from dp.intervals import UNKNOWN, Bounds, Difference, Estimate, crossed_mean, paired_difference, proportion
 from workspaces import build
 from workspaces.report.runs import FINAL, Found, LeftOut, Protocol, Run
 from workspaces.rollouts import text_of
@@ -70,7 +70,7 @@ class Result:
         if np.isnan(values).any():
             return UNKNOWN
         if len(values) == 1 or values.min() == values.max():
-            return share(int(values[0].sum()), len(values[0]))
+            return proportion(int(values[0].sum()), len(values[0]))
         return crossed_mean(values, (0.0, 1.0))
 
     @property
@@ -127,9 +127,10 @@ def label(setting: Setting) -> str:
 
 
 def short_labels(settings: Sequence[Setting]) -> list[str]:
-    """The labels, without the keys in which none of these differ: the names for one figure."""
+    """The labels, without the keys in which none of these differ: the names for one figure. May be empty."""
     varying = {key for one in settings for key, value in one.items() if any(o.get(key) != value for o in settings)}
-    return [label({key: value for key, value in one.items() if key in varying}) or label(one) for one in settings]
+    kept = varying or {"name"}
+    return [label({key: value for key, value in one.items() if key in kept}) for one in settings]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
