@@ -90,7 +90,7 @@ def crossed_mean(scores: Float[np.ndarray, "S E"], bounds: Bounds | None = None)
     S = 1 is `mean`: it speaks of this one checkpoint and says nothing about what another training seed would score, so
     as an interval for the recipe it is too narrow wherever training seeds differ. E = 1 likewise is the interval over
     training seeds, in this one episode. A single score has no interval. With S = 2 and training seeds that differ much,
-    95 % are nearer 90 (docs/method.md).
+    95 % are nearer 90 (docs/results.md).
 
     Raises:
         ValueError: there are no scores.
