@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dp.tasks import Reference
@@ -44,7 +45,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left", "axes.titlepad": 10, "axes.labelcolor": INK, "text.color": INK,
     "axes.edgecolor": GREY, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
-    "axes.prop_cycle": mpl.cycler(color=PALETTE), "xtick.color": GREY, "ytick.color": GREY,
+    "axes.prop_cycle": cycler(color=PALETTE), "xtick.color": GREY, "ytick.color": GREY,
     "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "lines.linewidth": 1.8, "legend.frameon": False, "legend.fontsize": 8, "figure.constrained_layout.use": True,
     "text.parse_math": False, "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "dp",
@@ -346,7 +347,8 @@ def _heat_map(results: list[Result], title: str) -> Figure:
         y, x = rows.index(result.setting["horizon"]), columns.index(result.setting[STEPS])
         score = result.score
         colour = "white" if score.value < (np.nanmin(grid) + np.nanmax(grid)) / 2 else "black"
-        above, look = 0.12 if score.bounded else 0.0, {"ha": "center", "va": "center", "color": colour}
+        look: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
+        above = 0.12 if score.bounded else 0.0
         axes.text(x, y - above, f"{score.value:.3f}", weight="bold", fontsize=10, **look)
         if score.bounded:
             bounds = f"[{score.low:.2f}, {score.high:.2f}]"
