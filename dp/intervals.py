@@ -1,4 +1,4 @@
-"""95 % confidence intervals."""
+"""95 % confidence intervals. Which one is used where, and how often each holds the truth: docs/method.md."""
 
 import math
 from collections.abc import Sequence
@@ -7,16 +7,31 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-Z_95 = 1.959963984540054
-"""0.975 quantile of the standard normal distribution."""
+Bounds = tuple[float, float]
+"""The least and the greatest value that a quantity can have."""
+
+N_DRAWS, BLOCK = 10_000, 500
+"""Draws of a posterior, and how many of them are in memory at once."""
+
+NO_VARIANCE = 1e-12
+"""All episodes agree, up to rounding."""
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
+    """A value with its 95 % interval. `low` and `high` are nan where nothing is known: for a single episode."""
 
     value: float
     low: float
     high: float
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+
+UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+"""The estimate of what is not defined."""
 
 
 class Difference(NamedTuple):
@@ -28,41 +43,75 @@ class Difference(NamedTuple):
     p_better: float
 
 
-def bootstrap_mean(values: Sequence[float], n_resamples: int = 10_000) -> Estimate:
-    """Mean, with the percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3). Not random."""
-    array = np.asarray(values, float)
-    draws = np.random.default_rng(0).integers(len(array), size=(n_resamples, len(array)))
-    low, high = np.quantile(array[draws].mean(1), [0.025, 0.975])
-    return Estimate(float(array.mean()), float(low), float(high))
+def mean(values: Sequence[float] | Float[np.ndarray, " E"], bounds: Bounds | None = None) -> Estimate:
+    """Mean over episodes. Not random, and independent of the order of `values`.
+
+    With `bounds`, the interval is Rubin's (1981) Bayesian bootstrap with half an episode added at each bound. For 0s
+    and 1s it is Jeffreys' interval (Brown, Cai & DasGupta 2001, section 4.3). It never leaves the bounds, and it has a
+    width where all episodes agree. Without bounds, or where `values` violate them, it is Student's t interval. A single
+    episode has no interval.
+    """
+    array = np.sort(np.asarray(values, float))
+    value, n = float(array.mean()), len(array)
+    if n < 2 or not np.isfinite(array).all():
+        return Estimate(value, math.nan, math.nan)
+    if bounds is None or array[0] < bounds[0] or array[-1] > bounds[1]:
+        return _t_interval(value, float(array.var(ddof=1)) / n, float(n - 1))
+    low, high = np.quantile(_posterior_means(array, bounds), [0.025, 0.975])
+    return Estimate(value, min(float(low), value), max(float(high), value))
 
 
-def wilson(successes: int, n: int) -> Estimate:
-    """Share with Wilson's score interval (Wilson 1927, eq. 1): holds its level near 0 and 1 and for small n."""
-    share = successes / n
-    centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
+def _posterior_means(values: Float[np.ndarray, " E"], bounds: Bounds) -> Float[np.ndarray, " draws"]:
+    """Means of `values` and `bounds` under Dirichlet(1, ..., 1, 1/2, 1/2) weights, in blocks that fit a cache."""
+    rng, means = np.random.default_rng(0), []
+    for _ in range(N_DRAWS // BLOCK):
+        episodes = rng.standard_exponential((BLOCK, len(values)))
+        ends = rng.standard_gamma(0.5, (BLOCK, 2))
+        means.append((episodes @ values + ends @ np.array(bounds)) / (episodes.sum(1) + ends.sum(1)))
+    return np.concatenate(means)
 
 
-def crossed_mean(scores: Float[np.ndarray, "S E"]) -> Estimate:
-    """Mean of S training seeds on the same E environment seeds, with a 95 % t interval for all the seeds there are.
+def proportion(successes: int, n: int) -> Estimate:
+    """Share of n episodes that succeed, with Wilson's (1927) score interval; unknown for no episodes."""
+    from scipy.stats import binomtest  # here, because it takes a while
 
-    Two-way random effects (Searle, Casella & McCulloch 1992, chapter 4). The interval is not clipped to [0, 1].
+    if n < 2:
+        return Estimate(successes / n, math.nan, math.nan) if n else UNKNOWN
+    low, high = binomtest(successes, n).proportion_ci(method="wilson")
+    return Estimate(successes / n, float(low), float(high))
 
-    S = 1 leaves the t interval over episodes: it speaks of this one checkpoint and says nothing about what another
-    training seed would score, so as an interval for the recipe it is too narrow wherever training seeds differ.
-    E = 1 likewise leaves the interval over training seeds, in this one episode. A single score bounds nothing:
-    [-inf, inf]. With S = 2 and training seeds that differ much, 95 % are nearer 90 (docs/results.md).
+
+def crossed_mean(scores: Float[np.ndarray, "S E"], bounds: Bounds | None = None) -> Estimate:
+    """Mean of S training seeds on the same E environment seeds, with a 95 % interval for all the seeds there are.
+
+    Two-way random effects (Searle, Casella & McCulloch 1992, chapter 4). With `bounds`, the variance shrinks towards
+    them as that of a share does, so the interval stays inside (see `_score_interval`).
+
+    S = 1 is `mean`: it speaks of this one checkpoint and says nothing about what another training seed would score, so
+    as an interval for the recipe it is too narrow wherever training seeds differ. E = 1 likewise is the interval over
+    training seeds, in this one episode. A single score has no interval. With S = 2 and training seeds that differ much,
+    95 % are nearer 90 (docs/results.md).
 
     Raises:
         ValueError: there are no scores.
     """
     _check_not_empty(scores)
+    if 1 in scores.shape:
+        return mean(scores.ravel(), bounds)
+    if bounds is not None and (scores.min() < bounds[0] or scores.max() > bounds[1]):
+        bounds = None
+    value = float(scores.mean())
     variance, df = _variance_of_mean(scores.mean(0), [scores])
-    return _t_interval(float(scores.mean()), variance, df)
+    if bounds is None:
+        return _t_interval(value, variance, df)
+    if variance < NO_VARIANCE:  # the seeds agree: what is left are the episodes
+        return mean(scores.mean(0), bounds)
+    return _score_interval(value, variance, df, bounds)
 
 
-def paired_difference(a: Float[np.ndarray, "Sa E"], b: Float[np.ndarray, "Sb _E"]) -> Difference:
+def paired_difference(
+    a: Float[np.ndarray, "Sa E"], b: Float[np.ndarray, "Sb _E"], bounds: Bounds | None = None
+) -> Difference:
     """Mean of `a` minus mean of `b`: training seeds are independent, the E environment seeds (columns) are shared.
 
     The interval is for all the training and environment seeds there are. Of two recipes with several training seeds
@@ -71,7 +120,8 @@ def paired_difference(a: Float[np.ndarray, "Sa E"], b: Float[np.ndarray, "Sb _E"
     nothing about what other training seeds would score, and `p_better` is as overconfident.
 
     `p_better` is the posterior probability that a's true mean is the higher one under a flat prior (the t
-    distribution's CDF at difference / standard error), and 0.5 where nothing is known.
+    distribution's CDF at difference / standard error), and 0.5 where nothing is known. `bounds` of the scores cut the
+    interval where no difference can be, and give it a width where all episodes agree.
 
     Raises:
         ValueError: there are no scores, or the two were not made on as many environment seeds.
@@ -85,8 +135,13 @@ def paired_difference(a: Float[np.ndarray, "Sa E"], b: Float[np.ndarray, "Sb _E"
         )
     columns = a.mean(0) - b.mean(0)
     variance, df = _variance_of_mean(columns, [a, b])
-    estimate = _t_interval(float(columns.mean()), variance, df)
-    return Difference(*estimate, _p_positive(estimate.value, variance, df))
+    value, low, high = _t_interval(float(columns.mean()), variance, df)
+    if bounds is not None:
+        most = max(bounds[1] - bounds[0], float(abs(columns).max()))
+        if variance < NO_VARIANCE:
+            value, low, high = mean(columns, (-most, most))
+        low, high = np.clip((low, high), -most, most).tolist()
+    return Difference(value, low, high, _p_positive(value, variance, df))
 
 
 def _check_not_empty(scores: Float[np.ndarray, "S E"]) -> None:
@@ -129,8 +184,25 @@ def _seed_terms(table: Float[np.ndarray, "S E"], share: float) -> tuple[float, f
 def _t_interval(value: float, variance: float, df: float) -> Estimate:
     from scipy.special import stdtrit  # here, because only reports need it and it takes a while
 
-    half = math.sqrt(variance) * float(stdtrit(df, 0.975)) if variance < math.inf else math.inf
+    if variance == math.inf:
+        return Estimate(value, math.nan, math.nan)
+    half = math.sqrt(variance) * float(stdtrit(df, 0.975))
     return Estimate(value, value - half, value + half)
+
+
+def _score_interval(value: float, variance: float, df: float, bounds: Bounds) -> Estimate:
+    """The means m for which `value` is within t standard errors, if the variance is proportional to m (1 - m).
+
+    Wilson's interval has that form: here n is the number of 0s and 1s whose mean would vary as much.
+    """
+    from scipy.special import stdtrit
+
+    low, width = bounds[0], bounds[1] - bounds[0]
+    m, t = (value - low) / width, float(stdtrit(df, 0.975))
+    n = m * (1 - m) * width**2 / variance
+    centre = (m + t**2 / (2 * n)) / (1 + t**2 / n)
+    half = t / (1 + t**2 / n) * math.sqrt(m * (1 - m) / n + t**2 / (4 * n**2))
+    return Estimate(value, low + width * max(0.0, centre - half), low + width * min(1.0, centre + half))
 
 
 def _p_positive(value: float, variance: float, df: float) -> float:

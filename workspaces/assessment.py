@@ -17,7 +17,7 @@ from dp.rollouts.runner import EnvRunner
 from workspaces import checkpoint
 from workspaces.base import Config
 from workspaces.logger import Logger
-from workspaces.rollouts import metrics_of, named, save_rollouts
+from workspaces.rollouts import metrics_of, named, save_rollouts, text_of
 from workspaces.timer import duration
 from workspaces.train_state import TrainState
 
@@ -136,8 +136,8 @@ class Assessment:
         self.logger.log(step, metrics)
         self.logger.log_episodes(step, [e.row() for e in test.episodes], videos)
         log.info(
-            "step %d: score %.3f [%.3f, %.3f], success %.0f %% [%.0f, %.0f] on seeds %d-%d",
-            step, *test.score, *(100 * x for x in test.success), env_runner.seeds[0], env_runner.seeds[-1],
+            "step %d: score %s, success %s on seeds %d-%d",
+            step, text_of(test.score), text_of(test.success, True), env_runner.seeds[0], env_runner.seeds[-1],
         )  # fmt: skip
 
     def keep_if_best(self, value: str, scores: dict[str, Any]) -> None:

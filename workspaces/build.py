@@ -268,11 +268,13 @@ def collector(config: Config) -> Any:
 
 def env_runner(config: Config) -> EnvRunner | None:
     """None for a task without a simulator. Raises ValueError for an environment that does not do what it must."""
-    make_env = task(config).make_env
+    its_task = task(config)
+    make_env = its_task.make_env
     if make_env is None:
         return None
     obs, action = shape_meta(config)
-    runner = _make(config, "env_runner", make_env=make_env, n_obs_steps=config["n_obs_steps"], obs_names=list(obs))
+    parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
+    runner = _make(config, "env_runner", n_obs_steps=config["n_obs_steps"], **parts)
     with _named(config, "task"):
         try_out(make_env, obs, action, config["env_runner"]["start_seed"])
     return runner

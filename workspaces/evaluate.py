@@ -20,7 +20,7 @@ from dp.tasks import Task
 from dp.types import Policy
 from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace, default_run_dir
-from workspaces.rollouts import metrics_of, named, save_media
+from workspaces.rollouts import metrics_of, named, save_media, text_of
 from workspaces.schema import check
 from workspaces.settings import groups_with, keys_with
 from workspaces.trust import POLICY, check_sizes, check_targets, packages_of
@@ -115,8 +115,8 @@ class EvaluateWorkspace(Workspace):
 
     def _report(self, result: RolloutResult) -> None:
         log.info(
-            "score %.3f [%.3f, %.3f]  success %.1f %% [%.1f, %.1f]  %d episodes, seeds %d-%d  %.1f ms an action chunk",
-            *result.score, *(100 * x for x in result.success), len(result.episodes),
+            "score %s  success %s  %d episodes, seeds %d-%d  %.1f ms per action chunk",
+            text_of(result.score), text_of(result.success, True), len(result.episodes),
             self.env_runner.seeds[0], self.env_runner.seeds[-1], self.latency_ms,
         )  # fmt: skip
         log.info("%s", self.run_dir / "evaluation.json")
@@ -221,7 +221,7 @@ def protocol(task: Task, runner: EnvRunner) -> dict[str, Any]:
         "seeds": [runner.seeds[0], runner.seeds[-1]],
         "max_steps": runner.max_steps if isinstance(runner.max_steps, int) else "as long as the demonstration",
         "reset": task.reset,
-        "score": f"{task.score}; 95 % bootstrap interval",
+        "score": f"{task.score}; 95 % {'Bayesian' if 'reward' in task.bounds else 'Student'} interval",
         "success": f"{task.success}; 95 % Wilson interval",
         "versions": checkpoint.versions(task.packages),
     }

@@ -73,7 +73,10 @@ class InspectWorkspace(Workspace):
         yield from self._windows(data)
         yield from data.describe()
         if self.media is not None:
-            yield from data.save_pictures(Path(self.media))
+            from workspaces.report.figures import style  # here, because it loads pandas and matplotlib
+
+            with style():
+                yield from data.save_pictures(Path(self.media))
 
     def _windows(self, data: Demonstrations) -> Iterator[str]:
         steps = (self.config["horizon"], self.config["n_obs_steps"], self.config["n_action_steps"])

@@ -1,5 +1,6 @@
 """Rollout results as metrics and files."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,18 @@ def metrics_of(test: RolloutResult, train: RolloutResult | None) -> dict[str, fl
 
 
 def named(name: str, estimate: Estimate) -> dict[str, float]:
-    """A value and its 95 % interval under the names that they have everywhere."""
-    return {name: estimate.value, f"{name}_ci_low": estimate.low, f"{name}_ci_high": estimate.high}
+    """A value and its 95 % interval under the names that they have everywhere; what is not known is left out."""
+    numbers = dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), estimate, strict=True))
+    return {key: number for key, number in numbers.items() if not math.isnan(number)}
+
+
+def text_of(estimate: Estimate, percent: bool = False, sign: bool = False) -> str:
+    """0.975 [0.966, 0.982], or 45.8 % [41.5, 50.2]; a dash for what is not defined."""
+    if math.isnan(estimate.value):
+        return "–"
+    scale, form = (100, ".1f") if percent else (1, ".3f")
+    value, low, high = (f"{scale * x:{'+' if sign else ''}{form}}" for x in estimate)
+    return f"{value}{' %' if percent else ''}{f' [{low}, {high}]' if estimate.bounded else ''}"
 
 
 def save_rollouts(run_dir: Path, step: int, test: RolloutResult, train: RolloutResult | None) -> dict[int, Path]:

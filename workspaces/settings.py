@@ -124,6 +124,8 @@ VALUES: dict[str, Any] = {
     "optimizer.norm_decay": limits.NotNegative | None,
     "init_from": str | None,
     "lr_schedule.num_warmup_steps": limits.Count,
+    "report.n_films": limits.Count,
+    "report.publish": Literal["wandb"] | None,
 }
 """What a value must be where no constructor of ours declares it: settings of a whole run, and arguments of other
 people's classes that these take and ignore, or fail with later."""

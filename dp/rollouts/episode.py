@@ -16,14 +16,14 @@ class Chunk:
 
     obs: name -> (To, ...), the last observations, raw; empty when the episode has ended.
     rewards: one for each step taken. info: the environment's named quantities after the last step. success: whether
-    the task was solved after any of the steps. ended: whether the episode is over. control_hz: control steps a second.
-    frames: pictures for people, if wanted.
+    the task was solved after any of the steps; None where the environment does not say. ended: whether the episode is
+    over. control_hz: control steps a second. frames: pictures for people, if wanted.
     """
 
     obs: dict[str, np.ndarray]
     rewards: list[float] = field(default_factory=list)
     info: dict[str, float] = field(default_factory=dict)
-    success: bool = False
+    success: bool | None = False
     ended: bool = False
     control_hz: float = 0.0
     frames: list[np.ndarray] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Episode:
             self.env.step(action)
             self._steps += 1
             chunk.rewards.append(self.env.reward)
-            chunk.success |= self.env.success
+            chunk.success = self.env.success if self.env.success is None else bool(chunk.success) or self.env.success
             chunk.frames += self._frames()
             if self.env.terminated:
                 break

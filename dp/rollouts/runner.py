@@ -12,7 +12,8 @@ import torch
 from annotated_types import Interval
 from tqdm import tqdm
 
-from dp.intervals import Estimate, bootstrap_mean, wilson
+from dp import intervals
+from dp.intervals import Bounds, Estimate
 from dp.kernels.switch import BLOCK
 from dp.limits import Count, EnvSeed, Workers
 from dp.policy import check_finite
@@ -26,13 +27,13 @@ Episodes = Annotated[int, Interval(ge=1, le=10**7)]
 
 @dataclass
 class EpisodeResult:
-    """One episode: `seed` of its initial state, best reward, whether the task was ever solved, control steps taken and
-    how many make a second, the environment's named quantities at the end, the executed actions, each (Da,), with their
-    rewards, and pictures (Y, X, 3) uint8, if recorded."""
+    """One episode: `seed` of its initial state, best reward, whether the task was ever solved (None where the
+    environment does not say), control steps taken and how many make a second, the environment's named quantities at the
+    end, the executed actions, each (Da,), with their rewards, and pictures (Y, X, 3) uint8, if recorded."""
 
     seed: int
     max_reward: float = -math.inf
-    success: bool = False
+    success: bool | None = False
     length: int = 0
     info: dict[str, float] = field(default_factory=dict)
     control_hz: float = 10.0
@@ -45,12 +46,12 @@ class EpisodeResult:
         self.actions += list(actions[: len(chunk.rewards)])
         self.rewards += chunk.rewards
         self.max_reward = max([self.max_reward, *chunk.rewards])
-        self.success |= chunk.success
+        self.success = None if chunk.success is None else bool(self.success) or chunk.success
         self.length += len(chunk.rewards)
         self.info = chunk.info
         self.frames += chunk.frames
 
-    def row(self) -> dict[str, int | float | bool]:
+    def row(self) -> dict[str, int | float | bool | None]:
         """What is written about the episode."""
         row = {name: getattr(self, name) for name in ("seed", "max_reward", "success", "length")}
         return row | {f"final_{name}": value for name, value in self.info.items()}
@@ -58,29 +59,34 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """Episodes in the order of their seeds."""
+    """Episodes in the order of their seeds. bounds: of the reward and of named quantities, as far as they are known."""
 
     episodes: list[EpisodeResult]
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
 
     @property
     def score(self) -> Estimate:
-        """Mean over episodes of the best reward, with a bootstrap interval."""
-        return bootstrap_mean([e.max_reward for e in self.episodes])
+        """Mean over episodes of the best reward."""
+        return intervals.mean([e.max_reward for e in self.episodes], self.bounds.get("reward"))
 
     @property
     def success(self) -> Estimate:
-        """Share of episodes in which the task was solved, with a Wilson interval."""
-        return wilson(sum(e.success for e in self.episodes), len(self.episodes))
+        """Share of episodes in which the task was solved; unknown where the environment does not say."""
+        judged = [e.success for e in self.episodes if e.success is not None]
+        return intervals.proportion(sum(judged), len(judged))
 
     @property
     def length(self) -> Estimate:
-        """Mean number of control steps, with a bootstrap interval."""
-        return bootstrap_mean([e.length for e in self.episodes])
+        """Mean number of control steps."""
+        return intervals.mean([e.length for e in self.episodes])
 
     def quantities(self) -> dict[str, Estimate]:
-        """Mean over episodes of each named quantity at their end, with a bootstrap interval."""
+        """Mean over episodes of each named quantity at their end."""
         names = dict.fromkeys(name for e in self.episodes for name in e.info)
-        return {name: bootstrap_mean([e.info.get(name, math.nan) for e in self.episodes]) for name in names}
+        return {
+            name: intervals.mean([e.info.get(name, math.nan) for e in self.episodes], self.bounds.get(name))
+            for name in names
+        }
 
 
 class EnvRunner:
@@ -99,6 +105,7 @@ class EnvRunner:
         max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
         protocol: the name of this way to test, for whoever quotes a score.
         obs_names: what the policy sees of an environment's observations; None: all of them.
+        bounds: of the reward ("reward") and of named quantities, for intervals that respect them.
         n_envs: environments at once.
         n_workers: processes that step them, started by `start` or at the first rollout, and kept; 0 steps them in this
             one.
@@ -121,6 +128,7 @@ class EnvRunner:
         n_videos: Count,
         protocol: str = "custom",
         obs_names: Sequence[str] | None = None,
+        bounds: Mapping[str, Bounds] | None = None,
     ) -> None:
         shortest = max_steps if isinstance(max_steps, int) else min(max_steps.values())
         _check_least(1, {"n_episodes": n_episodes, "max_steps": shortest, "n_envs": n_envs})
@@ -128,7 +136,7 @@ class EnvRunner:
         _check_least(0, {**rest, "n_videos": n_videos})
         if start_seed + n_episodes > 2**32:
             raise ValueError(f"start_seed={start_seed}, expected one with n_episodes={n_episodes} seeds below 2**32")
-        self.max_steps, self.protocol = max_steps, protocol
+        self.max_steps, self.protocol, self.bounds = max_steps, protocol, dict(bounds or {})
         self.seeds = list(range(start_seed, start_seed + n_episodes))
         self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
         self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps, obs_names), min(n_workers, n_envs))
@@ -190,7 +198,7 @@ class EnvRunner:
         stream = self.stream(policy, device, seeds, n_videos)
         bar = tqdm(stream, total=len(seeds), desc=desc, leave=False, disable=None)
         ended = {episode.seed: episode for episode in bar}
-        return RolloutResult([ended[seed] for seed in seeds])
+        return RolloutResult([ended[seed] for seed in seeds], self.bounds)
 
     def _max_steps(self, seed: int) -> int:
         return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]

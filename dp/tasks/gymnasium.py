@@ -26,7 +26,8 @@ class GymnasiumEnv:
         obs: observation name -> the key of the environment's observation dictionary ("a/b" for nested ones), "." for
             an observation that is one array, or "render()" for the rendered picture. A name that is missing here is its
             own key.
-        success: key of the step's `info` that says whether the task is solved; None: a task that only rewards.
+        success: key of the step's `info` that says whether the task is solved; None: a task that only rewards,
+            and whose success is not defined.
         quantities: keys of `info` whose last value is recorded with every episode.
         control_hz: control steps a second; None: `metadata["render_fps"]`, or 10.
 
@@ -82,8 +83,8 @@ class GymnasiumEnv:
         return self._reward
 
     @property
-    def success(self) -> bool:
-        return self._success_key is not None and bool(np.any(self._info_at(self._success_key, 0.0)))
+    def success(self) -> bool | None:
+        return None if self._success_key is None else bool(np.any(self._info_at(self._success_key, 0.0)))
 
     @property
     def terminated(self) -> bool:

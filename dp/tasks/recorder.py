@@ -47,8 +47,8 @@ class Recorder:
         self._obs.append(self.env.observe())
         self._actions.append(np.asarray(action, np.float32))
         self.env.step(self._actions[-1])
-        self._success |= self.env.success
-        return self.env.success
+        self._success |= bool(self.env.success)
+        return bool(self.env.success)
 
     def demonstration(self) -> RecordedEpisode:
         """Everything so far. Raises ValueError before the first step."""

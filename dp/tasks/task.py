@@ -69,9 +69,11 @@ class Task:
         env: makes an environment (`dp.types.Env`); None for a task without a simulator, which trains, keeps its best
             checkpoints by validation, and is not rolled out.
         protocols: name -> {"n_episodes", "start_seed", "max_steps"}; the first is the default. None: the class's.
+        bounds: name -> [least, greatest] of the reward ("reward") and of the environment's named quantities, besides
+            the class's. Intervals of what has none are Student's, which may leave the possible.
 
     Raises:
-        ValueError: for a protocol that lacks one of the three numbers.
+        ValueError: for a protocol that lacks one of the three numbers, and for bounds that do not ascend.
     """
 
     score: ClassVar[str] = "mean over episodes of the best reward"
@@ -94,6 +96,9 @@ class Task:
 
     default_protocols: ClassVar[tuple[Protocol, ...]] = (Protocol("default-50", 50, 100_000, 300),)
 
+    default_bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """The least and the greatest reward ("reward"), and the same of named quantities."""
+
     demonstration_seeds: ClassVar[range] = DEMONSTRATION_SEEDS
     """Seeds that demonstrations may be collected from: no protocol tests on them."""
 
@@ -103,11 +108,13 @@ class Task:
         shape_meta: Mapping[str, Any],
         env: Callable[..., Env] | None = None,
         protocols: Mapping[str, Mapping[str, int]] | None = None,
+        bounds: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.name, self.shape_meta, self.env = name, shape_meta, env
         self.protocols = (
             self.default_protocols if not protocols else tuple(_protocol(*item) for item in protocols.items())
         )
+        self.bounds = {**self.default_bounds, **{key: _bounds(key, pair) for key, pair in (bounds or {}).items()}}
 
     def protocol(self, name: str | None) -> Protocol:
         """The protocol of this name; None: the default. Raises ValueError for an unknown one."""
@@ -182,3 +189,9 @@ def _protocol(name: str, numbers: Mapping[str, int]) -> Protocol:
     if set(numbers) != wanted:
         raise ValueError(f"protocols.{name} has {sorted(numbers)}, expected {sorted(wanted)}")
     return Protocol(name, **numbers)
+
+
+def _bounds(name: str, pair: Sequence[float]) -> tuple[float, float]:
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not pair[0] < pair[1]:
+        raise ValueError(f"bounds.{name}={pair}, expected two numbers, the smaller one first: [0, 1]")
+    return float(pair[0]), float(pair[1])

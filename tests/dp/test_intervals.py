@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from scipy.special import betaincinv
 
-from dp.intervals import Z_95, Difference, bootstrap_mean, crossed_mean, paired_difference, wilson
+from dp import intervals
+from dp.intervals import Bounds, crossed_mean, paired_difference, proportion
 
 SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of a standard normal variable
     "Gaussian": lambda z: z,
     "PushT": lambda z: np.interp(z, [-2.5, -1.3, -0.5, 0.0], [0.0, 0.4, 0.9, 1.0]),  # half of them 1, a tenth below 0.4
+    "near 1": lambda z: np.interp(z, [-3, -2.0, -1.3, -0.2], [0.05, 0.5, 0.93, 1.0]),  # a trained policy, 0.96
+    "near 0": lambda z: np.interp(z, [0.3, 1, 2, 3], [0, 0.15, 0.5, 0.95]),  # an untrained one, 0.07
     "success 50 %": lambda z: (z > 0).astype(float),
     "success 95 %": lambda z: (z > -1.6449).astype(float),
 }
@@ -19,36 +23,82 @@ SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of a standard norma
 
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    [(10, 20, 0.2993, 0.7007), (0, 50, 0.0, 0.0714), (50, 50, 0.9286, 1.0), (1, 1, 0.2065, 1.0)],
+    [(10, 20, 0.2993, 0.7007), (0, 50, 0.0, 0.0714), (50, 50, 0.9286, 1.0), (2, 2, 0.3424, 1.0)],
 )
 def test_wilson_at_known_values(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson(successes, n) == pytest.approx((successes / n, low, high), abs=1e-4)
+    assert proportion(successes, n) == pytest.approx((successes / n, low, high), abs=1e-4)
 
 
-def test_wilson_bounds_are_the_shares_that_the_score_test_just_accepts() -> None:
-    share, low, high = wilson(327, 500)
-    assert low < share < high
-    for p in (low, high):
-        assert abs(share - p) / np.sqrt(p * (1 - p) / 500) == pytest.approx(Z_95)
+UNIT = (0.0, 1.0)
 
 
-def test_bootstrap_is_deterministic_and_brackets_the_mean() -> None:
-    values = np.random.default_rng(0).uniform(size=50).tolist()
-    first = bootstrap_mean(values)
-    assert first == bootstrap_mean(values)
-    assert first.value == pytest.approx(np.mean(values))
-    normal = Z_95 * np.std(values) / np.sqrt(50)  # the bootstrap's limit for many values
-    assert (first.low, first.high) == pytest.approx((first.value - normal, first.value + normal), abs=0.01)
+def test_a_single_episode_has_no_interval() -> None:
+    for estimate in (
+        intervals.mean([0.3], UNIT),
+        intervals.mean([0.3]),
+        proportion(1, 1),
+        crossed_mean(np.array([[0.3]])),
+    ):
+        assert not estimate.bounded
+    assert math.isnan(proportion(0, 0).value)
 
 
-def test_bootstrap_covers_the_true_mean_at_about_its_level() -> None:
-    samples = np.random.default_rng(1).beta(2, 1, size=(400, 40))  # skewed, as scores are
-    estimates = [bootstrap_mean(sample.tolist(), n_resamples=400) for sample in samples]
-    assert 0.91 < np.mean([e.low <= 2 / 3 <= e.high for e in estimates]) < 0.98
+def test_an_interval_of_0s_and_1s_is_jeffreys() -> None:
+    found = intervals.mean([1.0] * 7 + [0.0] * 3, UNIT)
+    assert found == pytest.approx((0.7, *betaincinv(7.5, 3.5, [0.025, 0.975])), abs=0.005)
 
 
-def test_bootstrap_of_a_constant_has_no_width() -> None:
-    assert bootstrap_mean([0.25] * 10) == (0.25, 0.25, 0.25)
+@pytest.mark.parametrize("values", [[0.0] * 3, [1.0] * 50, [0.98, 1.0, 1.0], [0.0, 1.0]])
+def test_an_interval_stays_within_the_bounds_holds_the_mean_and_has_a_width(values: list[float]) -> None:
+    value, low, high = intervals.mean(values, UNIT)
+    assert 0 <= low <= value <= high <= 1
+    assert high - low > 0.01
+    scaled = intervals.mean([10 * v - 5 for v in values], (-5.0, 5.0))
+    assert scaled == pytest.approx((10 * value - 5, 10 * low - 5, 10 * high - 5), abs=1e-9)
+
+
+def test_a_mean_depends_on_neither_chance_nor_order() -> None:
+    values = np.random.default_rng(0).uniform(size=50)
+    assert intervals.mean(values, UNIT) == intervals.mean(values[::-1], UNIT)
+    assert intervals.mean(values, UNIT) == crossed_mean(values[None], UNIT)  # console and page say the same
+
+
+def test_values_beyond_the_bounds_have_students_interval() -> None:
+    values = np.array([0.5, 1.5, 0.9])
+    assert intervals.mean(values, UNIT) == intervals.mean(values)
+
+
+@pytest.mark.parametrize("kind", ["PushT", "near 1", "near 0"])
+@pytest.mark.parametrize("n", [3, 10])
+def test_the_interval_of_a_bounded_mean_holds_for_few_episodes(
+    kind: str, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intervals, "N_DRAWS", 1000)
+    assert mean_coverage(kind, n, UNIT, 200) >= 0.91
+
+
+def mean_coverage(kind: str, n: int, bounds: Bounds | None, n_simulations: int) -> float:
+    """How often the 95 % interval of the mean of n episodes holds the truth."""
+    samples = SCORES[kind](np.random.default_rng(0).normal(size=(n_simulations, n)))
+    estimates = [intervals.mean(sample, bounds) for sample in samples]
+    truth = true_mean(kind)
+    return float(np.mean([e.low - 1e-9 <= truth <= e.high + 1e-9 for e in estimates]))
+
+
+@pytest.mark.parametrize("seeds", [[2], [3]])
+def test_a_crossed_interval_stays_within_the_bounds_and_holds(seeds: list[int]) -> None:
+    tables = (draw(np.random.default_rng(i), "near 1", seeds, 5, [0.02])[0] for i in range(200))
+    estimates = [crossed_mean(table, UNIT) for table in tables]
+    assert all(0 <= e.low <= e.value <= e.high <= 1 for e in estimates)
+    truth = true_mean("near 1")
+    assert np.mean([e.low <= truth <= e.high for e in estimates]) > 0.85
+
+
+def test_a_difference_of_bounded_scores_stays_possible_and_has_a_width() -> None:
+    far = paired_difference(np.array([[1.0, 0.0]]), np.array([[0.0, 0.9]]), UNIT)
+    assert -1 <= far.low < far.high <= 1
+    same = paired_difference(np.zeros((1, 5)), np.zeros((1, 5)), UNIT)
+    assert same.low < -0.05 < 0.05 < same.high
 
 
 def true_mean(kind: str) -> float:
@@ -195,8 +245,11 @@ def test_a_recipe_is_no_better_than_itself(n_seeds: int) -> None:
 
 def test_a_single_score_bounds_nothing() -> None:
     one = np.array([[0.5]])
-    assert crossed_mean(one) == (0.5, -math.inf, math.inf)
-    assert paired_difference(one, one / 2) == Difference(0.25, -math.inf, math.inf, 0.5)
+    assert not crossed_mean(one).bounded
+    difference = paired_difference(one, one / 2)
+    assert (difference.value, difference.p_better) == (0.25, 0.5)
+    assert math.isnan(difference.low)
+    assert math.isnan(difference.high)
 
 
 def test_scores_that_cannot_be_compared_are_refused() -> None:
@@ -220,7 +273,18 @@ def table(cases: list[list[int]], shares: list[list[float]], n_simulations: int)
             yield f"| {kind} | {label} | " + " | ".join(f"{few:.1f} / {many:.1f}" for few, many in cells) + " |\n"
 
 
+def bounded_table(n_simulations: int) -> Iterator[str]:
+    """Markdown: coverage in % of the interval of a mean of n episodes, Bayesian and Student's, by n."""
+    sizes = (2, 3, 5, 10, 50)
+    yield "| scores | " + " | ".join(f"n = {n}" for n in sizes) + " |\n" + "|---" * (1 + len(sizes)) + "|\n"
+    for kind in [kind for kind in SCORES if kind != "Gaussian"]:
+        cells = [[100 * mean_coverage(kind, n, b, n_simulations) for b in (UNIT, None)] for n in sizes]
+        yield f"| {kind} | " + " | ".join(f"{bayes:.0f} / {student:.0f}" for bayes, student in cells) + " |\n"
+
+
 if __name__ == "__main__":
+    intervals.N_DRAWS = 1000
+    sys.stdout.writelines(bounded_table(1000))
     sys.stdout.writelines(table([[1], [2], [3], [5]], [[0.0], [0.02], [0.1], [0.5]], 2000))
     equal = [[share, share] for share in (0.0, 0.02, 0.5)]
     sys.stdout.writelines(table([[1, 1], [2, 2], [3, 3], [5, 5], [5, 2], [3, 1]], [*equal, [0.02, 0.5]], 2000))

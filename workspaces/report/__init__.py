@@ -19,7 +19,8 @@ MISSING = "???"
 
 
 class ReportWorkspace(Workspace):
-    """Writes report.html, tables/*.csv and *.md, and figures/*.png into `run_dir`, or else into <runs>/report.
+    """Writes report.html, tables (CSV, Markdown, LaTeX) and figures (PNG, PDF) into `run_dir`, or else into
+    <runs>/report.
 
     Raises ValueError where `runs` is not given or holds no run, and for a baseline that is no setting.
 
@@ -36,8 +37,6 @@ class ReportWorkspace(Workspace):
         self.baseline: dict[str, object] | None = config["report"]["baseline"]
         if not isinstance(self.baseline, (dict, type(None))):
             raise ValueError(f"report.baseline={self.baseline}, expected as in 'report.baseline={{horizon: 16}}'")
-        if config["report"]["publish"] not in (None, "wandb"):
-            raise ValueError(f"report.publish={config['report']['publish']}, expected wandb or null")
         self.run_dir = Path(config["run_dir"] or self.runs / "report")
         self.html = self.run_dir / "report.html"
         self.tables: dict[str, pd.DataFrame] = {}
@@ -55,21 +54,27 @@ class ReportWorkspace(Workspace):
         made = _tables(found, counted, trained, results, comparisons, self.baseline, self.runs)
         with figures.style():
             drawn = figures.all_figures(trained, found.unfinished, results, comparisons)
-            pictures = {name: (figures.svg(figure), figures.png(figure)) for name, figure in drawn.items()}
-            sheets = failure_map.sheets(results, self.run_dir, trusted)
+            svgs = {name: figures.svg(figure) for name, figure in drawn.items()}
+            files = {
+                f"figures/{name}.{kind}": save(figure)
+                for name, figure in drawn.items()
+                for kind, save in (("png", figures.png), ("pdf", figures.pdf))
+            }
+            sheets = failure_map.sheets(results, self.run_dir, trusted, self.config["report"]["n_films"])
         html = page.render(
             title=self.runs.resolve().name,
             runs=self.runs,
             results=results,
             trained=trained,
             tables=made,
-            figures={name: svg for name, (svg, _) in pictures.items()},
+            figures={name: (svg, files[f"figures/{name}.pdf"]) for name, svg in svgs.items()},
             references=figures.references(trained),
             sheets=sheets,
             not_shown=[r.label for r in failure_map.best_of(results)[failure_map.MAX_SETTINGS :]],
             recipes=recipe.recipes(found.finished),
         )
-        self._write(made, {name: png for name, (_, png) in pictures.items()}, html)
+        self.figures = {name: self.run_dir / "figures" / f"{name}.png" for name in drawn}
+        self._write(made, files, html)
         self._log(counted, results)
         log.info("%d runs count, %d directories left out", len(counted), len(found.left_out))
         log.info("%s", self.html)
@@ -95,20 +100,17 @@ class ReportWorkspace(Workspace):
             project = self.config["logger"]["project"]
             publish(self.run_dir / "dashboard.json", project, group, keys, seeds, quantities)
 
-    def _write(self, made: dict[str, tables.Table], pngs: dict[str, bytes], html: str) -> None:
+    def _write(self, made: dict[str, tables.Table], files: dict[str, bytes], html: str) -> None:
         """Each file whole or not at all, the page last; what an earlier report had more goes."""
-        files = {f"figures/{name}.png": png for name, png in pngs.items()}
         for name, table in made.items():
-            files[f"tables/{name}.csv"] = page.csv(table)
-            files[f"tables/{name}.md"] = page.markdown(table)
+            files |= {f"tables/{name}.{kind}": page.FORMATS[kind].write(table) for kind in page.FORMATS}
         for name, content in {**files, "report.html": html.encode()}.items():
             write_bytes(self.run_dir / name, content)
-        for kind in ("figures/*.png", "tables/*.csv", "tables/*.md"):
+        for kind in ("figures/*.png", "figures/*.pdf", *(f"tables/*.{kind}" for kind in page.FORMATS)):
             for path in self.run_dir.glob(kind):
                 if str(path.relative_to(self.run_dir)) not in files:
                     path.unlink()
         self.tables = {name: table.frame for name, table in made.items()}
-        self.figures = {name: self.run_dir / "figures" / f"{name}.png" for name in pngs}
 
 
 def _tables(

@@ -3,7 +3,6 @@
 import base64
 import os
 import re
-import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from dp.tasks import Scene, Task
+from workspaces.command import override
+from workspaces.command import run as command_line
 from workspaces.report.figures import svg
-from workspaces.report.films import film
+from workspaces.report.films import MAX_FILMED, film
 from workspaces.report.runs import FINAL, Run
 from workspaces.report.tables import Result, quantity_name
 
@@ -23,7 +24,8 @@ MAX_SETTINGS = 12
 MAX_VIDEO_BYTES = 32 << 20
 """Of all videos inside one page: browsers hold it in memory. The worst episodes come first; others are linked."""
 
-OUTCOMES = {"failure": "#D55E00", "near miss": "#E69F00", "success": "#0072B2"}
+OUTCOMES = {"failure": "#D55E00", "near miss": "#E69F00", "success": "#0072B2", "not judged": "#7A5195"}
+"""How an episode can end, with its colour. "not judged": the environment does not say what success is."""
 
 SCALE = 0.4
 """Of the outlines on the map: at full size fifty of them hide each other."""
@@ -66,13 +68,21 @@ class Sheet:
     cards: list[Card]
 
     @property
+    def judged(self) -> bool:
+        """Whether the environment says what success is."""
+        return all(card.outcome != "not judged" for card in self.cards)
+
+    @property
     def counts(self) -> dict[str, int]:
-        return {outcome: sum(card.outcome == outcome for card in self.cards) for outcome in outcomes(self.run.task)}
+        ends = [card.outcome for card in self.cards]
+        return {outcome: ends.count(outcome) for outcome in outcomes(self.run.task, self.judged)}
 
 
-def outcomes(task: Task) -> list[str]:
-    """How an episode can end."""
-    return [outcome for outcome in OUTCOMES if outcome != "near miss" or task.near_miss is not None]
+def outcomes(task: Task, judged: bool) -> list[str]:
+    """How an episode can end. judged: whether the environment says what success is."""
+    if not judged:
+        return ["not judged"]
+    return ["failure", "near miss", "success"] if task.near_miss is not None else ["failure", "success"]
 
 
 def best_of(results: Iterable[Result]) -> list[Result]:
@@ -81,13 +91,16 @@ def best_of(results: Iterable[Result]) -> list[Result]:
     return sorted(ordered, key=lambda r: [one.protocol.task for one in ordered].index(r.protocol.task))
 
 
-def sheets(results: Iterable[Result], folder: Path, trusted: Collection[str] = ()) -> list[Sheet]:
-    """A sheet for each of the best settings, for a page in `folder`. Missing videos are made in <folder>/videos.
+def sheets(
+    results: Iterable[Result], folder: Path, trusted: Collection[str] = (), n_films: int = MAX_FILMED
+) -> list[Sheet]:
+    """A sheet for each of the best settings, for a page in `folder`. Missing videos are made in <folder>/videos, of the
+    `n_films` worst episodes of each setting.
 
     A figure is made: call it inside `figures.style()`. `trusted` packages are named in the commands, too.
     """
     best = best_of(results)[:MAX_SETTINGS]
-    films = film([result.runs[0] for result in best], folder / "videos")
+    films = film([result.runs[0] for result in best], folder / "videos", n_films)
     left = MAX_VIDEO_BYTES
     made = []
     for number, result in enumerate(best):
@@ -107,7 +120,9 @@ def sheets(results: Iterable[Result], folder: Path, trusted: Collection[str] = (
 
 
 def outcome_of(row: dict, near_miss: float | None) -> str:
-    """success, near miss or failure."""
+    """One of `OUTCOMES`."""
+    if row["success"] is None:
+        return "not judged"
     near = near_miss is not None and row["max_reward"] >= near_miss
     return "success" if row["success"] else "near miss" if near else "failure"
 
@@ -141,7 +156,7 @@ def replay(run: Run, seed: int, trusted: Collection[str] = ()) -> str:
     """The command that rolls the same policy out from `seed` again, and records it."""
     typed = run.record.get("overrides", []) if run.verb == "evaluate" else []
     kept = [o for o in typed if not o.lstrip("+~").startswith(OVERRIDDEN) or o.startswith("workspace.")]
-    known = {override.partition("=")[0] for override in kept}
+    known = {typed.partition("=")[0] for typed in kept}
     if run.verb == "evaluate" and "overrides" not in run.record:
         kept.append(f"scheduler.num_inference_steps={run.config['scheduler']['num_inference_steps']}")
     steps = run.protocol.max_steps
@@ -149,10 +164,10 @@ def replay(run: Run, seed: int, trusted: Collection[str] = ()) -> str:
         kept.append(f"env_runner.max_steps={steps}")
     policy = run.checkpoint or (run.path / "checkpoints/last.pt" if run.verb == "train" else None)
     new = [f"env_runner.start_seed={seed}", "env_runner.n_episodes=1", "env_runner.n_videos=1", "logger.mode=disabled"]
-    of = [f"checkpoint={policy}"] if policy else []
+    of = [override("checkpoint", policy)] if policy else []
     if trusted and "trust" not in known:
         kept.append(f"trust=[{','.join(trusted)}]")
-    return shlex.join(["python", "run.py", "workspace=evaluate", *of, *kept, *new])
+    return command_line("workspace=evaluate", *of, *kept, *new)
 
 
 def _map(cards: list[Card], scenes: dict[int, Scene]) -> str:

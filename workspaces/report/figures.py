@@ -1,10 +1,13 @@
 """Figures of a report. Each function makes one matplotlib figure, small enough to be read on a phone."""
 
 import io
+import logging
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from operator import mul
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -13,11 +16,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.rcsetup import cycler
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dp.tasks import Reference
 from workspaces.report.runs import Protocol, Run
-from workspaces.report.tables import ACTION_ERROR, STEPS, Comparison, Result, Setting, label, labels, value_of
+from workspaces.report.tables import (
+    ACTION_ERROR,
+    STEPS,
+    Comparison,
+    Result,
+    Setting,
+    label,
+    labels,
+    settings,
+    short_labels,
+    value_of,
+)
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#6B6B6B")
 """Okabe & Ito (2008): told apart with any colour vision; yellow and black replaced, which vanish on white or black."""
@@ -30,12 +45,22 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left", "axes.titlepad": 10, "axes.labelcolor": INK, "text.color": INK,
     "axes.edgecolor": GREY, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
-    "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.prop_cycle": cycler(color=PALETTE), "xtick.color": GREY, "ytick.color": GREY,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "lines.linewidth": 1.8, "legend.frameon": False, "legend.fontsize": 8, "figure.constrained_layout.use": True,
     "text.parse_math": False,  # a name may hold a $
-    "svg.fonttype": "path", "svg.hashsalt": "dp", "savefig.transparent": True, "axes.facecolor": "none",
+    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "dp",
+    "savefig.transparent": True, "axes.facecolor": "none",
 }  # fmt: skip
 
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font in a PDF
+
+MAX_LABEL = 110
+"""Characters of a name in a figure. The tables have it whole."""
+
+SAME_PACE = 0.1
+"""Two runs whose time per step differs by less than this share have one axis of minutes."""
 
 DASHED = {"ls": (0, (3, 2)), "lw": 1.3}
 
@@ -62,6 +87,13 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF file, for a paper: text stays text."""
+    file = io.BytesIO()
+    figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+    return file.getvalue()
+
+
 def slug(task: str) -> str:
     """The name of a task in the names of files and in links."""
     return re.sub(r"[^\w.+-]+", "-", task).lstrip(".-") or "task"
@@ -77,14 +109,13 @@ def all_figures(
 ) -> dict[str, Figure]:
     """Every figure that these runs give something for, by name. Different tasks never share one."""
     figures: dict[str, Figure] = {}
-    colours = palette([*labels(trained), *map(trained_as, results)])
-    curves = [*curves_of(trained, colours), *_unfinished_curves(unfinished)]
+    colours = palette(labels(trained), map(trained_as, results))
     known = references([*trained, *unfinished])
-    several = len({curve.name for curve in curves}) > 1
-    tasks = sorted({curve.run.protocol.task for curve in curves})
+    tasks = sorted({run.protocol.task for run in [*trained, *unfinished]})
     for task in tasks:
-        own = [curve for curve in curves if curve.run.protocol.task == task]
-        figures |= _training_figures(own, slug(task), known[task], several, task if len(tasks) > 1 else "")
+        curves = [curve for curve in curves_of(trained, colours) if curve.run.protocol.task == task]
+        curves += [curve for curve in _unfinished_curves(unfinished) if curve.run.protocol.task == task]
+        figures |= _training_figures(curves, slug(task), known[task], task if len(tasks) > 1 else "")
     for task in dict.fromkeys(c.one.protocol.task for c in comparisons):
         own_comparisons = [c for c in comparisons if c.one.protocol.task == task]
         figures[f"paired-comparison-{slug(task)}"] = differences(own_comparisons)
@@ -93,18 +124,15 @@ def all_figures(
     return figures
 
 
-def _training_figures(
-    curves: list["Curve"], task: str, lines: Sequence[Reference], several: bool, title: str
-) -> dict[str, Figure]:
-    """The curves of one task. `several`: the report has more than one curve, so even a single one needs its name."""
+def _training_figures(curves: list["Curve"], task: str, lines: Sequence[Reference], title: str) -> dict[str, Figure]:
+    """The curves of one task."""
     figures: dict[str, Figure] = {}
-    scored = any(curve.of("rollout/score")[0] for curve in curves)
-    for x in ("step", "minutes") if scored else ():
-        figures[f"learning-curve-{task}-{x}"] = learning_curve(curves, x, lines, several, title)
+    if any(curve.of("rollout/score")[0] for curve in curves):
+        figures[f"learning-curve-{task}"] = learning_curve(curves, lines, title)
     for key in LOSSES:
         if any(curve.of(key)[0] for curve in curves):
             name = f"{key.replace('/', '-').replace('_', '-')}-{task}"
-            figures[name] = loss_curve(curves, key, several and not scored, title)
+            figures[name] = loss_curve(curves, key, title)
     return figures
 
 
@@ -127,104 +155,137 @@ class Curve(NamedTuple):
         points = self.run.curve(key)
         return list(points), list(points.values())
 
-    def over(self, x: str, key: str) -> pd.Series:
-        """Values over "step" or "minutes" of training."""
+    def series(self, key: str) -> pd.Series:
+        """Values over steps."""
         steps, values = self.of(key)
-        if x == "step":
-            return pd.Series(values, steps, float)
-        logged, seconds = self.of("time/training_s")
-        return pd.Series(values, np.interp(steps, [0, *logged], np.array([0.0, *seconds]) / 60), float)
+        return pd.Series(values, steps, float)
+
+    @property
+    def minutes_per_step(self) -> float:
+        """Of training; nan where no time was logged."""
+        steps, seconds = self.of("time/training_s")
+        return seconds[-1] / steps[-1] / 60 if steps and steps[-1] else np.nan
 
 
-def palette(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name, the same in all figures; horizon=8 comes before horizon=10."""
-    ordered = sorted(set(names), key=lambda name: [part.zfill(12) for part in re.split(r"(\d+)", name)])
+def palette(*groups: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, the same in all figures, group by group; horizon=8 comes before horizon=10."""
+
+    def numeric(name: str) -> list[str]:
+        return [part.zfill(12) for part in re.split(r"(\d+)", name)]
+
+    ordered = dict.fromkeys(name for names in groups for name in sorted(set(names), key=numeric))
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(ordered)}
 
 
 def curves_of(trained: list[Run], colours: dict[str, str]) -> list[Curve]:
-    """Finished trainings: a colour a setting, in the order of the colours."""
-    curves = [Curve(run, name, colours[name]) for run, name in zip(trained, labels(trained), strict=True)]
-    return sorted(curves, key=lambda curve: [*colours].index(curve.name))
+    """Finished trainings: a colour for each setting, in the order of the colours, and its shortest name in its task."""
+    names = labels(trained)
+    shown = dict(zip(names, names, strict=True))
+    for task in {run.protocol.task for run in trained}:
+        own = {name: s for run, name, s in zip(trained, names, settings(trained), strict=True)
+               if run.protocol.task == task}  # fmt: skip
+        shown |= dict(zip(own, map(_brief, short_labels([*own.values()])), strict=True))
+    ordered = sorted(zip(trained, names, strict=True), key=lambda pair: [*colours].index(pair[1]))
+    return [Curve(run, shown[name] or name, colours[name]) for run, name in ordered]
+
+
+def _brief(name: str) -> str:
+    """At most two lines of a legend."""
+    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
 
 
 def _unfinished_curves(runs: list[Run]) -> list[Curve]:
     """The others: a colour a run, from the palette's end."""
-    made = [Curve(run, f"{run.path.name}: {run.state}", PALETTE[-1 - i % len(PALETTE)]) for i, run in enumerate(runs)]
+    made = [
+        Curve(run, f"{_brief(run.path.name)}: {run.state}", PALETTE[-1 - i % len(PALETTE)])
+        for i, run in enumerate(runs)
+    ]
     return [curve for curve in made if curve.of("train/loss")[0]]
 
 
-def learning_curve(curves: list[Curve], x: str, lines: Sequence[Reference], several: bool, task: str) -> Figure:
-    """Score of the rollouts over steps or training minutes, with published scores to compare with."""
+def learning_curve(curves: list[Curve], lines: Sequence[Reference], task: str) -> Figure:
+    """Score of the rollouts over steps, with its intervals, and with published scores to compare with."""
     figure = Figure(figsize=SIZE)
     axes = figure.add_subplot()
-    _draw_curves(axes, curves, x, "rollout/score")
+    _draw_curves(axes, curves, "rollout/score")
     scores = [score for curve in curves for score in curve.of("rollout/score")[1]]
     if all(0 <= score <= 1 for score in [*scores, *(line.score for line in lines)]):
         axes.set_ylim(0, 1.02)
     for reference in lines:
         axes.axhline(reference.score, color=GREY, ls=reference.line, lw=1.1, zorder=1)
-    axes.set(title=_titled("Score of the rollouts", task), ylabel="score")
-    axes.set_xlabel("training step" if x == "step" else "minutes of training")
-    _legend(figure, axes, several, lines)
+    axes.set(title=_titled("Score of the rollouts", task), ylabel="score", xlabel="training step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _minutes_axis(axes, curves)
+    _legend(figure, axes, lines)
     return figure
 
 
-def loss_curve(curves: list[Curve], key: str, legend: bool, task: str) -> Figure:
-    """One of `LOSSES` over steps. Colours as in the learning curves, which have the legend."""
+def _minutes_axis(axes: Axes, curves: list[Curve]) -> None:
+    """Minutes above the axes, where all runs took about as long per step."""
+    paces = np.array([curve.minutes_per_step for curve in curves])
+    pace = float(paces.mean())
+    if pace > 0 and (abs(paces / pace - 1) < SAME_PACE).all():
+        top = axes.secondary_xaxis("top", functions=(partial(mul, pace), partial(mul, 1 / pace)))
+        top.set_xlabel("minutes of training")
+        top.tick_params(length=0)
+        top.spines["top"].set_visible(False)
+
+
+def loss_curve(curves: list[Curve], key: str, task: str) -> Figure:
+    """One of `LOSSES` over steps."""
     figure = Figure(figsize=SMALL)
     axes = figure.add_subplot()
-    _draw_curves(axes, curves, "step", key)
-    axes.set(title=_titled(LOSSES[key], task), xlabel="training step", yscale="log")
+    _draw_curves(axes, curves, key)
+    axes.set(title=_titled(LOSSES[key], task, SMALL[0]), xlabel="training step", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, which="minor", axis="y", lw=0.4)
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    if legend:
-        _legend(figure, axes, legend)
+    _legend(figure, axes)
     return figure
 
 
-def _titled(title: str, more: str) -> str:
-    """Two lines: one would be cut off in a narrow figure."""
-    return f"{title}\n{more}" if more else title
+def _titled(title: str, more: str, width: float = SIZE[0]) -> str:
+    """A title, and below it what it is of, in lines that fit a figure of `width` inches."""
+    return "\n".join([title, *textwrap.wrap(_brief(more), int(8.5 * width))])
 
 
-def _draw_curves(axes: Axes, curves: list[Curve], x: str, key: str) -> None:
-    """Thin lines for seeds, a thick one for their mean; runs that are not finished are dashed, and in no mean."""
+def _draw_curves(axes: Axes, curves: list[Curve], key: str) -> None:
+    """Thin lines for seeds, a thick one for their mean; runs that are not finished are dashed, and in no mean.
+
+    Where intervals were recorded, their mean over the seeds is shaded.
+    """
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
         groups.setdefault((curve.name, curve.colour), []).append(curve)
     for (name, colour), group in groups.items():
-        lines = [line for curve in group if len(line := curve.over(x, key))]
+        lines = [line for curve in group if len(line := curve.series(key))]
         for line in lines if len(lines) > 1 else []:
             axes.plot(line.index, line, color=colour, lw=0.9, alpha=0.45)
         if lines:
-            mean = _mean_curve(lines, x)
+            mean = _mean_curve(lines)
+            low, high = (_mean_curve([curve.series(f"{key}_ci_{end}") for curve in group]) for end in ("low", "high"))
+            if len(low):
+                axes.fill_between(low.index, low.to_numpy(), high.to_numpy(), color=colour, alpha=0.14, lw=0)
             text = f"{name} ({len(lines)} seeds)" if len(lines) > 1 else name
             look = {"marker": "o" if len(mean) < 25 else "", "ms": 3} if group[0].run.state == "finished" else DASHED
             axes.plot(mean.index, mean, color=colour, label=text, **look)
 
 
-def _mean_curve(curves: list[pd.Series], x: str) -> pd.Series:
-    """Where every seed has a value; over minutes, the mean of the seeds at the same step, at their mean time."""
-    if x == "minutes":
-        shortest = min(map(len, curves))
-        times = np.mean([curve.index[:shortest] for curve in curves], axis=0)
-        return pd.Series(np.mean([curve.to_numpy()[:shortest] for curve in curves], axis=0), times)
+def _mean_curve(curves: list[pd.Series]) -> pd.Series:
+    """Where every seed has a value."""
     return pd.concat(curves, axis=1, join="inner").mean(axis=1)
 
 
-def _legend(figure: Figure, axes: Axes, several: bool, lines: Sequence[Reference] = ()) -> None:
-    """Below the axes: curves, unless there is a single one in the whole report, and the grey lines."""
+def _legend(figure: Figure, axes: Axes, lines: Sequence[Reference] = ()) -> None:
+    """Below the axes: the curves and the grey lines."""
     handles, labels = axes.get_legend_handles_labels()
-    if not (several or len(labels) > 1 or any("seeds" in text or ":" in text for text in labels)):
-        handles, labels = [], []
     names = [f"{line.name}: {line.score:g} on {line.protocol}" for line in lines]
     greys = [Line2D([], [], color=GREY, ls=line.line, lw=1.1) for line in lines]
     handles, labels = [*handles[:16], *greys], [*labels[:16], *names]
     if labels:
-        per_line = int(14 * figure.get_figwidth())  # characters that fit next to a handle
+        per_line = int(12 * figure.get_figwidth())  # characters that fit next to a handle
         columns = 2 if max(map(len, labels)) < per_line // 2 - 4 else 1
         wrapped = [textwrap.fill(text, per_line) for text in labels]
         n_lines = sum(text.count("\n") + 1 for text in wrapped) / columns
@@ -235,10 +296,16 @@ def _legend(figure: Figure, axes: Axes, several: bool, lines: Sequence[Reference
 def differences(comparisons: list[Comparison]) -> Figure:
     """Differences in score with their intervals, one a line."""
     one_reference = len({id(c.reference) for c in comparisons}) == 1
-    pairs = [[c.one.label] if one_reference else [c.one.label, f"minus {c.reference.label}"] for c in comparisons]
-    names = ["\n".join(textwrap.fill(name, 36) for name in pair) for pair in pairs]
-    width = SIZE[0] + 0.06 * max(len(line) for name in names for line in name.splitlines())
-    figure = Figure(figsize=(width, 1.2 + sum(0.14 + 0.12 * len(name.splitlines()) for name in names)))
+    sides = [c.one for c in comparisons] + [c.reference for c in comparisons]
+    short = [
+        _brief(text or side.label) for text, side in zip(short_labels([s.setting for s in sides]), sides, strict=True)
+    ]
+    ones, others = short[: len(comparisons)], short[len(comparisons) :]
+    pairs = [[one] if one_reference else [one, f"minus {other}"] for one, other in zip(ones, others, strict=True)]
+    names = ["\n".join(textwrap.fill(name, 30) for name in pair) for pair in pairs]
+    below = f"score minus that of {others[0]}" if one_reference else "difference in score"
+    n_lines = sum(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(SIZE[0], 1.4 + 0.14 * len(names) + 0.13 * n_lines))
     axes = figure.add_subplot()
     for y, c in enumerate(comparisons):
         clear = c.score.low > 0 or c.score.high < 0
@@ -246,10 +313,9 @@ def differences(comparisons: list[Comparison]) -> Figure:
         axes.plot([c.score.low, c.score.high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
         axes.plot(c.score.value, y, "o", color=colour, ms=6)
     axes.axvline(0, color=INK, lw=1)
-    axes.set(title="Difference in score, with its 95 % interval", ylim=(len(comparisons) - 0.4, -0.6))
-    axes.set_xlabel(
-        f"score minus that of\n{textwrap.fill(comparisons[0].reference.label, 60)}" if one_reference else ""
-    )
+    axes.set(ylim=(len(comparisons) - 0.4, -0.6))
+    figure.suptitle("Difference in score, with its 95 % interval", x=0.02, ha="left", size=10, weight="bold")
+    figure.supxlabel(textwrap.fill(below, 64), size=9)  # centred under the figure: the axes are narrow
     axes.set_yticks(range(len(comparisons)), names, fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
@@ -263,14 +329,10 @@ def heat_maps(results: list[Result]) -> Iterator[Figure]:
         return
     groups: dict[tuple[str, Protocol], list[Result]] = {}
     for result in results:
-        groups.setdefault((label(_rest(result.setting)), result.protocol), []).append(result)
+        groups.setdefault((label(_without(result.setting, "horizon", STEPS)), result.protocol), []).append(result)
     for (rest, protocol), group in groups.items():
         if len({r.setting["horizon"] for r in group}) > 1 and len({r.setting[STEPS] for r in group}) > 1:
             yield _heat_map(group, f"{protocol}" + (f", {rest}" if rest else ""))
-
-
-def _rest(setting: Setting) -> Setting:
-    return {key: value for key, value in setting.items() if key not in ("horizon", STEPS)}
 
 
 def _heat_map(results: list[Result], title: str) -> Figure:
@@ -286,8 +348,12 @@ def _heat_map(results: list[Result], title: str) -> Figure:
         y, x = rows.index(result.setting["horizon"]), columns.index(result.setting[STEPS])
         score = result.score
         colour = "white" if score.value < (np.nanmin(grid) + np.nanmax(grid)) / 2 else "black"
-        axes.text(x, y - 0.12, f"{score.value:.3f}", ha="center", va="center", color=colour, weight="bold", fontsize=10)
-        axes.text(x, y + 0.2, f"[{score.low:.2f}, {score.high:.2f}]", ha="center", va="center", color=colour, size=7.5)
+        look: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
+        above = 0.12 if score.bounded else 0.0
+        axes.text(x, y - above, f"{score.value:.3f}", weight="bold", fontsize=10, **look)
+        if score.bounded:
+            bounds = f"[{score.low:.2f}, {score.high:.2f}]"
+            axes.text(x, y + 0.2, bounds, size=7.5, **look)
     axes.set(title=_titled("Score", title), xlabel="inference steps", ylabel="horizon")
     axes.set(xticks=range(len(columns)), yticks=range(len(rows)), xticklabels=columns, yticklabels=rows)
     axes.grid(False)
@@ -327,22 +393,28 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
         if STEPS in result.setting:
             axes.annotate(value_of(result.setting[STEPS]), (result.inference_ms, score.value), xytext=(5, 3),
                           textcoords="offset points", size=7)  # fmt: skip
-    for name in [name for name in colours if name in map(trained_as, results)]:
-        axes.plot([], [], "o", color=colours[name], label=name)
+    ways = {trained_as(result): _without(result.setting, STEPS) for result in results}
+    for name, text in zip(ways, short_labels([*ways.values()]), strict=True):
+        axes.plot([], [], "o", color=colours[name], label=_brief(text or name))
     x, y = [r.inference_ms for r in front], [r.score.value for r in front]
     axes.step(x, y, where="post", color=INK, lw=1.1, ls="--", zorder=1, label="Pareto front (filled)")
-    if max(r.inference_ms for r in results) > 8 * min(r.inference_ms for r in results):
+    ratio = max(r.inference_ms for r in results) / max(min(r.inference_ms for r in results), 1e-9)
+    if ratio > 8:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 200 else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
     axes.set(title=_titled("Score against latency", f"{results[0].protocol}"), ylabel="score")
     axes.set(xlabel="milliseconds per action chunk, one observation")
-    _legend(figure, axes, several=True)
+    _legend(figure, axes)
     return figure
 
 
 def trained_as(result: Result) -> str:
     """The setting without the inference steps."""
-    return label({k: v for k, v in result.setting.items() if k != STEPS}) or result.runs[0].config["name"]
+    return label(_without(result.setting, STEPS)) or result.runs[0].config["name"]
+
+
+def _without(setting: Setting, *keys: str) -> Setting:
+    return {key: value for key, value in setting.items() if key not in keys}

@@ -24,7 +24,8 @@ Films = dict[tuple[Path, int], Path]
 
 
 MAX_FILMED = 50
-"""Episodes of one evaluation, the worst: a video takes a second of one core, and evaluations may have hundreds."""
+"""Episodes of one evaluation, the worst, unless report.n_films says otherwise: a video takes a second of one core, and
+evaluations may have hundreds."""
 
 
 class Take(NamedTuple):
@@ -38,26 +39,32 @@ class Take(NamedTuple):
     max_reward: float
 
 
-def film(runs: Iterable[Run], folder: Path) -> Films:
-    """Makes videos in `folder` of episodes that have none, on all cores. Those that are there already are kept.
+def film(runs: Iterable[Run], folder: Path, n_films: int = MAX_FILMED) -> Films:
+    """Makes videos in `folder` of the `n_films` worst episodes of each run that have none, on all cores. Those that are
+    there already are kept.
 
     Left out are episodes of a task without an environment here, those whose actions are not known, and those that do
     not come out as they did: another version of the environment than the one they ran in.
     """
-    takes = [take for run in runs for take in _takes(run, folder)]
+    takes = [take for run in runs for take in _takes(run, folder, n_films)]
     missing = {take.file: take for take in takes if not take.file.is_file()}
     strangers = set()
     if missing:
+        log.info(
+            "filming %d episodes that were not recorded, about a second each on one of %d cores. "
+            "report.n_films=0 films none, report.n_films=5 the worst five of each evaluation",
+            len(missing), N_CORES,
+        )  # fmt: skip
         made = in_processes(_film, missing.values(), N_CORES)
-        bar = tqdm(made, total=len(missing), desc="videos", leave=False, disable=None)
+        bar = tqdm(made, total=len(missing), desc="filming", leave=False, disable=None)
         strangers = {take.file for take, same in bar if not same}
     if strangers:
         log.warning("%d episodes run differently here: another version of the environment; no videos", len(strangers))
     return {(take.run, take.seed): take.file for take in takes if take.file not in strangers}
 
 
-def _takes(run: Run, folder: Path) -> list[Take]:
-    worst = sorted(run.episodes, key=lambda row: row["max_reward"])[:MAX_FILMED]
+def _takes(run: Run, folder: Path, n_films: int) -> list[Take]:
+    worst = sorted(run.episodes, key=lambda row: row["max_reward"])[:n_films]
     wanted = {row["seed"]: row["max_reward"] for row in worst if run.video(row["seed"]) is None}
     make_env = run.task.make_env
     if not wanted or make_env is None or not run.actions.is_file():

@@ -1,11 +1,11 @@
-"""The page, and each table as CSV and Markdown."""
+"""The page, and each table as CSV, Markdown and LaTeX."""
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -22,7 +22,8 @@ NUMBER = re.compile(r"[−+<> ]*[\d.–]+( %)?( \[.*\])?( / \d+)?")
 SIGNED = re.compile(r"[-+]?\d[\d.]*(e[-+]?\d+)?", re.IGNORECASE)
 
 CAPTIONS = {
-    "learning-curve": "Mean over training seeds (thick) and each seed (thin). Dashed: not finished.",
+    "learning-curve": "Mean over training seeds (thick) and each seed (thin). Shaded: 95 % interval over the episodes, "
+    "averaged over the seeds. Dashed: not finished. Minutes are those of training steps alone.",
     "train-loss": "Mean since the last log. Dashed: not finished.",
     "val-loss": "EMA policy on held-out episodes, with the same noise every time.",
     "val-action-mse": "Squared error of sampled actions on held-out episodes, in normalised units.",
@@ -31,7 +32,6 @@ CAPTIONS = {
     "latency": "Bars are 95 % intervals of the score. Filled points are on the front: no other is both faster and "
     "better. Numbers are inference steps. Latency is that of the machine the evaluation ran on.",
 }
-MINUTES = "The same over the time spent in training steps, without validation and rollouts."
 PUBLISHED = "Grey lines are published scores. Compare them only with what was measured under the same protocol."
 
 
@@ -41,7 +41,7 @@ def render(
     results: list[Result],
     trained: list[Run],
     tables: dict[str, Table],
-    figures: dict[str, str],
+    figures: dict[str, tuple[str, bytes]],
     references: Mapping[str, Sequence[Reference]],
     sheets: list[Sheet],
     not_shown: list[str],
@@ -63,8 +63,12 @@ def render(
         several_tasks=len({run.protocol.task for run in trained} | {r.protocol.task for r in results}) > 1,
         tables={name: _table(name, table) for name, table in tables.items()},
         figures={
-            name: {"src": _data(svg.encode(), "image/svg+xml"), "caption": _caption(name, references)}
-            for name, svg in figures.items()
+            name: {
+                "src": _data(svg.encode(), "image/svg+xml"),
+                "pdf": _data(pdf, "application/pdf"),
+                "caption": _caption(name, references),
+            }
+            for name, (svg, pdf) in figures.items()
         },
         references={task: lines for task, lines in references.items() if lines},
         sheets=sheets,
@@ -72,7 +76,7 @@ def render(
         recipes=recipes,
         outcomes=OUTCOMES,
         scale=SCALE,
-        successes=_distinct((sheet.run.words.success, sheet.run.protocol.task) for sheet in sheets),
+        successes=_distinct((sheet.run.words.success, sheet.run.protocol.task) for sheet in sheets if sheet.judged),
         near_misses=_distinct((sheet.run.task.near_miss, sheet.run.protocol.task) for sheet in sheets),
         starts=list(dict.fromkeys(sheet.starts for sheet in sheets if sheet.starts)),
     )
@@ -92,8 +96,52 @@ def _no_formula(value: object) -> object:
 
 def markdown(table: Table) -> bytes:
     """As people read it, with the note below."""
-    body = table.shown.to_markdown(index=False, disable_numparse=True)
-    return f"{body}\n\n{table.note}\n".encode()
+    shown = table.shown.astype(str).rename(columns=_markdown_cell).map(_markdown_cell)
+    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{table.note}\n".encode()
+
+
+def _markdown_cell(text: str) -> str:
+    """On one line, with nothing that ends a cell or begins an element of HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def latex(table: Table) -> bytes:
+    """As people read it: a tabular for booktabs, for pdfLaTeX, XeLaTeX and LuaLaTeX. The note is a comment."""
+    shown = table.shown.astype(str)
+    numeric = ["r" if all(NUMBER.fullmatch(text) for text in shown[column]) else "l" for column in shown]
+    shown = shown.rename(columns=_latex_text).map(_latex_text)
+    rows = [" & ".join(row) + r" \\" for row in [shown.columns, *shown.itertuples(index=False)]]
+    lines = [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
+    note = f"% {' '.join(table.note.split())}\n% Needs \\usepackage{{booktabs}}.\n"
+    body = "\n".join([rf"\begin{{tabular}}{{{''.join(numeric)}}}", *lines, r"\end{tabular}"])
+    return f"{note}{body}\n".encode()
+
+
+LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    "−": "$-$", "×": r"$\times$", "†": r"\dag{}", "‡": r"\ddag{}", "–": "--", "…": r"\dots{}",
+}  # fmt: skip
+"""Characters that mean something to LaTeX, and those that pdfLaTeX's fonts lack, as they are written."""
+
+
+def _latex_text(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+class Format(NamedTuple):
+    """A kind of file for a table: its name for people, its media type, and what writes it."""
+
+    name: str
+    kind: str
+    write: Callable[[Table], bytes]
+
+
+FORMATS = {
+    "csv": Format("CSV", "text/csv", csv),
+    "md": Format("Markdown", "text/markdown", markdown),
+    "tex": Format("LaTeX", "application/x-tex", latex),
+}
+"""By the ending of the file."""
 
 
 def _best(results: list[Result]) -> list[Result]:
@@ -133,17 +181,14 @@ def _table(name: str, table: Table) -> dict[str, Any]:
         "columns": list(zip(shown.columns, numeric, strict=True)),
         "rows": [list(zip(row, numeric, strict=True)) for row in shown.itertuples(index=False)],
         "files": [
-            (f"{name}.csv", "CSV", _data(csv(table), "text/csv")),
-            (f"{name}.md", "Markdown", _data(markdown(table), "text/markdown")),
+            (f"{name}.{ending}", form.name, _data(form.write(table), form.kind)) for ending, form in FORMATS.items()
         ],
     }
 
 
 def _caption(name: str, references: Mapping[str, Sequence[Reference]]) -> str:
-    if name.startswith("learning-curve-") and name.endswith("-minutes"):
-        return MINUTES
     caption = next((text for start, text in CAPTIONS.items() if name.startswith(start)), "")
-    published = any(name == f"learning-curve-{slug(task)}-step" for task, lines in references.items() if lines)
+    published = any(name == f"learning-curve-{slug(task)}" for task, lines in references.items() if lines)
     return f"{caption} {PUBLISHED}" if published else caption
 
 

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from hydra import compose, initialize_config_dir
@@ -14,11 +13,9 @@ from omegaconf import OmegaConf
 
 from workspaces.base import Config
 from workspaces.report.runs import Run
-from workspaces.report.tables import data_of, training_minutes, value_of
+from workspaces.report.tables import CONFIGS, data_of, training_minutes, value_of
 from workspaces.settings import flatten, keys_with
 from workspaces.timer import duration
-
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 OF_THE_PLACE = keys_with("data", "source", "speed", "place", "output", "verb", "outside")
 """Keys that say where a run was made, which the facts say, too."""

@@ -30,7 +30,7 @@ PARTS = ("checkpoints", "media", "rollouts", "wandb")
 
 STEPS_PER_EPISODE = Range(0, 10**7)
 
-ROW: Schema = {"seed": COUNT, "max_reward": NUMBER, "success": bool, "length": STEPS_PER_EPISODE}
+ROW: Schema = {"seed": COUNT, "max_reward": NUMBER, "success": (bool, type(None)), "length": STEPS_PER_EPISODE}
 """What every episode's row has. A named quantity of the environment at the end has a key that starts with FINAL."""
 
 METRICS: Schema = {"step": COUNT, str: Maybe(NUMBER)}

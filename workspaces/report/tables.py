@@ -1,16 +1,20 @@
 """Settings and their statistics: who is a replicate of whom, who is compared with whom."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from dp.intervals import Difference, Estimate, crossed_mean, paired_difference, wilson
+from dp.intervals import UNKNOWN, Bounds, Difference, Estimate, crossed_mean, paired_difference, proportion
 from workspaces import build
 from workspaces.report.runs import FINAL, Found, LeftOut, Protocol, Run
+from workspaces.rollouts import text_of
 from workspaces.settings import flatten, keys_without
 
 NO_SETTING = keys_without("identity", "training", "length", "sampling")
@@ -19,6 +23,7 @@ NO_SETTING = keys_without("identity", "training", "length", "sampling")
 STEPS = "scheduler.num_inference_steps"
 TASK = "task.name"
 ACTION_ERROR = "val/action_mse"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 Setting = dict[str, Any]
 """The keys in which settings of a report differ, with their values."""
@@ -46,22 +51,27 @@ class Result:
         """Of every episode: (S, E)."""
         return np.array([[row[key] for row in run.episodes] for run in self.runs], float)
 
+    def bounds(self, name: str) -> Bounds | None:
+        """Of the reward, or of a named quantity, as the task gives them."""
+        return self.runs[0].task.bounds.get(name)
+
     @property
     def score(self) -> Estimate:
         """Mean best reward."""
-        return crossed_mean(self.values("max_reward"))
+        return crossed_mean(self.values("max_reward"), self.bounds("reward"))
 
     @property
     def success(self) -> Estimate:
-        """Share of episodes that succeed.
+        """Share of episodes that succeed; unknown where the environment does not say.
 
-        With Wilson's interval for one seed, and for the episodes alone where all of them agree in every seed:
-        `crossed_mean` would give no width at all.
+        With Wilson's interval for one seed, and for the episodes alone where all of them agree in every seed.
         """
         values = self.values("success")
+        if np.isnan(values).any():
+            return UNKNOWN
         if len(values) == 1 or values.min() == values.max():
-            return wilson(int(values[0].sum()), len(values[0]))
-        return crossed_mean(values)
+            return proportion(int(values[0].sum()), len(values[0]))
+        return crossed_mean(values, (0.0, 1.0))
 
     @property
     def quantities(self) -> list[str]:
@@ -71,7 +81,7 @@ class Result:
 
     def quantity(self, key: str) -> Estimate:
         """Mean of a named quantity at the end."""
-        return crossed_mean(self.values(key))
+        return crossed_mean(self.values(key), self.bounds(key.removeprefix(FINAL)))
 
     @property
     def inference_ms(self) -> float:
@@ -89,14 +99,38 @@ def short(key: str) -> str:
 
 
 def value_of(value: object) -> str:
-    """dp.encoders.cnn.CNN -> CNN; 0.00010 -> 0.0001."""
+    """diffusers.DDIMScheduler -> ddim; mylab.nets.Transformer -> Transformer; 0.00010 -> 0.0001."""
     text = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return text.rpartition(".")[2] if isinstance(value, str) and value.count(".") and " " not in value else text
+    return _options().get(text) or (text.rpartition(".")[2] if CLASS.fullmatch(text) else text)
+
+
+CLASS = re.compile(r"(\w+\.)+[A-Z]\w*")
+"""A dotted name of a class: capitalised, as files and versions are not."""
+
+
+@cache
+def _options() -> dict[str, str]:
+    """Dotted name -> what a user types to choose it. Of several options with one class, the plain one: unet1d."""
+    names: dict[str, str] = {}
+    for file in sorted(CONFIGS.glob("*/*.yaml"), key=lambda file: -len(file.stem)):
+        target = (yaml.safe_load(file.read_text()) or {}).get("_target_")
+        if target and file.parent.name != "task":
+            names[target] = file.stem
+    return names
 
 
 def label(setting: Setting) -> str:
-    """horizon=16, num_inference_steps=10."""
-    return ", ".join(f"{short(key)}={value_of(value)}" for key, value in setting.items())
+    """pusht_state_small, horizon=16, num_inference_steps=10."""
+    return ", ".join(
+        value_of(value) if key == "name" else f"{short(key)}={value_of(value)}" for key, value in setting.items()
+    )
+
+
+def short_labels(settings: Sequence[Setting]) -> list[str]:
+    """The labels, without the keys in which none of these differ: the names for one figure. May be empty."""
+    varying = {key for one in settings for key, value in one.items() if any(o.get(key) != value for o in settings)}
+    kept = varying or {"name"}
+    return [label({key: value for key, value in one.items() if key in kept}) for one in settings]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -209,7 +243,7 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
         shown.append({**keys, **texts, "seeds × episodes": f"{seeds} × {episodes}", **facts})
     note = (
         f"{metric_words(results)} Intervals cover both the training seeds and the episodes. With one training seed, "
-        "they cannot tell how much another seed would differ."
+        "they cannot tell how much another seed would differ. A single episode has none."
     )
     several = len({result.protocol.task for result in results}) > 1
     dropped = () if several else ("task",)
@@ -224,7 +258,9 @@ def metric_words(results: list[Result]) -> str:
     words: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for run in result.runs:
-            tasks = words.setdefault((run.words.score, run.words.success), [])
+            defined = any(row["success"] is not None for row in run.episodes)
+            success = run.words.success if defined else "not defined by the environment"
+            tasks = words.setdefault((run.words.score, success), [])
             tasks += [] if result.protocol.task in tasks else [result.protocol.task]
     return " ".join(
         f"Score{of}: {score}. Success{of}: {success}."
@@ -299,7 +335,10 @@ def _full_keys(baseline: Mapping[str, object], results: list[Result]) -> Setting
 
 
 def _has(result: Result, wanted: Setting) -> bool:
-    return all(value_of(result.setting[key]) == value_of(value) for key, value in wanted.items())
+    return all(
+        value_of(result.setting[key]) == value_of(value) or str(result.setting[key]).endswith(f".{value}")
+        for key, value in wanted.items()
+    )
 
 
 def _reference(one: Result, results: list[Result], wanted: Setting) -> Result | None:
@@ -327,17 +366,20 @@ def _compare(one: Result, reference: Result) -> Comparison:
     def common(result: Result, key: str) -> np.ndarray:
         return result.values(key)[:, first - result.protocol.first :][:, : last - first + 1]
 
-    def difference(key: str) -> Difference:
-        return paired_difference(common(one, key), common(reference, key))
+    def difference(key: str, bounds: Bounds | None) -> Difference:
+        a, b = common(one, key), common(reference, key)
+        if np.isnan(a).any() or np.isnan(b).any():  # success, where the environment does not say
+            return Difference(*UNKNOWN, p_better=0.5)
+        return paired_difference(a, b, bounds)
 
     shared = [key for key in one.quantities if key in reference.quantities]
     return Comparison(
         one=one,
         reference=reference,
         n_episodes=last - first + 1,
-        score=difference("max_reward"),
-        success=difference("success"),
-        quantities={quantity_name(key): difference(key) for key in shared},
+        score=difference("max_reward", one.bounds("reward")),
+        success=difference("success", (0.0, 1.0)),
+        quantities={quantity_name(key): difference(key, one.bounds(key.removeprefix(FINAL))) for key in shared},
     )
 
 
@@ -474,12 +516,8 @@ def left_out_table(left_out: list[LeftOut], root: Path) -> Table:
 
 
 def interval(estimate: Estimate, percent: bool = False, sign: bool = False) -> str:
-    """0.975 [0.966, 0.982], or 45.8 % [41.5, 50.2]."""
-    scale, form = (100, ".1f") if percent else (1, ".3f")
-    if np.isnan(estimate.value):
-        return "–"
-    value, low, high = (f"{scale * x:{'+' if sign else ''}{form}}" for x in estimate)
-    return f"{value}{' %' if percent else ''} [{low}, {high}]".replace("-", "−")
+    """0.975 [0.966, 0.982], or 45.8 % [41.5, 50.2], with minus signs."""
+    return text_of(estimate, percent, sign).replace("-", "−")
 
 
 def number(value: float, digits: int) -> str:

@@ -1,6 +1,7 @@
 """Pictures of demonstrations."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -9,6 +10,10 @@ from dp.tasks.pusht.env import PushTEnv
 from dp.tasks.pusht.pictures import render_episode
 from dp.tasks.pusht.store import ReplayBuffer
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+N_PATHS = 40
 N_ROWS, N_COLUMNS = 8, 10
 N_GIFS = 4
 MARGIN = 14
@@ -48,18 +53,30 @@ def _contact_sheet(buffer: ReplayBuffer, episodes: dict[int, np.ndarray]) -> Ima
 
 
 def _plot_paths(buffer: ReplayBuffer, file: Path) -> None:
-    """Where agent and block go, in as many episodes as can be told apart, and how fast the agent is."""
+    """Where agent and block move, in as many episodes as can be told apart, and how fast the agent is."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
     agent_axes, block_axes, speed_axes = figure.subplots(1, 3)
     pieces = np.split(buffer.arrays["state"], buffer.episode_ends[:-1])
-    for piece in pieces[:: max(1, len(pieces) // 40)]:
-        agent_axes.plot(piece[:, 0], piece[:, 1], linewidth=0.6, alpha=0.6)
-        block_axes.plot(piece[:, 2], piece[:, 3], linewidth=0.8, alpha=0.7)
-    for axes, title in ((agent_axes, "agent"), (block_axes, "block")):
-        axes.set(xlim=(0, 512), ylim=(512, 0), aspect="equal", title=f"paths of the {title}, px")
+    drawn = pieces[:: max(1, len(pieces) // N_PATHS)]
+    _plot_path(agent_axes, [piece[:, :2] for piece in drawn], f"Paths of the agent, {len(drawn)} episodes")
+    _plot_path(block_axes, [piece[:, 2:4] for piece in drawn], f"Paths of the block, {len(drawn)} episodes")
     speed = np.concatenate([np.linalg.norm(np.diff(piece[:, :2], axis=0), axis=1) for piece in pieces])
-    speed_axes.hist(speed, bins=60, range=(0, 40), density=True)
-    speed_axes.set(title="agent speed", xlabel="px a step")
-    figure.savefig(file, dpi=110)
+    speed_axes.hist(speed, bins=60, range=(0, 40), weights=np.full(len(speed), 100 / max(1, len(speed))))
+    speed_axes.axvline(np.median(speed) if len(speed) else 0, color="#24292f", linewidth=1, linestyle="--")
+    hertz = f"px per control step (at {PushTEnv.control_hz} Hz)"
+    speed_axes.set(title="Speed of the agent; dashed: median", xlabel=hertz, ylabel="% of control steps")
+    figure.savefig(file, dpi=110, facecolor="white", transparent=False)
+
+
+def _plot_path(axes: "Axes", paths: list[np.ndarray], title: str) -> None:
+    """In the workspace, over the goal, from a dot at the start of each."""
+    env = PushTEnv([])
+    env.reset(0)
+    axes.fill(*env.outlines()[1].T, color="#8c959f", alpha=0.35, linewidth=0, label="goal", zorder=1)
+    for number, path in enumerate(paths):
+        axes.plot(*path.T, linewidth=0.8, alpha=0.6, color=f"C{number % 8}")
+        axes.plot(*path[0], "o", markersize=2.5, color=f"C{number % 8}")
+    axes.set(xlim=(0, 512), ylim=(512, 0), aspect="equal", title=title, xlabel="x, px", ylabel="y, px")
+    axes.legend(loc="lower right")

@@ -43,6 +43,7 @@ class PushT(Task):
         Protocol("paper-50", 50, 100_000, 300),
         Protocol("paper-500", 500, 100_000, 300),
     )
+    default_bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"reward": (0.0, 1.0), "coverage": (0.0, 1.0)}
     demonstration_seeds: ClassVar[range] = range(206, 100_000)  # 0-205 are the official demonstrations'
 
     @property

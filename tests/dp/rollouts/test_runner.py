@@ -123,9 +123,9 @@ def test_only_the_first_videos_are_recorded(one_at_a_time: RolloutResult) -> Non
 
 def test_score_and_success_are_the_means_of_the_rows() -> None:
     episodes = [EpisodeResult(i, max_reward=r, success=r == 1) for i, r in enumerate([0.2, 1.0, 0.6, 0.2])]
-    result = RolloutResult(episodes)
+    result = RolloutResult(episodes, {"reward": (0.0, 1.0)})
     assert result.score.value == pytest.approx(0.5)
-    assert 0.2 <= result.score.low < 0.5 < result.score.high <= 1
+    assert 0 <= result.score.low < 0.5 < result.score.high <= 1
     assert result.success.value == 0.25
     assert 0 < result.success.low < 0.25 < result.success.high < 1
 

@@ -75,12 +75,12 @@ def test_success_and_quantities_are_read_from_info() -> None:
     assert env.info() == {"coverage": pytest.approx(env._info["coverage"])}
 
 
-def test_a_time_limit_ends_the_episode_and_is_no_success() -> None:
+def test_a_time_limit_ends_the_episode_and_success_is_not_defined_without_its_key() -> None:
     episode = Episode(pendulum(), n_obs_steps=2)
     episode.reset(seed=0, max_steps=1000, record=False)
     chunk = episode.step(np.zeros((1000, 1), np.float32))
     assert len(chunk.rewards) == 200
-    assert (chunk.ended, chunk.success) == (True, False)
+    assert (chunk.ended, chunk.success) == (True, None)
 
 
 def test_actions_are_clipped_to_the_bounds() -> None:
@@ -105,7 +105,7 @@ def test_mistakes_are_named(changes: dict, said: str) -> None:
         env = pendulum(**changes)
         env.reset(0)
         env.step(np.zeros(1, np.float32))
-        assert env.success is False
+        assert env.success is None
         env.observe()
 
     with pytest.raises(ValueError, match=said):

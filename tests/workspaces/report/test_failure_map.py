@@ -15,7 +15,7 @@ from dp.tasks.pusht.env import PushTEnv
 from dp.tasks.pusht.state import initial_state
 from tests.workspaces.conftest import RUN
 from tests.workspaces.report.conftest import made_up
-from workspaces.report import failure_map, figures, films, tables
+from workspaces.report import failure_map, figures, tables
 from workspaces.report.runs import find
 
 
@@ -78,13 +78,12 @@ def test_every_episode_has_a_video_recorded_or_filmed_from_its_actions(sweep, tm
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "videos").iterdir()} == filmed
 
 
-def test_of_many_episodes_the_worst_are_filmed(sweep, tmp_path, monkeypatch):
-    monkeypatch.setattr(films, "MAX_FILMED", 1)
+def test_of_many_episodes_the_worst_are_filmed(sweep, tmp_path):
     (run,) = evaluated(sweep)
     for file in (run.path / "media").iterdir():
         file.unlink()
     worst = min(run.episodes, key=lambda row: row["max_reward"])["seed"]
-    assert [card.seed for card in sheets([run], tmp_path)[0].cards if card.video] == [worst]
+    assert [card.seed for card in sheets([run], tmp_path, n_films=1)[0].cards if card.video] == [worst]
 
 
 def test_what_does_not_fit_into_the_page_is_linked(sweep, tmp_path, monkeypatch):

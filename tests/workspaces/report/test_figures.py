@@ -1,8 +1,11 @@
 """What is drawn where."""
 
-import pytest
+import re
 
-from tests.workspaces.report.conftest import IMAGE, made_up
+import pytest
+from matplotlib.text import Text
+
+from tests.workspaces.report.conftest import IMAGE, STATE, made_up
 from workspaces.report import figures
 from workspaces.report.tables import compare, results
 
@@ -30,31 +33,80 @@ def texts(figure):
 
 
 def legend(figure):
-    return " ".join(text.get_text() for box in figure.legends for text in box.get_texts())
+    return " ".join(text.get_text().replace("\n", " ") for box in figure.legends for text in box.get_texts())
 
 
 def test_published_scores_are_those_of_the_runs_own_task_with_their_protocol():
     made = drawn([made_up([0.5], metrics=CURVE), made_up([0.5], metrics=CURVE, task=IMAGE)])
-    state = legend(made["learning-curve-pusht_state-step"])
+    state = legend(made["learning-curve-pusht_state"])
     assert "paper (keypoints), best checkpoint: 0.95 on 3 seeds × 50 episodes" in state
     assert "LeRobot" not in state
-    image = legend(made["learning-curve-pusht_image-step"])
+    image = legend(made["learning-curve-pusht_image"])
     assert "paper, mean of last 10: 0.84" in image
     assert "LeRobot's model card: 0.955 on 1 seed × 500 episodes" in image
 
 
-def test_curves_run_over_steps_and_over_minutes():
+def test_each_curve_is_drawn_once_over_steps_with_minutes_above():
     made = drawn([made_up([0.5], metrics=CURVE)])
-    steps, minutes = (made[f"learning-curve-pusht_state-{x}"].axes[0].lines[0].get_xdata() for x in ("step", "minutes"))
-    assert list(steps) == [1, 5, 10]
-    assert list(minutes) == [1.0, 5.0, 10.0]
+    assert [name for name in made if name.startswith("learning-curve")] == ["learning-curve-pusht_state"]
+    (axes,) = made["learning-curve-pusht_state"].axes
+    (curve,) = [line for line in axes.lines if line.get_label() == "pusht"]
+    assert list(curve.get_xdata()) == [1, 5, 10]
+    (minutes,) = axes.child_axes
+    assert minutes.get_xlabel() == "minutes of training"
+    slow = [{**row, "time/training_s": 600.0 * row["step"]} for row in CURVE]
+    two = drawn([made_up([0.5], metrics=CURVE), made_up([0.5], metrics=slow, horizon=8)])
+    assert not two["learning-curve-pusht_state"].axes[0].child_axes  # a step took them unequal times
+
+
+def test_recorded_intervals_are_shaded():
+    bounds = {"rollout/score_ci_low": 0.1, "rollout/score_ci_high": 0.9}
+    figure = drawn([made_up([0.5], metrics=[{**row, **bounds} for row in CURVE])])["learning-curve-pusht_state"]
+    (band,) = figure.axes[0].collections
+    assert (band.get_datalim(figure.axes[0].transData).ymin, band.get_paths()[0].vertices[:, 1].max()) == (0.1, 0.9)
+    assert not drawn([made_up([0.5], metrics=CURVE)])["learning-curve-pusht_state"].axes[0].collections
+
+
+def test_two_experiments_have_a_legend_in_every_figure_of_curves():
+    made = drawn([made_up([0.5], metrics=CURVE, name=name) for name in ("mine", "yours")])
+    for name in ("learning-curve-pusht_state", "train-loss-pusht_state"):
+        assert {"mine", "yours"} <= set(legend(made[name]).split())
+
+
+def outside(figure):
+    """Texts that stick out of the figure. Numbers are ticks: matplotlib keeps those beyond the limits, undrawn."""
+    figure.draw_without_rendering()
+    words = [t for t in figure.findobj(Text) if t.get_visible() and re.search("[a-z]", t.get_text())]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in words]
+    edge = figure.bbox
+    return [text for text, b in boxes if b.x0 < -1 or b.y0 < -1 or b.x1 > edge.x1 + 1 or b.y1 > edge.y1 + 1]
+
+
+@pytest.mark.parametrize("task", [STATE, IMAGE])
+def test_no_label_is_cut_off_however_long_the_names_are(task):
+    long = "a_name_of_an_experiment_that_somebody_wanted_to_be_very_clear_about_" * 3
+    runs = [
+        made_up([0.5, h / 20, k / 20], horizon=h, name=name, scheduler__num_inference_steps=k, inference_ms=float(k),
+                scheduler___target_=f"diffusers.{kind}", metrics=CURVE, task=task, max_steps=1234567)
+        for name in ("short", long) for h in (16, 10) for k, kind in ((10, "DDIMScheduler"), (5, "DDPMScheduler"))
+    ]  # fmt: skip
+    for name, figure in drawn(runs).items():
+        assert not outside(figure), name
+
+
+def test_a_dollar_is_a_dollar():
+    names = ["a$b$", "$\\frac{$"]
+    made = drawn([made_up([0.5], metrics=CURVE, name=name) for name in names])
+    with figures.style():
+        assert all(figures.svg(figure) for figure in made.values())
+    assert all(name in legend(made["learning-curve-pusht_state"]) for name in names)
 
 
 def test_the_mean_is_over_finished_seeds_alone():
     low = [{**row, "rollout/score": 0.0} for row in CURVE]
     runs = [made_up([0.5], metrics=CURVE, seed=0), made_up([0.5], metrics=low, seed=1)]
     killed = made_up([], metrics=[{**row, "rollout/score": 1.0} for row in CURVE], state="interrupted", path="killed")
-    lines = drawn(runs, [killed])["learning-curve-pusht_state-step"].axes[0].lines
+    lines = drawn(runs, [killed])["learning-curve-pusht_state"].axes[0].lines
     named = {line.get_label(): line for line in lines}
     assert list(named["pusht (2 seeds)"].get_ydata()) == pytest.approx([1 / 40, 5 / 40, 10 / 40])
     assert named["killed: interrupted"].get_linestyle() == "--"
@@ -86,11 +138,13 @@ def test_the_pareto_front_holds_what_nothing_beats():
     assert front == {point for point, on_front in scores.items() if on_front}
 
 
-def test_a_figure_is_an_svg_element_and_a_png_file():
+def test_a_figure_is_an_svg_element_a_png_and_a_pdf_file():
     figure = drawn(grid())["latency-1"]
     with figures.style():
         assert figures.svg(figure).startswith("<svg")
         assert figures.png(figure).startswith(b"\x89PNG")
+        assert figures.pdf(figure).startswith(b"%PDF")
+        assert figures.pdf(figure) == figures.pdf(figure)
 
 
 @pytest.mark.parametrize("name", ["$\\frac{$", "$x$", "a$b", "\\alpha"])

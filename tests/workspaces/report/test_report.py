@@ -24,7 +24,9 @@ def test_a_sweep_becomes_a_page_tables_and_figures(sweep):
         "report.html",
         "tables/results.csv",
         "tables/results.md",
-        "figures/learning-curve-pusht_state-step.png",
+        "tables/results.tex",
+        "figures/learning-curve-pusht_state.pdf",
+        "figures/learning-curve-pusht_state.png",
     } <= names
     assert not (out / "run.json").exists()
 

