@@ -1,4 +1,4 @@
-"""What an observation or action is (`Spec`), and how its raw values become what a network reads."""
+"""`Spec` describes an observation or action. `Normalizer` turns raw values into network inputs, and actions back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Spec:
 
     @classmethod
     def parse(cls, name: str, entry: object) -> "Spec":
-        """From {"type": ..., "shape": [...], "key": ..., "normalize": ...}. Raises ValueError, naming the entry."""
+        """Reads {"type": ..., "shape": [...], "key": ..., "normalize": ...}. Raises ValueError, naming the entry."""
         if not isinstance(entry, Mapping):
             raise ValueError(f"shape_meta: {name}={entry}, expected {{type: rgb or low_dim, shape: [...]}}")
         unknown = set(entry) - {"type", "shape", "key", "normalize"}
@@ -72,11 +72,11 @@ def image_to_float(image: UInt8[Tensor, "*B Y X 3"]) -> Float[Tensor, "*B 3 Y X"
 
 
 CONSTANT_RANGE = 1e-4
-"""A channel that varies by less than this maps to 0 instead of being blown up (reference: `range_eps`)."""
+"""Smallest range of a channel that is scaled. Channels that vary less map to 0 (reference: `range_eps`)."""
 
 
 class Normalizer(nn.Module):
-    """Maps raw observations and actions to what networks read, and actions back.
+    """Maps raw observations and actions to network inputs, and actions back.
 
     A low_dim entry is mapped linearly, channel by channel, as its `Spec.normalize` says. An rgb entry becomes floats
     in [0, 1], channels first. With min_max and mean_std a constant channel becomes 0 and comes back as the constant;
@@ -118,7 +118,7 @@ class Normalizer(nn.Module):
         return normalizer
 
     def clamps(self, name: str) -> bool:
-        """Whether normalised values of `name` are bounded by [-1, 1], so that samples may be clamped to it."""
+        """Returns whether normalised values of `name` lie in [-1, 1], so that samples may be clamped."""
         return self.specs[name].normalize not in ("mean_std", "none")
 
     def normalize(self, name: str, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class DiffusionPolicy(nn.Module):
     Args:
         encoder: observations -> (B, To, Do).
         denoiser: noisy actions, times, condition -> (B, H, Da).
-        objective: what the denoiser is trained to predict, and how actions are sampled with it.
+        objective: the training target of the denoiser, and the sampler.
         normalizer: statistics of "action" and of every low-dimensional observation.
         horizon, n_obs_steps, n_action_steps: H, To, Ta.
         action_dim: Da.
@@ -47,7 +47,7 @@ class DiffusionPolicy(nn.Module):
         return next(self.parameters()).device
 
     def condition(self, obs: Obs) -> Float[Tensor, "B To Do"]:
-        """Normalised observations -> what the denoiser is conditioned on."""
+        """Encodes normalised observations into the condition of the denoiser."""
         return self.encoder(obs)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Float[Tensor, ""]:
@@ -58,7 +58,7 @@ class DiffusionPolicy(nn.Module):
 
     @torch.no_grad()
     def sample(self, cond: Float[Tensor, "B To Do"], generator: Generator = None) -> Float[Tensor, "B H Da"]:
-        """Normalised actions, from Gaussian noise."""
+        """Samples normalised actions from Gaussian noise."""
         noise = randn_tensor((len(cond), self.horizon, self.action_dim), generator=generator, device=cond.device)
         action = self.denoise(noise, cond, generator)
         action = action.nan_to_num(
@@ -69,7 +69,7 @@ class DiffusionPolicy(nn.Module):
     def denoise(
         self, noise: Float[Tensor, "B H Da"], cond: Float[Tensor, "B To Do"], generator: Generator = None
     ) -> Float[Tensor, "B H Da"]:
-        """From noise to actions: the part of sampling that an engine may replace."""
+        """Turns noise into normalised actions. Engines replace this part of sampling."""
         with sampling_loop():
             return self.objective.sample(self.denoiser, noise, cond, generator)
 

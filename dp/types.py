@@ -1,4 +1,4 @@
-"""The legend of shapes, and the protocols that the parts meet at.
+"""The legend of shapes, and the protocols by which the parts meet.
 
 | symbol | meaning |
 |---|---|
@@ -29,7 +29,7 @@ Obs = dict[str, Tensor]
 """Name -> (B, To, ...). Images are uint8 (B, To, Y, X, 3) raw and float (B, To, 3, Y, X) in [0, 1] for encoders."""
 
 Generator = torch.Generator | list[torch.Generator] | None
-"""A source of noise: one for the whole batch, or one for each of its rows."""
+"""Source of noise: one generator for the whole batch, or one per row."""
 
 
 class Batch(TypedDict):
@@ -56,10 +56,10 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a denoiser is trained to predict, and how actions are sampled with it. Both with the same noise schedule."""
+    """Defines a denoiser's training target and how actions are sampled with it, both with the same noise schedule."""
 
     n_times: int
-    """Times that it gives the denoiser with every sample."""
+    """Number of times that the denoiser receives with every sample."""
 
     def loss(
         self,

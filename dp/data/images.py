@@ -7,11 +7,11 @@ from dp.data.cache import Frames
 from dp.data.formats.zarr import ZarrStore
 
 OVERSHOOT = 0.01
-"""Float images in 0..1 may leave the range by this much, as resampling filters do."""
+"""Tolerance by which float images may leave [0, 1], as resampling filters do."""
 
 
 def channels_first(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether frames of `shape` have their channels first. `expected` is (3, Y, X).
+    """Returns whether frames of `shape` have their channels first. `expected` is (3, Y, X).
 
     Raises ValueError where frames of this shape are not the expected image, or where either layout would fit.
     """

@@ -92,7 +92,7 @@ class WindowDataset(Dataset):
 
 
 def prepare(batch: Batch, device: torch.device | None = None) -> Batch:
-    """Moves a raw batch to `device` and turns its images, which alone are uint8, into what encoders read."""
+    """Moves a raw batch to `device` and turns its images (uint8) into floats in [0, 1], channels first."""
     moved = {name: x.to(device, non_blocking=True) for name, x in batch["obs"].items()}
     obs = {name: image_to_float(x) if x.dtype == torch.uint8 else x for name, x in moved.items()}
     return {"obs": obs, "action": batch["action"].to(device, non_blocking=True)}

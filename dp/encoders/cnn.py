@@ -14,7 +14,7 @@ class CNNEncoder(ImageEncoder):
     """Strided convolutions, a flatten and a linear layer: no pooling, so every feature knows where it was seen.
 
     Args:
-        specs: observation name -> what it is. Every camera gets a network of its own.
+        specs: observation name -> `Spec`. Every camera gets its own network.
         crop: pixels of a square, [height, width], a fraction of the image's sides, or None for no crop.
         channels, kernel_sizes, strides: one entry per convolution.
         feature_dim: number of features per camera.

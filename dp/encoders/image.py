@@ -1,4 +1,4 @@
-"""What the image encoders share: crops, pixel values, one backbone per camera, and the low-dimensional observations."""
+"""Base of the image encoders: crops, pixel values, one backbone per camera, and the low-dimensional observations."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from dp.modalities import Spec
 from dp.types import Obs
 
 Size = tuple[int, int]
-"""(height, width), pixels."""
+"""Height and width in pixels."""
 
 Crop = int | float | Sequence[int] | None
 """The size of a crop: the side of a square in pixels (int), [height, width] in pixels, a fraction of both sides (float
@@ -62,12 +62,12 @@ class Standardize(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Features of every cropped camera image, each from a backbone of its own, then the low-dimensional observations.
+    """Concatenates features of every camera, each from its own backbone, and the low-dimensional observations.
 
     Do = number of cameras * feature_dim + size of the low-dimensional observations.
 
     Args:
-        specs: observation name -> what it is; cameras are those of type "rgb".
+        specs: observation name -> `Spec`. Cameras have the type "rgb".
         crop: `Crop`, the same for all cameras.
         mean, std: pixel values in [0, 1] are shifted and scaled by these; the defaults of the encoders map to [-1, 1].
         backbone: size of a crop -> network that maps (N, 3, *size) to (N, feature_dim).

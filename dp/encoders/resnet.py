@@ -21,7 +21,7 @@ class ResNetEncoder(ImageEncoder):
     """ResNet-18, spatial softmax over keypoints and a linear layer (Chi et al. 2023, section III.B).
 
     Args:
-        specs: observation name -> what it is. Every camera gets a network of its own.
+        specs: observation name -> `Spec`. Every camera gets its own network.
         crop: pixels of a square, [height, width], a fraction of the image's sides, or None for no crop.
         n_keypoints: number of heat maps of the spatial softmax. A camera's features are their 2 * n_keypoints
             coordinates, projected.

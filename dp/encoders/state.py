@@ -15,7 +15,7 @@ class StateEncoder(nn.Module):
     """Concatenates low-dimensional observations.
 
     Args:
-        specs: observation name -> what it is; features follow this order.
+        specs: observation name -> `Spec`. Features follow this order.
 
     Raises:
         ValueError: for an image among them.

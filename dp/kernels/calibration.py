@@ -1,4 +1,4 @@
-"""What this processor does well, timed in a fraction of a second."""
+"""Timings, in a fraction of a second, that tell which precision and number of threads suit this processor."""
 
 import statistics
 import time
@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 
 AVAILABLE = torch.get_num_threads()
-"""Threads that torch takes when nobody tells it otherwise: the cores, or OMP_NUM_THREADS."""
+"""Number of threads that torch uses by default: the cores, or OMP_NUM_THREADS."""
 
 WORTHWHILE = 1.2
 """bfloat16 must multiply faster than float32 by this factor: casting weights and activations costs something, too."""
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether matrix products are faster in bfloat16 than in float32.
+    """Returns whether matrix products are faster in bfloat16 than in float32.
 
     It is on GPUs since Ampere and on CPUs that have instructions for it. Others emulate it, a CPU up to a hundred times
     slower. Apple's GPUs are not timed and keep float32.
@@ -31,8 +31,8 @@ def bf16_pays(device: torch.device) -> bool:
 def fastest_num_threads(most: int) -> tuple[int, dict[int, float]]:
     """The faster of 1 and `most` threads on work like a small network's, and the seconds that each took.
 
-    Threads wait for each other at the end of every operation. Beside another busy process that can cost many times
-    what they bring.
+    Threads wait for each other at the end of every operation. If another process keeps a core busy,
+    this can cost many times what the threads bring.
     """
     x, weight = torch.rand(2048, 192), torch.rand(192, 192) / 192
 
@@ -62,6 +62,6 @@ def _with_threads(n: int, work: Callable[[], object]) -> Callable[[], float]:
 
 
 def _medians(timed: list[Callable[[], float]], rounds: int = 5) -> list[float]:
-    """Of each, taken in turns after one call to warm up."""
+    """Returns the median time of each function, called in turns after one call to warm up."""
     times = [[work() for work in timed] for _ in range(1 + rounds)]
     return [statistics.median(taken) for taken in zip(*times[1:], strict=True)]

@@ -26,7 +26,7 @@ class Conv2d(nn.Conv2d):
         return super().forward(x)
 
     def _is_plain(self) -> bool:
-        """Whether it is all that `winograd.conv2d` computes: square, every pixel, one group, no bias."""
+        """Returns whether `winograd.conv2d` can compute it: a square kernel, stride 1, one group, no bias."""
         square = self.kernel_size[0] == self.kernel_size[1] and self.padding == (self.padding[0],) * 2
         dense = self.stride == (1, 1) and self.dilation == (1, 1) and self.groups == 1
         return square and dense and self.bias is None and self.padding_mode == "zeros"

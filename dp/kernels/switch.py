@@ -37,10 +37,10 @@ def _switched(enabled: bool) -> Iterator[None]:
 
 
 def enabled() -> bool:
-    """Whether the switch is on. This alone decides about rewritings that pay on every device."""
+    """Returns whether the switch is on. This alone decides about rewritings that pay on every device."""
     return _enabled
 
 
 def active(x: Tensor) -> bool:
-    """Whether CPU kernels may compute with `x`: the switch is on, `x` is on a CPU, and nothing is being compiled."""
+    """Returns whether CPU kernels may compute with `x`: the switch is on, `x` is on a CPU, nothing is compiled."""
     return _enabled and x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -20,33 +20,33 @@ from dp.kernels import switch
 from dp.kernels.memo import memoize
 
 POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
-"""At which polynomials are evaluated, beside infinity; near 1, so that their powers do not differ much."""
+"""Points at which polynomials are evaluated, with infinity. They are near 1, so that their powers are, too."""
 
 LONGEST_TILE = 4
-"""Outputs that are computed together, m. More would save more products, and lose more to rounding."""
+"""Largest number of outputs computed together, m. More outputs save more products and lose more to rounding."""
 
 ENOUGH_IMAGES = 32
-"""With fewer, transforming the weights costs more than it saves."""
+"""Smallest number of images for which transforming the weights pays."""
 
 MOST_PIXELS = 36
-"""Of an image: the constant matrices grow with their square. 11 x 11 gained nothing."""
+"""Largest image that pays: the constant matrices grow with the square of its pixels. 11 x 11 gained nothing."""
 
 PAGE, CACHE_LINE = 1024, 16
-"""Of memory, in floats. A matrix whose rows are whole pages has each column in the few places of the cache that its
-addresses share, where a GEMM cannot hold it; with a line between rows it takes 5 ms instead of 9."""
+"""Sizes of a memory page and a cache line, in floats. If the rows of a matrix are whole pages, the entries of a column
+compete for the same few places in the cache. With one line between rows, a GEMM takes 5 ms instead of 9."""
 
 Matrices = tuple[Float[Tensor, "PT L"], Float[Tensor, "Lout PT"], Float[Tensor, "P K"]]
-"""What evaluates tiles of the inputs at P points, interpolates outputs from products there, and transforms the taps."""
+"""Three matrices: one evaluates input tiles at P points, one interpolates outputs, one transforms the taps."""
 
 
 def pays(x: Float[Tensor, "L B C"], kernel: int) -> bool:
-    """Whether `conv1d` is worth it: in float32 on a CPU, where multiplications are what takes the time, and not for a
-    few sequences, where transforming the weights costs more than it saves."""
+    """Returns whether `conv1d` pays: in float32 on a CPU, where multiplications take the time, and for enough sequences
+    to make up for transforming the weights."""
     return _possible(x, kernel) and x.shape[1] >= switch.BLOCK
 
 
 def pays_2d(x: Float[Tensor, "N C Y X"], kernel: int) -> bool:
-    """The same of `conv2d`: in training only, where it is the backward pass that gains."""
+    """Returns whether `conv2d` pays: in training only, because the backward pass gains."""
     small = x.shape[2] * x.shape[3] <= MOST_PIXELS
     return _possible(x, kernel) and torch.is_grad_enabled() and small and len(x) >= ENOUGH_IMAGES
 
@@ -94,7 +94,7 @@ def _transform(taps: Float[Tensor, "K Cin Cout"], transform: Float[Tensor, "P K"
 
 @functools.cache
 def matrices(length: int, kernel: int, padding: int) -> Matrices:
-    """Of a sequence."""
+    """Returns the matrices for a sequence."""
     outputs = length + 2 * padding - kernel + 1
     longest = min(LONGEST_TILE, len(POINTS) + 2 - kernel)
     tile = min(range(1, longest + 1), key=lambda m: math.ceil(outputs / m) * (m + kernel - 1))
@@ -119,7 +119,7 @@ def matrices(length: int, kernel: int, padding: int) -> Matrices:
 
 @functools.cache
 def matrices_2d(height: int, width: int, kernel: int, padding: int) -> Matrices:
-    """Of an image, row by row: the same along both of its sides."""
+    """Returns the matrices for an image, row by row: Kronecker products of those along its two sides."""
     (along_y, back_y, taps_y), (along_x, back_x, taps_x) = (matrices(n, kernel, padding) for n in (height, width))
     p, q = len(taps_y), len(taps_x)
     evaluate = torch.einsum("pty,qux->pqtuyx", along_y.unflatten(0, (p, -1)), along_x.unflatten(0, (q, -1)))

@@ -1,4 +1,4 @@
-"""Policies without a network. They show that the environment, the seeds and the metrics are what they should be."""
+"""Policies without a network. Their scores test the environment, the seeds and the metrics."""
 
 from collections.abc import Callable, Mapping
 

@@ -12,7 +12,7 @@ from dp.tasks.env import Env
 
 @dataclass
 class Chunk:
-    """What happened while a chunk of actions ran.
+    """Outcome of a chunk of actions.
 
     obs: name -> (To, ...), the last observations, raw; empty when the episode has ended.
     rewards: one for each step taken. info: the environment's named quantities after the last step. success: whether

@@ -1,4 +1,4 @@
-"""What the rollouts know of an environment."""
+"""Protocol of an environment. Rollouts use nothing else."""
 
 from typing import Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""`python -m tests.dp.test_intervals` prints the tables of docs/results.md: how often the intervals hold the truth."""
+"""`python -m tests.dp.test_intervals` prints the tables of docs/studies/2026-11-intervals.md."""
 
 import math
 import sys

@@ -25,7 +25,7 @@ memory addresses: the last digits differ from one environment to the next althou
 
 
 class _Simulation(GymPushT):
-    """gym-pusht without what only slows it down: the same arithmetic in the same order, equal to the bit."""
+    """A faster gym-pusht: the same arithmetic in the same order, equal to the bit."""
 
     _last_action: np.ndarray | None
 
@@ -146,7 +146,7 @@ class PushTEnv:
 
     @property
     def velocity(self) -> Float[np.ndarray, " 5"]:
-        """Of what `state` has: pixels a second, radians a second."""
+        """Velocities of agent and block: pixels per second, and radians per second."""
         agent, block = self._env.agent, self._env.block
         return np.array([*agent.velocity, *block.velocity, block.angular_velocity])
 

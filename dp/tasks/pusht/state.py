@@ -96,7 +96,7 @@ def initial_state(seed: int) -> Float[np.ndarray, " 5"]:
 
 
 def initial_state_for(state: Float[np.ndarray, " 5"]) -> Float[np.ndarray, " 5"]:
-    """What the environment has to be reset to in order to be in `state`.
+    """Returns the state to reset the environment to so that it is in `state`.
 
     The two differ: it sets the block's position first and then turns it about its centre of gravity, 45 px off.
     """

@@ -1,4 +1,4 @@
-"""An expert that solves PushT: a few pushes such as people make, chosen by what is left to do after them."""
+"""An expert that solves PushT with few pushes, like those of people. It chooses the push that leaves least to do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,29 +15,29 @@ from dp.tasks.pusht.expert.simulator import CORNERS, Simulator, pose_error, priv
 from dp.tasks.pusht.expert.value import ENOUGH, SETTLING, cost_to_go, outcomes, without_a_push
 
 NOISE_CORRELATION = 0.8
-"""Of the execution noise from one control step to the next: about five steps push the agent the same way."""
+"""Correlation of the execution noise between control steps. About five steps push the agent the same way."""
 
 NEAR = 30.0
-"""Pixels of pose error below which a push is tuned in the simulator: it may be the last."""
+"""Pose error, in pixels, below which a push is tuned in the simulator, because it may be the last."""
 
 UNTUNED = 20.0
-"""Control steps that it costs when a push was not tuned and ends a little elsewhere."""
+"""Extra cost, in control steps, of a push that is not tuned and ends a little elsewhere."""
 
 N_ELITES = 8
-"""Of the pushes that are tuned, from which the next iteration draws."""
+"""Number of best pushes from which the next iteration of the tuning draws."""
 
 TABLE = 512.0
-"""Pixels, its width and height."""
+"""Width and height of the table, in pixels."""
 
 HELD = 10.0
-"""Pixels between the agent and the contact of a push within which it is made from where the agent is: people steer the
-block with one long push where others take three."""
+"""Distance, in pixels, between agent and contact within which a push starts without a walk. People steer the block with
+one such long push instead of three."""
 
 NEVER = 1e4
-"""Control steps that are too many."""
+"""Cost, in control steps, of a push that is never chosen."""
 
 TryOut = Callable[[Float[np.ndarray, "N T 2"]], tuple[Float[np.ndarray, "N T 2"], Float[np.ndarray, "N T 3"]]]
-"""`Simulator.rollout` from the present state."""
+"""Signature of `Simulator.rollout` from the present state."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Planner:
         pose: Float[np.ndarray, " 3"],
         agent: Float[np.ndarray, " 2"],
     ) -> tuple[float, Float[np.ndarray, "_ 2"]]:
-        """The cost and the targets of the best push found among those beside `PUSHES`."""
+        """Returns the cost and the targets of the best push found near those of `PUSHES`."""
         n = 4 * self.n_samples
         number, beside = rng.integers(len(PUSHES), size=n), rng.normal(scale=np.array([[6.0], [0.15]]), size=(2, n))
         pushes = np.stack([number, *beside, rng.uniform(3, 80, n)], axis=1)
@@ -181,7 +181,7 @@ class Planner:
 def _costs(
     try_out: TryOut, pose: Float[np.ndarray, " 3"], ways: list[Float[np.ndarray, "_ 2"]]
 ) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Control steps, of the way and of what is left then; and which ways solve the task."""
+    """Returns the control steps of each way and what follows it, and which ways solve the task."""
     steps = np.array([len(way) for way in ways]) + SETTLING
     padded = [np.concatenate([way, np.tile(way[-1:], (steps.max() - len(way), 1))]) for way in ways]
     _, poses = try_out(np.stack(padded))
@@ -192,5 +192,5 @@ def _costs(
 
 
 def _inside(points: Float[np.ndarray, "*N P 2"], border: float) -> Bool[np.ndarray, "*N"]:
-    """Whether all of the points are on the table, `border` pixels from its edge."""
+    """Returns whether all points are on the table, at least `border` pixels from its edge."""
     return np.asarray((np.abs(points - TABLE / 2) < TABLE / 2 - border).all((-2, -1)))

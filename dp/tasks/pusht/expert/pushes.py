@@ -10,11 +10,11 @@ from jaxtyping import Float
 from dp.tasks.pusht.expert.simulator import AGENT_RADIUS, CORNERS, clearance, rotate
 
 STANDOFF = 45.0
-"""Pixels before the contact from which a push goes straight ahead."""
+"""Distance, in pixels, over which the agent approaches a contact in a straight line."""
 
 
 class Push(NamedTuple):
-    """The agent's centre comes straight to `contact`, in the direction `approach`, and goes on in `direction`."""
+    """The agent's centre comes straight to `contact`, in the direction `approach`, and continues in `direction`."""
 
     contact: Float[np.ndarray, " 2"]
     approach: Float[np.ndarray, " 2"]

@@ -11,22 +11,22 @@ from gym_pusht.envs.pusht import PushTEnv as GymPushT
 from jaxtyping import Float
 
 DT, SUBSTEPS = 0.01, 10
-"""Seconds of a simulation step, simulation steps of a control step."""
+"""Length of a simulation step in seconds, and simulation steps per control step."""
 
 AGENT_RADIUS = 15.0
 GOAL = np.array([256.0, 256.0, np.pi / 4])
 CENTROID = np.array([0.0, 285 / 7])
-"""Of the block, in its own frame, pixels."""
+"""Centre of gravity of the block in its own frame, in pixels."""
 
 BOXES = (np.array([0, 15]), np.array([60, 15])), (np.array([0, 75]), np.array([15, 45]))
-"""The T's bar and its stem, in its own frame: centre and half of the size, pixels."""
+"""Bar and stem of the T in its own frame: centre and half of the size, in pixels."""
 
 _BOXES = [(centre.tolist(), half_size.tolist()) for centre, half_size in BOXES]
 
 AREA, PERIMETER = 6300, 480
 
 CORNERS = np.array([[-60.0, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30]])
-"""Of the T, in its own frame, pixels."""
+"""Corners of the T in its own frame, in pixels."""
 
 _EDGES, _PIECES = np.roll(CORNERS, -1, axis=0) - CORNERS, np.array([8, 2, 3, 6, 2, 6, 3, 2])
 _STEPS = np.repeat(_EDGES / _PIECES[:, None], _PIECES, axis=0)  # 32 times 15 px, once around
@@ -35,13 +35,13 @@ _NORMALS = _STEPS[:, ::-1] * [1, -1] / 15
 
 
 def rotate(points: Float[np.ndarray, "*P 2"], angle: float | Float[np.ndarray, "*A"]) -> Float[np.ndarray, "*B 2"]:
-    """By `angle` radians, from the x towards the y axis; points and angles broadcast."""
+    """Rotates points by `angle` radians from the x towards the y axis. Points and angles broadcast."""
     cos, sin, x, y = np.cos(angle), np.sin(angle), points[..., 0], points[..., 1]
     return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
 
 
 def pose_error(pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
-    """How far the block's outline lies from the goal's, along the normals, in the mean: pixels.
+    """Returns the mean distance of the block's outline from the goal's, along the normals, in pixels.
 
     To first order `pose_error * PERIMETER / (2 * AREA)` of the goal is uncovered: coverage 0.95 is 1.3 px.
     """
@@ -160,7 +160,7 @@ def _private_step(simulator: Simulator) -> Callable[[Iterable[float]], None]:
 
 @functools.cache
 def private_api_agrees() -> bool:
-    """Whether pymunk's C library can be called directly and gives what its public interface gives, to the bit."""
+    """Returns whether pymunk's C library can be called directly and equals its public interface to the bit."""
     state = np.array([150.0, 250.0, 256.0, 256.0, 1.0])
     targets = np.cumsum(np.full((1, 20, 2), [12.0, 1.0]), axis=1) + state[:2]
     try:

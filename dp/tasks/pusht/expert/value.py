@@ -1,4 +1,4 @@
-"""What every push does to the block, and how long it takes from there."""
+"""Effect of every push on the block, and the control steps left after it."""
 
 import functools
 from typing import NamedTuple
@@ -12,22 +12,22 @@ from dp.tasks.pusht.expert.pushes import PUSHES, STANDOFF
 from dp.tasks.pusht.expert.simulator import CENTROID, GOAL, Simulator, clearance, pose_error, private_api_agrees, rotate
 
 LENGTHS = np.arange(8.0, 141.0, 4.0)
-"""Of the pushes that are considered, pixels."""
+"""Lengths of the pushes to choose from, in pixels."""
 
 SETTLING = 3
-"""Control steps in which the agent comes to its last target."""
+"""Control steps in which the agent reaches its last target."""
 
 WAY = 58.0
-"""Control steps to where a push begins: twice what they are, which makes pushes few and long, as people's are."""
+"""Cost of the way to a push, in control steps: twice the real cost, which makes pushes few and long like people's."""
 
 LAST_PUSH, SLOPE = 30.0, 6.0
-"""Control steps of the last push, with its walk; and of what it leaves undone, for each pixel of pose error."""
+"""Cost, in control steps, of the last push with its walk, and of each pixel of pose error that it leaves."""
 
 ENOUGH = 1.2
-"""Pixels of pose error at which the task is solved: a little less than what coverage 0.95 allows."""
+"""Pose error, in pixels, at which the task is solved: a little less than coverage 0.95 allows."""
 
 EXTENT, N_PLACES, N_ANGLES = 250.0, 41, 36
-"""Of the table: pixels from the goal along each axis, grid points along each axis, grid points of a turn."""
+"""Size of the value table: pixels from the goal along each axis, grid points per axis, grid points per turn."""
 
 
 class Outcomes(NamedTuple):
@@ -59,7 +59,7 @@ def outcomes(speed: float) -> Outcomes:
 
 @functools.cache
 def cost_to_go(speed: float) -> "CostToGo":
-    """With pushes of `speed` pixels a control step."""
+    """Returns the value table for pushes of `speed` pixels per control step."""
     pushes = outcomes(speed)
     return CostToGo(pushes, pushes.steps + WAY)
 
@@ -74,7 +74,7 @@ class CostToGo:
     """Control steps until the task is solved, from any pose of the block: value iteration (Bellman 1957) on a grid.
 
     Args:
-        pushes: what can be done.
+        pushes: the outcomes to choose from.
         cost: control steps of each of them, with the way to it.
     """
 
