@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -165,7 +165,7 @@ class Workspace:
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGHUP as a request: kept until a safe moment, or raised at once inside `interruptible`.
+    """SIGINT, SIGTERM and SIGHUP as a request: kept until a safe moment, or raised at once within `interrupting`.
 
     More signals within PATIENCE_S seconds of the first change nothing, so that a burst still saves. Later ones raise
     KeyboardInterrupt. Once a signal has come, this stays so until the process ends.
@@ -189,6 +189,15 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         if self.received is None:
             self.restore()
+
+    @contextlib.contextmanager
+    def interrupting(self, now: bool = True) -> Iterator[None]:
+        """A context that a signal leaves at once, with StopNow, if `now`."""
+        self.interruptible = now
+        try:
+            yield
+        finally:
+            self.interruptible = False
 
     def restore(self) -> None:
         """Handles signals as before."""

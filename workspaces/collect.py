@@ -148,11 +148,10 @@ class CollectWorkspace(Workspace):
             log.info("%s", tally)
 
     def _next(self, made: Made) -> tuple[int, Demonstration | None]:
-        self.signals.interruptible = True
-        if self.signals.received is not None:
-            raise StopNow
-        item = next(made, None)
-        self.signals.interruptible = False
+        with self.signals.interrupting():
+            if self.signals.received is not None:
+                raise StopNow
+            item = next(made, None)
         if item is None:
             raise ValueError(f"there is no seed after {self.seeds[-1]}: give a smaller workspace.start_seed")
         return item

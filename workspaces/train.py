@@ -1,9 +1,8 @@
 """Trains a policy, with rollouts in the loop. Killed at any moment, the same run directory goes on, to the bit."""
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch
@@ -12,11 +11,10 @@ from tqdm import tqdm
 
 from dp import engines, limits
 from dp.data.batches import lost_worker
-from workspaces import build, checkpoint, resume
-from workspaces.assessment import VAL_METRIC, Assessment, facts_of
+from workspaces import build, checkpoint, closing, resume
+from workspaces.assessment import Assessment, facts_of
 from workspaces.base import Config, Signals, StopNow, Workspace
-from workspaces.timer import duration
-from workspaces.train_state import TrainState, begin_from, choose_precision, load_run, warn_if_inexact
+from workspaces.train_state import TrainState, begin_from, choose_precision, load_run, warn_if_inexact, warn_if_short
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +37,13 @@ class TrainWorkspace(Workspace):
         state.policy.train()
         log.info("training begins at step %d of %d", state.step, self.num_steps)
         state.timer.start(state.step)
-        begin = state.step
         with tqdm(total=self.num_steps, initial=state.step, unit="step", disable=None, mininterval=1) as bar:
             while True:
                 self._assess_and_save()
                 if state.step >= self.num_steps:
                     return
                 cold = not train_step.warm
-                with self._compiling(cold and state.step == begin):
+                with self.signals.interrupting(cold):  # it may compile for minutes
                     state.pending.append(train_step([next(batches) for _ in range(self.grad_accumulation)]))
                 if cold and train_step.warm:
                     state.timer.start(state.step + 1)  # a rate that counts the compilation says nothing
@@ -67,9 +64,8 @@ class TrainWorkspace(Workspace):
         state, due = self.state, self.assessment.due
         with state.timer.paused():
             if not state.evaluated:
-                self.signals.interruptible = True  # training depends on nothing that an assessment changes
-                self.assessment.assess()
-                self.signals.interruptible = False
+                with self.signals.interrupting():  # training depends on nothing that an assessment changes
+                    self.assessment.assess()
                 state.evaluated, state.metrics_offset = True, self.logger.offset
                 last = state.step == self.num_steps
                 if (due("checkpoint") and state.saving_pays()) or due("rollout") or state.step == 1 or last:
@@ -107,7 +103,7 @@ class TrainWorkspace(Workspace):
         if self.state.step < self.num_steps or not self.state.evaluated:
             self._train_or_stop()
         self.score = self.state.best[0]["score"] if self.state.best else None
-        self._say_what_next()
+        closing.say(self.state, self.run_dir, self.config)
         return self.score
 
     def _train_or_stop(self) -> None:
@@ -115,6 +111,10 @@ class TrainWorkspace(Workspace):
             try:
                 self._train()
             except StopNow:
+                if self.state.evaluated:  # it came in a first step: random numbers have been drawn for it
+                    raise self.signals.interrupted(
+                        "stopped before the first step. To start: the same command"
+                    ) from None
                 self._save_and_leave()
             except Exception as error:
                 if not lost_worker(error):
@@ -156,7 +156,7 @@ class TrainWorkspace(Workspace):
             log.info("resuming %s at step %d", self.run_dir, self.state.step)
             warn_if_inexact(saved, self.state.precision)
         self.logger.truncate(self.state.metrics_offset)
-        warn_if_warm_up_is_too_long(self.config)
+        warn_if_short(self.config)
         self.about = {
             "config": self.config,
             "versions": checkpoint.versions(self.packages),
@@ -164,18 +164,6 @@ class TrainWorkspace(Workspace):
         }
         parts = (self.state, self.val_windows, self.env_runner, self.train_seeds)
         self.assessment = Assessment(self.config, *parts, self.run_dir, self.logger, self.about)
-
-    @contextlib.contextmanager
-    def _compiling(self, begins: bool) -> Iterator[None]:
-        """A context for the first step, which may compile for minutes: a signal ends it at once."""
-        self.signals.interruptible = begins
-        try:
-            yield
-        except StopNow:
-            # Not saved: random numbers have been drawn for a step that was not made.
-            raise self.signals.interrupted("stopped before the first step. To start again: the same command") from None
-        finally:
-            self.signals.interruptible = False
 
     def _batches_and_step(self) -> tuple[Iterator[Any], engines.FallingBack]:
         state = self.state
@@ -198,40 +186,9 @@ class TrainWorkspace(Workspace):
         command = resume.how_to_resume(self.run_dir, self.config)
         raise self.signals.interrupted(f"saved at step {self.state.step}. To go on: {command}")
 
-    def _say_what_next(self) -> None:
-        """The closing lines: how good the run is, where its best checkpoint lies, how to evaluate and to extend it."""
-        best = self.state.best[0] if self.state.best else None
-        file = self.run_dir / "checkpoints" / (best["file"] if best is not None else "last.pt")
-        spent = duration(self.state.timer.training_s())
-        log.info("finished: %d steps in %s, %s: %s", self.state.step, spent, best_of(best), file)
-        if self.env_runner is not None:
-            log.info("evaluate it: %s", resume.how_to_evaluate(file, self.config))
-        longer = resume.how_to_resume(self.run_dir, self.config, f"workspace.num_steps={2 * self.num_steps}")
-        log.info("train it longer: %s", longer)
-
     def close(self, failed: bool) -> None:
         for part in (self.loader, self.env_runner):
             if part is not None:
                 part.close()
         if self.logger is not None:
             self.logger.close(failed)
-
-
-def best_of(best: Mapping[str, Any] | None) -> str:
-    """In words how good the best checkpoint is, an entry of `TrainState.best`."""
-    if best is None:
-        return "last checkpoint"
-    if best.get("metric") == VAL_METRIC:
-        return f"best {VAL_METRIC} {-best['score']:.4g} at step {best['step']}"
-    return f"best score {best['score']:.3f} at step {best['step']}"
-
-
-def warn_if_warm_up_is_too_long(config: Config) -> None:
-    """Warns where the learning rate only rises, and never reaches what `optimizer.lr` says."""
-    warm_up, num_steps = config["lr_schedule"].get("num_warmup_steps"), config["workspace"]["num_steps"]
-    if isinstance(warm_up, int) and warm_up >= num_steps:
-        log.warning(
-            "lr_schedule.num_warmup_steps=%d, but the run has only workspace.num_steps=%d: the learning rate never "
-            "reaches optimizer.lr. Give lr_schedule.num_warmup_steps=%d, for example",
-            warm_up, num_steps, num_steps // 10,
-        )  # fmt: skip

@@ -214,6 +214,17 @@ def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> li
     ]
 
 
+def warn_if_short(config: Config) -> None:
+    """Warns where the learning rate only rises, and never reaches what `optimizer.lr` says."""
+    warm_up, num_steps = config["lr_schedule"].get("num_warmup_steps"), config["workspace"]["num_steps"]
+    if isinstance(warm_up, int) and warm_up >= num_steps:
+        log.warning(
+            "lr_schedule.num_warmup_steps=%d, but the run has only workspace.num_steps=%d: the learning rate never "
+            "reaches optimizer.lr. Give lr_schedule.num_warmup_steps=%d, for example",
+            warm_up, num_steps, num_steps // 10,
+        )  # fmt: skip
+
+
 def warn_if_inexact(saved: Mapping[str, Any], precision: str) -> None:
     """Warns where the user chose to compute otherwise than the run in `saved` did."""
     before = {"workspace.precision": saved.get("precision"), "n_threads": saved.get("n_threads")}

@@ -139,11 +139,16 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(uninterrupted, comma
 
 
 def test_a_signal_while_the_first_step_compiles_ends_the_run_at_once():
-    workspace = SimpleNamespace(signals=Signals())
-    told = pytest.raises(Interrupted, match="Ctrl-C: stopped before the first step")
-    with workspace.signals, told, TrainWorkspace._compiling(workspace, True):
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("it went on")
+    workspace = SimpleNamespace(signals=Signals(), state=SimpleNamespace(evaluated=True))
+
+    def train():
+        with workspace.signals.interrupting():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("it went on")
+
+    workspace._train = train
+    with pytest.raises(Interrupted, match="Ctrl-C: stopped before the first step"):
+        TrainWorkspace._train_or_stop(workspace)
     assert not workspace.signals.interruptible
 
 
