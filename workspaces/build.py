@@ -52,15 +52,17 @@ CUSTOM = "custom"
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
     config, typed, own = settings(composed), record.overrides(), None
+    _check_values(config)
     if in_sweep():
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
     else:
         config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
         own = resume.own_config(config, typed)
-        config = own or config
+        if own is not None:
+            config = own
+            _check_values(config)
     verb = _verb(config["workspace"])
-    checks.check_values({**config, "n_action_steps": 1} if config["n_action_steps"] == "auto" else config)
     if verb.resolves:
         check(resolve(config))
         _check_groups(config)
@@ -71,6 +73,10 @@ def workspace(composed: DictConfig) -> Workspace:
     if own is not None:
         made.overrides = resume.recorded(made.run_dir, typed)
     return made
+
+
+def _check_values(config: Config) -> None:
+    checks.check_values({**config, "n_action_steps": 1} if config["n_action_steps"] == "auto" else config)
 
 
 def _check_groups(config: Config) -> None:

@@ -152,8 +152,10 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
         build.check(config)
         check_architecture(build.network_shapes(config), _of_networks(weights), where)  # before memory is taken
         policy = build.policy(config)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: its classes do not take its arguments ({error}): not loaded") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f"{where}: {error}. Not loaded") from error
     load_weights(policy, weights, path)
     if config["n_threads"] == "auto" and state.get("n_threads") is not None:
         config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many

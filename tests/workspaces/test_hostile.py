@@ -84,7 +84,7 @@ WEIGHT = "denoiser.final_conv.1.weight"
         ("config/denoiser/channels", [60_000] * 5, "of another architecture"),
         ("config/denoiser/channels", [2**40], "at most 65536"),
         ("config/denoiser/channels", [8] * 10_000, "at most 64"),
-        ("config/denoiser/unknown", 1, "do not take its arguments"),
+        ("config/denoiser/unknown", 1, "unknown key denoiser.unknown: UNet1d has no such argument"),
         ("config/optimizer/lr", complex(1), "complex"),
         ("config/encoder", None, "encoder=None"),
         ("config/encoder/_target_", "torch.hub.load", "not to be trusted"),
