@@ -73,10 +73,10 @@ def _posterior_means(values: Float[np.ndarray, " E"], bounds: Bounds) -> Float[n
 
 def proportion(successes: int, n: int) -> Estimate:
     """Share of n episodes that succeed, with Wilson's (1927) score interval; unknown for no episodes."""
-    from scipy.stats import binomtest  # here, because it takes a while
-
     if n < 2:
         return Estimate(successes / n, math.nan, math.nan) if n else UNKNOWN
+    from scipy.stats import binomtest  # here, because it takes a while
+
     low, high = binomtest(successes, n).proportion_ci(method="wilson")
     return Estimate(successes / n, float(low), float(high))
 

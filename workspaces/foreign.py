@@ -42,13 +42,15 @@ def check_inside(run_dir: Path) -> None:
 
 
 def _written(run_dir: Path) -> list[Path]:
-    """What is there of `WRITTEN`, with everything below it."""
+    """What is there of `WRITTEN`, with everything below it, but for wandb's folders: each run makes a new one."""
     found = []
     for path in (run_dir / name for name in WRITTEN):
         if os.path.lexists(path):
             found.append(path)
             for folder, folders, files in os.walk(path):
                 found += [Path(folder) / name for name in (*folders, *files)]
+                if path.name == "wandb":
+                    folders.clear()
     return found
 
 

@@ -109,7 +109,7 @@ def test_a_job_that_cannot_begin_is_listed_too(tmp_path):
     result = sweep(*DRY, "env_runner.max_steps=0,5", "hydra.sweep.dir=here", cwd=tmp_path)
     assert result.returncode == 1
     assert states(tmp_path / "here") == {"max_steps-0": "failed", "max_steps-5": "finished"}
-    assert "max_steps-0 failed: env_runner.max_steps=0, expected at least 1" in result.stderr
+    assert "max_steps-0 failed: env_runner.max_steps=0, expected a whole number of at least 1" in result.stderr
 
 
 def test_a_sweep_that_was_killed_goes_on_to_the_bit(command, run, tmp_path):
@@ -167,7 +167,7 @@ def test_submitit_runs_the_same_sweep(tmp_path):
     result = sweep(*DRY, "env_runner.max_steps=0,2,4", "hydra.sweep.dir=here", "+launcher=submitit_local", cwd=tmp_path)
     assert result.returncode == 1, result.stderr
     assert states(tmp_path / "here") == {"max_steps-0": "failed", "max_steps-2": "finished", "max_steps-4": "finished"}
-    assert "max_steps-0 failed: env_runner.max_steps=0, expected at least 1" in result.stderr
+    assert "max_steps-0 failed: env_runner.max_steps=0, expected a whole number of at least 1" in result.stderr
 
 
 @needs("hydra_plugins.hydra_ray_launcher")
@@ -188,7 +188,7 @@ def test_a_ray_cluster_of_two_machines_shares_the_jobs(tmp_path):
         "max_steps-300": "finished",
         "max_steps-299": "finished",
     }
-    assert "max_steps-0 failed: env_runner.max_steps=0, expected at least 1" in result.stderr
+    assert "max_steps-0 failed: env_runner.max_steps=0, expected a whole number of at least 1" in result.stderr
     one, other = (record.read(tmp_path / "here" / name) for name in ("max_steps-300", "max_steps-299"))
     assert one["pid"] != other["pid"]
     assert max(one["begun"], other["begun"]) < min(
