@@ -132,7 +132,7 @@ def test_ctrl_c_saves_the_job_and_stops_the_sweep(command, tmp_path):
         wait_for(lambda: (tmp_path / "here/seed-0/checkpoints/last.pt").is_file())
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "saved at step" in stderr
     assert states(tmp_path / "here") == {"seed-0": "interrupted", "seed-1": "waiting"}
 
