@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat, SupportsInt
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 Bounds = tuple[float, float]
 """The least and the greatest value that a quantity can have."""
@@ -43,15 +43,17 @@ class Difference(NamedTuple):
     p_better: float
 
 
-def mean(values: Sequence[float] | Float[np.ndarray, " E"], bounds: Bounds | None = None) -> Estimate:
+def mean(values: Sequence[SupportsFloat] | Real[np.ndarray, " E"], bounds: Bounds | None = None) -> Estimate:
     """Mean over episodes. Not random, and independent of the order of `values`.
 
     With `bounds`, the interval is Rubin's (1981) Bayesian bootstrap with half an episode added at each bound. For 0s
     and 1s it is Jeffreys' interval (Brown, Cai & DasGupta 2001, section 4.3). It never leaves the bounds, and it has a
     width where all episodes agree. Without bounds, or where `values` violate them, it is Student's t interval. A single
-    episode has no interval.
+    episode has no interval; the mean of no episodes is unknown.
     """
     array = np.sort(np.asarray(values, float))
+    if not len(array):
+        return UNKNOWN
     value, n = float(array.mean()), len(array)
     if n < 2 or not np.isfinite(array).all():
         return Estimate(value, math.nan, math.nan)
@@ -71,8 +73,9 @@ def _posterior_means(values: Float[np.ndarray, " E"], bounds: Bounds) -> Float[n
     return np.concatenate(means)
 
 
-def proportion(successes: int, n: int) -> Estimate:
+def proportion(successes: SupportsInt, n: int) -> Estimate:
     """Share of n episodes that succeed, with Wilson's (1927) score interval; unknown for no episodes."""
+    successes = int(successes)
     if n < 2:
         return Estimate(successes / n, math.nan, math.nan) if n else UNKNOWN
     from scipy.stats import binomtest  # here, because it takes a while
@@ -81,7 +84,7 @@ def proportion(successes: int, n: int) -> Estimate:
     return Estimate(successes / n, float(low), float(high))
 
 
-def crossed_mean(scores: Float[np.ndarray, "S E"], bounds: Bounds | None = None) -> Estimate:
+def crossed_mean(scores: Real[np.ndarray, "S E"], bounds: Bounds | None = None) -> Estimate:
     """Mean of S training seeds on the same E environment seeds, with a 95 % interval for all the seeds there are.
 
     Two-way random effects (Searle, Casella & McCulloch 1992, chapter 4). With `bounds`, the variance shrinks towards
@@ -110,7 +113,7 @@ def crossed_mean(scores: Float[np.ndarray, "S E"], bounds: Bounds | None = None)
 
 
 def paired_difference(
-    a: Float[np.ndarray, "Sa E"], b: Float[np.ndarray, "Sb _E"], bounds: Bounds | None = None
+    a: Real[np.ndarray, "Sa E"], b: Real[np.ndarray, "Sb _E"], bounds: Bounds | None = None
 ) -> Difference:
     """Mean of `a` minus mean of `b`: training seeds are independent, the E environment seeds (columns) are shared.
 
@@ -144,7 +147,7 @@ def paired_difference(
     return Difference(value, low, high, _p_positive(value, variance, df))
 
 
-def _check_not_empty(scores: Float[np.ndarray, "S E"]) -> None:
+def _check_not_empty(scores: Real[np.ndarray, "S E"]) -> None:
     if scores.size == 0:
         raise ValueError(f"got scores of shape {scores.shape}, expected (training seeds, environment seeds), none zero")
 
@@ -173,7 +176,7 @@ def _variance_of_mean(columns: Float[np.ndarray, "E"], tables: list[np.ndarray])
     return float(variance), float(max(variance**2 / spread if spread > 0 else 0, min(df for _, df in squares)))
 
 
-def _seed_terms(table: Float[np.ndarray, "S E"], share: float) -> tuple[float, float, int]:
+def _seed_terms(table: Real[np.ndarray, "S E"], share: float) -> tuple[float, float, int]:
     """`share` of the variance between the S means, of the part in it that is residual, and degrees of freedom."""
     n_seeds, n_env = table.shape
     rows = table.mean(1, keepdims=True) - table.mean()

@@ -11,10 +11,18 @@ NOT_TEXT = re.compile(r"null|true|false|nan|inf|[+-]?[\d._]+(e[+-]?\d+)?|[+-]?in
 
 
 def override(key: str, value: object) -> str:
-    """`key=value` in Hydra's grammar, whatever the text `value` contains."""
+    """`key=value` in Hydra's grammar. `value` is any text, or dicts and lists of texts; the dicts' keys are words."""
+    return f"{key}={_value(value)}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_value(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
     text = str(value)
-    plain = PLAIN.fullmatch(text) and not NOT_TEXT.fullmatch(text)
-    return f"{key}={text if plain else quoted(text)}"
+    plain = isinstance(value, int) or (PLAIN.fullmatch(text) and not NOT_TEXT.fullmatch(text))
+    return text if plain else quoted(text)
 
 
 def quoted(text: str) -> str:

@@ -11,7 +11,7 @@ from dp.data import summary
 from dp.data.demonstrations import Demonstrations, check_paths
 from dp.data.formats.zarr import ZarrStore
 from dp.data.reading import Mismatch
-from workspaces import build, checkpoint, record
+from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace
 
 
@@ -95,7 +95,7 @@ class InspectWorkspace(Workspace):
         for path in check_paths(self.config["dataset"]["path"]):
             store = ZarrStore(path)
             yield from summary.describe(store)
-            yield f"To train on these data: python run.py {summary.guess(store)}"
+            yield f"To train on these data: {_training_on(store)}"
         chosen = [
             text for text in record.overrides() if text.lstrip("+~").startswith(("task", "dataset=", "experiment"))
         ]
@@ -106,3 +106,16 @@ class InspectWorkspace(Workspace):
         self.closing = (
             f"{task}, the default, does not read these data. The line above trains on them; inspect checks it, too"
         )
+
+
+def _training_on(store: ZarrStore) -> str:
+    """The command."""
+    shape_meta = summary.guess(store)
+    images = any(entry["type"] == "rgb" for entry in shape_meta["obs"].values())
+    return command.run(
+        "task=own",
+        "dataset=zarr",
+        *(() if images else ("encoder=state",)),
+        command.override("task.shape_meta", shape_meta),
+        command.override("dataset.path", str(store.path)),
+    )

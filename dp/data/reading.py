@@ -144,22 +144,34 @@ def _are_ends(values: np.ndarray, n_frames: int) -> bool:
 def _ends(store: ZarrStore, name: str, n_frames: int) -> np.ndarray:
     store.check_chunks(name, complete=True)  # ends are never 0
     ends = store.read(name)
-    check_ends(store.path / name, ends)
+    check_ends(store.path / name, ends, n_frames)
     if ends[-1] != n_frames:
-        raise ValueError(f"{store.path} has {n_frames} frames, but the last episode of {name} ends at {ends[-1]}")
+        raise ValueError(
+            f"{store.path} has {n_frames} frames, but the last episode of {name} ends at {ends[-1]}"
+            f"{_taken_for(ends, n_frames)}"
+        )
     return ends.astype(np.int64)
 
 
-def check_ends(name: Path, ends: np.ndarray) -> None:
-    """Raises ValueError unless `ends` can be episode ends. `name`: where they come from."""
+def check_ends(name: Path, ends: np.ndarray, n_frames: int | None = None) -> None:
+    """Raises ValueError unless `ends` can be episode ends. `name`: where they come from. `n_frames`: for advice."""
     if ends.ndim != 1 or len(ends) == 0 or ends.dtype.kind not in "iu":
         raise ValueError(f"{name} has shape {ends.shape} and type {ends.dtype}, expected integers of shape (E,), E > 0")
     increases = np.diff(ends.astype(np.int64), prepend=0) > 0
     if not increases.all():
         at = int(np.flatnonzero(~increases)[0])
-        raise ValueError(
-            f"{name} must increase, but does not at episode {at}. If these are lengths, store their cumulative sum"
-        )
+        raise ValueError(f"{name} must increase, but does not at episode {at}{_taken_for(ends, n_frames)}")
+
+
+def _taken_for(ends: np.ndarray, n_frames: int | None) -> str:
+    """A sentence about what else `ends` are, if that is clear."""
+    if ends.sum() == n_frames:
+        return ". These are the lengths of the episodes: store their cumulative sum"
+    if ends[0] == 0 and (np.diff(ends) > 0).all():
+        return ". These are the first frames of the episodes: store one past the last frame of each"
+    if n_frames is not None and ends[-1] == n_frames - 1:
+        return ". These are the last frames of the episodes: store them plus one"
+    return ""
 
 
 def read_low_dim(store: ZarrStore, name: str, spec: Spec, n_frames: int | None = None) -> np.ndarray:

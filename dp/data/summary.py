@@ -1,6 +1,8 @@
 """What a store holds, for people who bring one, and the `shape_meta` that fits it."""
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +37,8 @@ def count_frames(store: ZarrStore) -> int:
     return actions[0] if actions else max(lengths.values(), default=0)
 
 
-def guess(store: ZarrStore) -> str:
-    """Overrides that train on the store, as a line to paste: a guess from names, shapes and types.
+def guess(store: ZarrStore) -> dict[str, Any]:
+    """A `shape_meta` for the store, guessed from names, shapes and types. "???" in place of the action: none is found.
 
     Arrays of four dimensions with three channels are images, the one called action or actions is the action, and other
     arrays of floats are observations.
@@ -44,22 +46,30 @@ def guess(store: ZarrStore) -> str:
     n_frames = count_frames(store)
     names = [name for name in store.names if store.open(name).ndim and store.open(name).shape[0] == n_frames]
     last = [_last(name) for name in names]
-    action, obs = "???", []
+    meta: dict[str, Any] = {"obs": {}, "action": "???"}
     for name in names:
         array = store.open(name)
-        short = _last(name) if last.count(_last(name)) == 1 else name.replace("/", "_")
-        shape, key = array.shape[1:], "" if short == _last(name) else f", key: {name}"
-        if _last(name) in ("action", "actions") and array.ndim == 2 and action == "???":
-            action = f"{{shape: {list(shape)}{'' if _last(name) == 'action' and not key else f', key: {name}'}}}"
-        elif array.ndim == 4 and 3 in (shape[0], shape[2]):
-            size = list(shape[:2] if shape[2] == 3 else shape[1:])
-            obs.append(f"{short}: {{type: rgb, shape: {[3, *size]}{key}}}")
+        short = _word(_last(name) if last.count(_last(name)) == 1 else name)
+        shape = list(array.shape[1:] or (1,))
+        key = {} if short == _last(name) else {"key": name}
+        if _last(name) in ("action", "actions") and array.ndim == 2 and meta["action"] == "???":
+            meta["action"] = {"shape": shape, **({} if _last(name) == "action" and not key else {"key": name})}
+        elif _is_image(array):
+            size = shape[:2] if shape[2] == 3 else shape[1:]
+            meta["obs"][short] = {"type": "rgb", "shape": [3, *size], **key}
         elif array.dtype.kind == "f" and array.ndim < 4:
-            obs.append(f"{short}: {{type: low_dim, shape: {list(shape or (1,))}{key}}}")
-    return (
-        f"task=own dataset=zarr 'task.shape_meta={{obs: {{{', '.join(obs)}}}, action: {action}}}' "
-        f"dataset.path={store.path}"
-    )
+            meta["obs"][short] = {"type": "low_dim", "shape": shape, **key}
+    return meta
+
+
+def _word(name: str) -> str:
+    """What a key may be called on a command line."""
+    word = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return word if word[:1].isalpha() else f"obs_{word}"
+
+
+def _is_image(array: Any) -> bool:
+    return array.ndim == 4 and 3 in (array.shape[1], array.shape[3])
 
 
 def _last(name: str) -> str:
@@ -67,12 +77,17 @@ def _last(name: str) -> str:
 
 
 def _range(store: ZarrStore, name: str) -> str:
-    """Lowest and highest value of numbers that are no images."""
+    """Lowest and highest value of numbers that are no images, and the first frame that is not finite."""
     array = store.open(name)
-    if array.dtype.kind not in "fiu" or array.ndim > 3 or 0 in array.shape:
+    if array.dtype.kind not in "fiu" or not 0 < array.ndim < 4 or 0 in array.shape:
         return ""
-    extremes = [(values.min(), values.max()) for _, values in store.blocks(name)]
-    return f", {float(min(low for low, _ in extremes)):g} to {float(max(high for _, high in extremes)):g}"
+    extremes, at = [], []
+    for rows, values in store.blocks(name):
+        finite = np.isfinite(values)
+        extremes += [float(end) for end in (values[finite].min(), values[finite].max())] if finite.any() else []
+        at += (rows.start + np.flatnonzero(~finite.reshape(len(values), -1).all(1))[:1]).tolist()
+    span = f", {min(extremes):g} to {max(extremes):g}" if extremes else ""
+    return span + (f", NOT FINITE at frame {at[0]}" if at else "")
 
 
 def _missing(store: ZarrStore, name: str) -> str:

@@ -43,6 +43,20 @@ def test_a_single_episode_has_no_interval() -> None:
     assert math.isnan(proportion(0, 0).value)
 
 
+@pytest.mark.parametrize("kind", [list, np.array, lambda values: [np.float32(v) for v in values]])
+def test_whole_numbers_are_numbers(kind: Callable[[list], list]) -> None:
+    """Lengths are whole, and so are the rewards of some environments."""
+    assert intervals.mean(kind([9, 9, 12])) == intervals.mean([9.0, 9.0, 12.0])
+    table = np.array([[3, 1, 2], [2, 1, 0]])
+    assert crossed_mean(table) == crossed_mean(table.astype(float))
+    assert paired_difference(table, table[:, ::-1]) == paired_difference(table.astype(float), table[:, ::-1] * 1.0)
+    assert proportion(np.int64(3), 4) == proportion(3, 4)
+
+
+def test_the_mean_of_no_episodes_is_unknown() -> None:
+    assert all(map(math.isnan, intervals.mean([])))
+
+
 def test_an_interval_of_0s_and_1s_is_jeffreys() -> None:
     found = intervals.mean([1.0] * 7 + [0.0] * 3, UNIT)
     assert found == pytest.approx((0.7, *betaincinv(7.5, 3.5, [0.025, 0.975])), abs=0.005)

@@ -34,3 +34,9 @@ def test_a_shell_hands_on_every_value_unchanged():
 
 def test_a_plain_value_stays_plain():
     assert command.run(command.override("run_dir", "outputs/a-1")) == "python run.py run_dir=outputs/a-1"
+
+
+def test_nested_values_come_back_as_they_were():
+    meta = {"obs": {"a": {"shape": [3, 12], "key": "data/top cam, 1"}, "b_1": {"key": "it's: {x}"}}, "action": "???"}
+    _, _, typed = shlex.split(command.run(command.override("task.shape_meta", meta)))
+    assert OverridesParser.create().parse_override(typed).value() == meta

@@ -62,6 +62,9 @@ MAX_LABEL = 110
 SAME_PACE = 0.1
 """Two runs whose time per step differs by less than this share have one axis of minutes."""
 
+LOG_FROM = 5
+"""Ratio of the highest loss to the lowest from which on their axis is logarithmic. Below, it would have two ticks."""
+
 DASHED = {"ls": (0, (3, 2)), "lw": 1.3}
 
 
@@ -214,7 +217,7 @@ def learning_curve(curves: list[Curve], lines: Sequence[Reference], task: str) -
     for reference in lines:
         axes.axhline(reference.score, color=GREY, ls=reference.line, lw=1.1, zorder=1)
     axes.set(title=_titled("Score of the rollouts", task), ylabel="score", xlabel="training step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(_round_steps())
     _minutes_axis(axes, curves)
     _legend(figure, axes, lines)
     return figure
@@ -236,14 +239,20 @@ def loss_curve(curves: list[Curve], key: str, task: str) -> Figure:
     figure = Figure(figsize=SMALL)
     axes = figure.add_subplot()
     _draw_curves(axes, curves, key)
-    axes.set(title=_titled(LOSSES[key], task, SMALL[0]), xlabel="training step", yscale="log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(True, which="minor", axis="y", lw=0.4)
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set(title=_titled(LOSSES[key], task, SMALL[0]), xlabel="training step")
+    axes.xaxis.set_major_locator(_round_steps())
+    values = [value for curve in curves for value in curve.of(key)[1] if value > 0]
+    if max(values, default=1) > LOG_FROM * min(values, default=1):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
     _legend(figure, axes)
     return figure
+
+
+def _round_steps() -> MaxNLocator:
+    return MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10])
 
 
 def _titled(title: str, more: str, width: float = SIZE[0]) -> str:

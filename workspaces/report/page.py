@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jinja2
 
 from dp.tasks import Reference
-from workspaces import record
+from workspaces import command, record
 from workspaces.report.failure_map import OUTCOMES, SCALE, Sheet
 from workspaces.report.figures import slug
 from workspaces.report.recipe import Recipe
 from workspaces.report.runs import Run
-from workspaces.report.tables import ACTION_ERROR, Result, Table, interval, labels
+from workspaces.report.tables import ACTION_ERROR, Result, Table, interval, labels, number
 
 NUMBER = re.compile(r"[−+<> ]*[\d.–]+( %)?( \[.*\])?( / \d+)?")
 
@@ -52,10 +52,11 @@ def render(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["interval"] = interval
+    environment.filters |= {"interval": interval, "number": number}
     return environment.get_template("page.html.j2").render(
         title=title,
         runs=runs,
+        command=command.run("workspace=report", command.override("runs", runs)),
         made=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
         commit=record.commit(),
         best=_best(results),

@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
+from workspaces import build
 from workspaces.base import Config
 from workspaces.report.runs import Run
 from workspaces.report.tables import CONFIGS, data_of, training_minutes, value_of
@@ -63,7 +63,7 @@ def _recipe(name: str, runs: list[Run]) -> Recipe:
 
 
 def experiment(name: str) -> Config | None:
-    """The configuration of a named experiment as it is now; None where there is no such file."""
+    """The configuration of a named experiment as it is now, resolved as a run's is; None where there is none."""
     if not EXPERIMENT.fullmatch(name) or not (CONFIGS / "experiment" / f"{name}.yaml").is_file():
         return None
     outside = not GlobalHydra.instance().is_initialized()
@@ -72,7 +72,7 @@ def experiment(name: str) -> Config | None:
             composed = compose("config", [f"+experiment={name}"])
     except HydraException:
         return None
-    return cast(Config, OmegaConf.to_container(composed, resolve=True))
+    return build.resolve(build.settings(composed))
 
 
 def _differences(base: Config, configs: list[Config]) -> list[tuple[str, str, str]]:

@@ -228,6 +228,7 @@ def results(runs: list[Run]) -> list[Result]:
 def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
     """One row a setting. `trained`: the training runs by directory."""
     rows, shown = [], []
+    quantities = dict.fromkeys(key for result in results for key in result.quantities)
     for result in results:
         minutes = [m for m in (training_minutes(trained.get(_training_of(run))) for run in result.runs) if m]
         sources = " and ".join(sorted({"evaluation" if r.verb == "evaluate" else "last rollout" for r in result.runs}))
@@ -236,7 +237,8 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
         facts = {"task": result.protocol.task, "protocol": str(result.protocol), "from": sources}
         numbers = {"inference ms": result.inference_ms, "training min": float(np.mean(minutes or [np.nan]))}
         estimates = {"score": result.score, "success": result.success}
-        estimates |= {quantity_name(key): result.quantity(key) for key in result.quantities}
+        own = result.quantities  # tasks differ in theirs
+        estimates |= {quantity_name(key): result.quantity(key) if key in own else UNKNOWN for key in quantities}
         rows.append({**keys, **_spread(estimates), **numbers, "training seeds": seeds, "episodes": episodes, **facts})
         texts = {f"{name} [95 %]": interval(e, percent=name == "success") for name, e in estimates.items()}
         texts |= {name: number(value, 1) for name, value in numbers.items()}
@@ -521,7 +523,7 @@ def interval(estimate: Estimate, percent: bool = False, sign: bool = False) -> s
 
 
 def number(value: float, digits: int) -> str:
-    return "–" if np.isnan(value) else f"{value:.{digits}f}"
+    return "–" if np.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 def probability(p: float) -> str:

@@ -83,9 +83,8 @@ class ZarrStore:
             except NO_DAMAGE:
                 raise
             except Exception as error:
-                raise ValueError(
-                    self._with_advice(f"cannot read the array {self.path / name}: {error}{_unknown(error)}")
-                ) from error
+                message = f"cannot read the array {self.path / name}: {error}"
+                raise ValueError(f"{message}. {_unknown(error) or self.advice}".rstrip(". ")) from error
             self._check_size(name, array)
             self._arrays[name] = array
         return self._arrays[name]
@@ -270,7 +269,7 @@ def _names_in_zip(path: Path) -> list[str]:
 def _unknown(error: Exception) -> str:
     """What to do about a codec or a type of numbers that is not there; nothing where the error is another one."""
     unknown = any(word in str(error) for word in ("codec", "data type"))
-    return ". Store the array again with another codec, Blosc or zstd, and as plain numbers" if unknown else ""
+    return "Store the array again with another codec, Blosc or zstd, and as plain numbers" if unknown else ""
 
 
 def _is_array(metadata: bytes, file: Path) -> bool:

@@ -123,14 +123,23 @@ def test_ends_that_are_ambiguous_or_missing_are_named(tmp_path: Path) -> None:
     assert "ends at 100, the number of frames" in said
 
 
-def test_lengths_in_the_place_of_ends_are_recognised(tmp_path: Path) -> None:
-    arrays = {**robot(), "meta/episode_ends": np.full(4, 25)}
-    said = refused(write(tmp_path / "a.zarr", arrays))
-    assert "meta/episode_ends must increase, but does not at episode 1. If these are lengths, store their cumul" in said
-    arrays["meta/episode_ends"] = np.array([25, 50, 90])
-    assert "has 100 frames, but the last episode of meta/episode_ends ends at 90" in refused(
-        write(tmp_path / "b.zarr", arrays)
-    )
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ([25, 25, 25, 25], "must increase, but does not at episode 1. These are the lengths of the episodes"),
+        (
+            [10, 20, 30, 40],
+            "has 100 frames, but the last episode of meta/episode_ends ends at 40. These are the lengths",
+        ),
+        ([0, 25, 50, 75], "must increase, but does not at episode 0. These are the first frames"),
+        ([24, 49, 74, 99], "ends at 99. These are the last frames of the episodes: store them plus one"),
+        ([25, 50, 90], "has 100 frames, but the last episode of meta/episode_ends ends at 90"),
+        ([-5, 50, 100], "must increase, but does not at episode 0"),
+        ([25.0, 50.0, 100.0], "type float64, expected integers"),
+    ],
+)
+def test_numbers_that_are_no_ends_are_recognised(ends: list, said: str, tmp_path: Path) -> None:
+    assert said in refused(write(tmp_path / "a.zarr", {**robot(), "meta/episode_ends": np.array(ends)}))
 
 
 def test_ends_of_another_type_and_lost_ends_are_named(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Any store is described, and the line to paste trains on it."""
+"""Any store is described, and the guessed `shape_meta` fits it."""
 
-import shlex
 from pathlib import Path
 
 import numpy as np
-import yaml
+import zarr
 
 from dp.data import open_zarr
 from dp.data.formats.zarr import ZarrStore
@@ -29,19 +28,29 @@ def test_a_store_without_ends_is_described_too(tmp_path: Path) -> None:
     assert "dataset.episode_ends=KEY" in text
 
 
-def test_the_line_to_paste_fits_the_store(tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    arrays = robot()
+    arrays["data/qpos"][40, 2] = np.nan
+    path = write(tmp_path / "a.zarr", arrays)
+    zarr.open_group(str(path), mode="a").create_array("meta/fps", shape=(), dtype="i8")
+    text = "\n".join(describe(ZarrStore(path)))
+    assert "meta/fps: () int64" in text
+    assert "nan to" not in text
+    assert ", NOT FINITE at frame 40" in text
+
+
+def test_the_guessed_shape_meta_fits_the_store(tmp_path: Path) -> None:
     arrays = {**robot(), "data/sub/qpos": np.ones((100, 2), np.float32)}
     arrays["data/actions"] = arrays.pop("data/action")
+    arrays["data/top cam.1"] = arrays.pop("data/wrist")
     path = write(tmp_path / "a.zarr", arrays)
-    task, dataset, meta, given = shlex.split(guess(ZarrStore(path)))
-    assert (task, dataset, given) == ("task=own", "dataset=zarr", f"dataset.path={path}")
-    shape_meta = yaml.safe_load(meta.partition("=")[2])
+    shape_meta = guess(ZarrStore(path))
     assert shape_meta == {
         "obs": {
             "front": {"type": "rgb", "shape": [3, 12, 16]},
             "data_qpos": {"type": "low_dim", "shape": [7], "key": "data/qpos"},
             "data_sub_qpos": {"type": "low_dim", "shape": [2], "key": "data/sub/qpos"},
-            "wrist": {"type": "rgb", "shape": [3, 10, 8]},
+            "top_cam_1": {"type": "rgb", "shape": [3, 10, 8], "key": "data/top cam.1"},
         },
         "action": {"shape": [7], "key": "data/actions"},
     }

@@ -1,7 +1,9 @@
 """What is drawn where."""
 
+import itertools
 import re
 
+import numpy as np
 import pytest
 from matplotlib.text import Text
 
@@ -154,3 +156,17 @@ def test_a_name_is_text_and_no_mathematics(name):
         figure.add_subplot().set(title=name, xlabel=name, xticks=[0], xticklabels=[name])
         assert "<svg" in figures.svg(figure)
         assert figures.png(figure)
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.6, "linear"), (0.01, "log")])
+def test_tick_labels_of_a_loss_do_not_overprint_each_other(last, scale):
+    losses = [{"step": step, "train/loss": value} for step, value in ((30, 1.0), (60, 0.7), (90, last))]
+    figure = drawn([made_up([0.5], metrics=losses)])["train-loss-pusht_state"]
+    (axes,) = figure.axes
+    with figures.style():
+        figures.png(figure)  # draws
+    assert axes.get_yscale() == scale
+    boxes = sorted((t.get_window_extent() for t in axes.get_yticklabels(which="both") if t.get_text()),
+                   key=lambda box: box.y0)  # fmt: skip
+    assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
+    assert {10, 20, 5, 25} & set(np.diff(axes.get_xticks()))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dp.tasks import Task
 from dp.tasks.pusht.sources import OFFICIAL_SHA256
 from tests.workspaces.report.conftest import made_up
 from workspaces.report import page, tables
@@ -207,3 +208,15 @@ def test_a_table_is_safe_in_a_spreadsheet_in_markdown_and_in_latex():
     latex = page.latex(table).decode()
     assert r"=cmd|'x' \& \$a\_1\$ $<$b$>$ 50 \% & -0.5 \\" in latex
     assert latex.count("rule") == 3
+
+
+def test_quantities_stand_with_the_scores_where_another_task_has_none():
+    own = Task("reach", {"obs": {"state": {"shape": [3]}}, "action": {"shape": [1]}})
+    other = made_up([-5.0, -6.0], task=own)
+    for row in other.episodes:
+        del row["final_coverage"]
+    table = tables.results_table(tables.results([other, made_up([0.5, 1.0])]), {})
+    columns = list(table.shown)
+    assert columns.index("final coverage [95 %]") == columns.index("success [95 %]") + 1
+    assert list(table.shown["final coverage [95 %]"]).count("–") == 1
+    assert tables.number(-5.25, 1) == "−5.2"
