@@ -1,6 +1,6 @@
 """A run that goes on from what its own directory says: `python run.py run_dir=DIR`, with nothing else to choose."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,28 @@ def check_same(saved: Config, config: Config, run_dir: Path, left_open: tuple[ob
 
     left_open: values of `config` that something else decides.
     """
-    old, new = flatten(saved), flatten(config)
-    differing = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and new.get(key, "") not in left_open and not key.startswith(MAY_DIFFER)
-    ]
-    if differing:
-        shown = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in differing[:3])
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    if differing := differences(saved, config, lambda key: not key.startswith(MAY_DIFFER), left_open):
         raise ValueError(
-            f"{run_dir} holds another run: {shown}{more}. To go on with it, leave these out: "
+            f"{run_dir} holds another run: {differing}. To go on with it, leave these out: "
             f"{command.run(command.override('run_dir', run_dir))}. To begin another one, choose another run_dir"
         )
+
+
+def differences(
+    saved: Config, config: Config, counts: Callable[[str], bool], left_open: tuple[object, ...] = ()
+) -> str:
+    """In words, the first three keys that `counts` and whose values differ; empty where none does.
+
+    left_open: values of `config` that differ from none.
+    """
+    old, new = flatten(saved), flatten(config)
+    keys = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and new.get(key, "") not in left_open and counts(key)
+    ]
+    shown = [f"{key}={old.get(key)} there, {new.get(key)} here" for key in keys[:3]]
+    return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def recorded(run_dir: Path, typed: Sequence[str]) -> list[str]:

@@ -67,7 +67,7 @@ TABLE: dict[Role, Entry] = {
     ),
     "protocol": Entry(
         "What a policy is tested in, and under which rules.",
-        "env_runner env_runner._target_ env_runner.protocol env_runner.max_steps env_runner.n_train_episodes "
+        "debug env_runner env_runner._target_ env_runner.protocol env_runner.max_steps env_runner.n_train_episodes "
         "task.env.* task.protocols.*",
     ),
     "episodes": Entry(
@@ -91,7 +91,7 @@ TABLE: dict[Role, Entry] = {
     ),
     "outside": Entry(
         "No part of a run: Hydra's own, the report's, the copy of its training's settings that an evaluation has.",
-        "hydra.* sweep debug runs report.* training.*",
+        "hydra.* sweep runs report.* training.*",
     ),
 }
 

@@ -133,7 +133,7 @@ class TrainWorkspace(Workspace):
         self.packages, self.train_seeds = build.task(self.config).packages, data.train_seeds
         self.state = TrainState.fresh(self.config, data.normalizer, self.device)
         if self.config.get("init_from") is not None:
-            begin_from(self.state, self.config["init_from"], self.run_dir)
+            begin_from(self.state, self.config, self.run_dir)
             data.normalize_with(self.state.policy.normalizer)
         self.train_windows, self.val_windows = build.windows(self.config, data)
         self.facts = facts_of(data, self.train_windows, self.val_windows)

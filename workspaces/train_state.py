@@ -17,8 +17,9 @@ from dp.policy import DiffusionPolicy
 from workspaces import build, checkpoint
 from workspaces.base import Config
 from workspaces.evaluate import load_weights
-from workspaces.resume import check_same
+from workspaces.resume import check_same, differences
 from workspaces.schema import COUNT, check
+from workspaces.settings import role
 from workspaces.timer import Timer
 from workspaces.trust import CONFIG, TRAINING, check_like
 
@@ -168,18 +169,19 @@ class TrainState:
             )
 
 
-def begin_from(state: TrainState, init_from: object, run_dir: Path) -> None:
-    """Gives a fresh state the averaged weights of the checkpoint `init_from`, with its normalisation.
+def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
+    """Gives a fresh state the averaged weights of the checkpoint `config["init_from"]`, with its normalisation.
 
     The normalisation belongs to the weights: new data are mapped with the old statistics, so that the policy computes
     at first what it computed there. A run that has begun in `run_dir` needs the file no more. Raises ValueError where
-    the weights are of another architecture, naming the first difference.
+    the weights are of another architecture, naming the first difference; warns where they fit, but were trained for
+    something else.
     """
     last = run_dir / "checkpoints/last.pt"
     if last.is_file():
         state.policy.load_state_dict(checkpoint.load(last)["policy"])
         return
-    path = checkpoint.find(str(init_from))
+    path = checkpoint.find(str(config["init_from"]))
     try:
         saved = checkpoint.load(path)
         if "ema" not in saved:
@@ -189,18 +191,28 @@ def begin_from(state: TrainState, init_from: object, run_dir: Path) -> None:
     except ValueError as error:
         raise ValueError(str(error).replace("checkpoint=", "init_from=", 1)) from None
     log.info("initial weights and normalisation: %s, step %s", path, saved.get("step"))
+    if "config" in saved and (differing := differences(saved["config"], config, _says_what_weights_mean)):
+        log.warning(
+            "init_from=%s was trained for something else: %s. The run goes on from its weights", path, differing
+        )
+
+
+def _says_what_weights_mean(key: str) -> bool:
+    return role(key) == "identity" and key not in ("name", "init_from", "noise_draws", "task.name")
 
 
 def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> list[Any]:
     """The parameters of `policy`, in groups with settings of their own where `settings` of the optimizer have them.
 
     encoder_lr: learning rate of the encoder; None: lr. norm_decay: weight decay of norms and biases, which are the
-    parameters with one dimension; None: weight_decay.
+    parameters with one dimension; None: weight_decay. Raises ValueError for the rate of an encoder without weights.
     """
     encoder_lr, norm_decay = settings.get("encoder_lr"), settings.get("norm_decay")
     if encoder_lr is None and norm_decay is None:
         return list(policy.parameters())
     encoder = {id(p) for name, p in policy.named_parameters() if name.startswith("encoder.")}
+    if encoder_lr is not None and not encoder:
+        raise ValueError(f"optimizer.encoder_lr={encoder_lr}, but this encoder has no weights: leave it out")
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for p in policy.parameters():
         groups.setdefault(

@@ -72,7 +72,16 @@ def test_the_lists_of_old_are_what_they_were():
     assert set(evaluate.SCHEDULE) == {
         "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"
     }  # fmt: skip
-    assert set(evaluate.OWN) >= {"workspace", "checkpoint", "device", "run_dir", "n_threads", "env_runner", "logger"}
+    assert set(evaluate.OWN) >= {
+        "debug",
+        "workspace",
+        "checkpoint",
+        "device",
+        "run_dir",
+        "n_threads",
+        "env_runner",
+        "logger",
+    }
     assert set(evaluate.MAY_OVERRIDE) - set(evaluate.OWN) == {"scheduler", "n_action_steps"}
     assert {"name", "task", "encoder", "denoiser", "horizon", "n_obs_steps", "noise_draws"} <= set(runs.FIXED)
     assert set(failure_map.OVERRIDDEN) >= {

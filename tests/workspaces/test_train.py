@@ -1,6 +1,6 @@
 """A training run: what it leaves behind, and what killing, stopping and breaking it does."""
 
-import fcntl
+import contextlib
 import json
 import logging
 import os
@@ -8,9 +8,13 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +29,6 @@ from workspaces.errors import Interrupted
 from workspaces.train import TrainWorkspace
 
 KILLS = int(os.environ.get("DP_TEST_KILLS", "4"))
-LIFE_S = 1.5
-"""A process that was let in is killed within this time; an uninterrupted run takes about twice as long."""
 
 
 @pytest.fixture(scope="module")
@@ -80,31 +82,40 @@ def test_training_learns(uninterrupted):
 
 
 def test_killed_again_and_again_it_ends_as_if_it_had_never_been(uninterrupted, command, tmp_path):
-    rng, kills, runs = random.Random(0), 0, 0
-    while kills < KILLS:
-        run_dir, finished, runs = tmp_path / f"killed-{runs}", False, runs + 1
-        while not finished:
-            process = subprocess.Popen(command(f"run_dir={run_dir}"), stderr=subprocess.DEVNULL)
-            if kills < KILLS:
-                _wait(lambda: _is_locked(run_dir) or process.poll() is not None)  # noqa: B023
-                time.sleep(rng.uniform(0, LIFE_S))  # anywhere: in a step, a rollout, a checkpoint being written
-                process.kill()
-            finished = process.wait(timeout=120) == 0
-            kills += not finished
-        assert_same_run(uninterrupted, run_dir)
+    """Every other time at a call that writes, the rest at random moments; resumed by both commands in turn."""
+    rng, kills, runs, places = random.Random(0), 0, 0, Counter()
+    with forks(tmp_path) as fork:
+        whole = fork(command(f"run_dir={tmp_path}/whole")[2:])
+        assert_same_run(uninterrupted, tmp_path / "whole")
+        while kills < KILLS:
+            run_dir, finished, runs = tmp_path / f"killed-{runs}", False, runs + 1
+            while not finished:
+                alone = kills % 4 < 2 and (run_dir / "config.yaml").is_file()
+                arguments = [f"run_dir={run_dir}"] if alone else command(f"run_dir={run_dir}")[2:]
+                deaths = {"at_call": rng.randrange(whole["calls"])}, {"after_s": rng.uniform(0, whole["seconds"])}
+                life = fork(arguments, **(deaths[kills % 2] if kills < KILLS else {}))
+                finished = life["returncode"] == 0
+                assert finished or life["returncode"] == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+                kills += not finished
+                places[life["where"]] += not finished
+            assert_same_run(uninterrupted, run_dir)
     assert kills == KILLS
+    sys.stdout.write("\n".join([f"{runs} runs, killed at:", *(f"{n} {place}" for place, n in places.most_common())]))
 
 
-def _is_locked(run_dir: Path) -> bool:
-    """Whether a process is at work there."""
-    if not (run_dir / ".lock").is_file():
-        return False
-    with (run_dir / ".lock").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        return False
+@contextlib.contextmanager
+def forks(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Runs of `run.py` with these arguments, started and killed by `forks.py`."""
+    command = [sys.executable, str(Path(__file__).parent / "forks.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+
+        def fork(arguments: list[str], **death: float) -> dict[str, Any]:
+            process.stdin.write(json.dumps({"arguments": arguments, "stderr": str(folder / "stderr"), **death}) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield fork
+        process.stdin.close()
 
 
 def _last_step(run_dir: Path) -> int:

@@ -151,7 +151,7 @@ def test_fine_tuning_begins_with_the_averaged_weights_and_their_normalisation(tm
     old.policy.normalizer.action_scale.fill_(3.0)
     old.ema.model.normalizer.action_scale.fill_(3.0)
     checkpoint.save(tmp_path / "old/checkpoints/last.pt", {**old.state_dict(), "config": config()})
-    begin_from(new, tmp_path / "old", tmp_path / "new")
+    begin_from(new, config(f"init_from={tmp_path}/old"), tmp_path / "new")
     for policy in (new.policy, new.ema.model):
         assert_equal(dict(policy.state_dict()), dict(old.ema.model.state_dict()), "weights")
     assert (new.step, new.ema.num_updates, new.optimizer.state_dict()["state"]) == (0, 0, {})
@@ -159,7 +159,9 @@ def test_fine_tuning_begins_with_the_averaged_weights_and_their_normalisation(tm
     new.policy.normalizer.action_scale.fill_(7.0)
     checkpoint.save(tmp_path / "new/checkpoints/last.pt", {**new.state_dict(), "config": config()})
     again = fresh(6)
-    begin_from(again, tmp_path / "deleted", tmp_path / "new")  # a run that has begun needs the file no more
+    begin_from(
+        again, config(f"init_from={tmp_path}/deleted"), tmp_path / "new"
+    )  # a run that has begun needs the file no more
     assert again.policy.normalizer.action_scale[0] == 7
 
 
@@ -170,9 +172,43 @@ def test_fine_tuning_names_what_does_not_fit(tmp_path):
     with pytest.raises(
         ValueError, match=r"^init_from=\S+old.pt is of another architecture: denoiser\S+ is \[.*\], exp"
     ):
-        begin_from(other, tmp_path / "old.pt", tmp_path / "new")
+        begin_from(other, config(f"init_from={tmp_path}/old.pt"), tmp_path / "new")
     with pytest.raises(ValueError, match=r"^init_from=\S+nowhere.pt: there is no such file"):
-        begin_from(other, tmp_path / "nowhere.pt", tmp_path / "new")
+        begin_from(other, config(f"init_from={tmp_path}/nowhere.pt"), tmp_path / "new")
+
+
+def test_fine_tuning_for_something_else_is_said(tmp_path, caplog):
+    """Weights of the same shapes may have been trained for another window or another target."""
+    checkpoint.save(tmp_path / "old.pt", {**trained().state_dict(), "config": config()})
+    init = f"init_from={tmp_path}/old.pt"
+    begin_from(fresh(1), config(init, "optimizer.lr=1e-5", "scheduler=ddpm", "name=tuned"), tmp_path / "new")
+    assert not any("something else" in message for message in caplog.messages)
+    begin_from(fresh(1), config(init, "horizon=12", "scheduler.prediction_type=sample"), tmp_path / "new")
+    assert "horizon=16 there, 12 here, scheduler.prediction_type=epsilon there, sample here" in caplog.messages[-1]
+
+
+def test_groups_of_the_optimizer_are_taken_up_again(tmp_path):
+    def begun() -> TrainState:
+        policy = build.policy(settings, Normalizer(SPECS))
+        policy.encoder.scale = torch.nn.Parameter(torch.ones(3, 2))
+        optimizer = build.optimizer(settings, parameter_groups(policy, settings["optimizer"]))
+        return TrainState(policy, build.ema(settings, policy), optimizer, build.lr_schedule(settings, optimizer))
+
+    settings = config("optimizer.encoder_lr=1e-5", "optimizer.norm_decay=0")
+    old, new = begun(), begun()
+    for _ in range(3):
+        step(old)
+    old.save(tmp_path, {"config": settings})
+    new.load_state_dict(load_run(tmp_path, settings))
+    assert_equal(new.optimizer.state_dict(), old.optimizer.state_dict(), "optimizer")
+    torch.manual_seed(1)
+    step(old)
+    torch.manual_seed(1)
+    step(new)
+    assert_equal(dict(new.policy.state_dict()), dict(old.policy.state_dict()), "policy")
+    assert len({group["lr"] for group in new.optimizer.param_groups}) == 2
+    with pytest.raises(ValueError, match=r"optimizer.encoder_lr=1e-05, but this encoder has no weights"):
+        TrainState.fresh(settings, Normalizer(SPECS), CPU)
 
 
 def test_a_run_of_fewer_steps_than_it_has_done_is_refused(tmp_path):
