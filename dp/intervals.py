@@ -1,4 +1,4 @@
-"""95 % confidence intervals. Which one is used where, and how often each holds the truth: docs/method.md."""
+"""95 % confidence intervals. docs/method.md says which is used when, and how often each holds the truth."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ N_DRAWS, BLOCK = 10_000, 500
 """Draws of a posterior, and how many of them are in memory at once."""
 
 NO_VARIANCE = 1e-12
-"""All episodes agree, up to rounding."""
+"""Variance below which all episodes count as equal."""
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval. `low` and `high` are nan where nothing is known: for a single episode."""
+    """A value with its 95 % interval. `low` and `high` are nan if nothing is known: for a single episode."""
 
     value: float
     low: float
@@ -31,11 +31,11 @@ class Estimate(NamedTuple):
 
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
-"""The estimate of what is not defined."""
+"""Estimate of an undefined quantity."""
 
 
 class Difference(NamedTuple):
-    """How much better one recipe is than another: 95 % interval, and the probability that it is better at all."""
+    """Difference between two recipes with its 95 % interval, and the probability that the first is better."""
 
     value: float
     low: float
@@ -82,15 +82,15 @@ def proportion(successes: int, n: int) -> Estimate:
 
 
 def crossed_mean(scores: Float[np.ndarray, "S E"], bounds: Bounds | None = None) -> Estimate:
-    """Mean of S training seeds on the same E environment seeds, with a 95 % interval for all the seeds there are.
+    """Mean of S training seeds on the same E environment seeds, with a 95 % interval for the population of all seeds.
 
     Two-way random effects (Searle, Casella & McCulloch 1992, chapter 4). With `bounds`, the variance shrinks towards
     them as that of a share does, so the interval stays inside (see `_score_interval`).
 
     S = 1 is `mean`: it speaks of this one checkpoint and says nothing about what another training seed would score, so
-    as an interval for the recipe it is too narrow wherever training seeds differ. E = 1 likewise is the interval over
-    training seeds, in this one episode. A single score has no interval. With S = 2 and training seeds that differ much,
-    95 % are nearer 90 (docs/results.md).
+    as an interval for the recipe it is too narrow wherever training seeds differ. E = 1 is the interval over training
+    seeds in this one episode. A single score has no interval. With S = 2 and training seeds that differ much, 95 % are
+    nearer 90 (docs/results.md).
 
     Raises:
         ValueError: there are no scores.
@@ -153,8 +153,8 @@ def _variance_of_mean(columns: Float[np.ndarray, "E"], tables: list[np.ndarray])
     """Variance of `columns.mean()`, and its degrees of freedom; (inf, 0) where a single score leaves it unknown.
 
     `columns` are the means over training seeds of the one table, or the differences between those of two. In mean
-    squares it is (MS_seed + MS_env - MS_residual) / SE: the residual is in both of the others. Neither is let below it,
-    since no variance component is negative. Degrees of freedom: Satterthwaite (1946), but at least the fewest that
+    squares it is (MS_seed + MS_env - MS_residual) / SE: the residual is in both of the others. Neither may fall below
+    it, since no variance component is negative. Degrees of freedom: Satterthwaite (1946), but at least the fewest that
     went in, which the subtraction could undercut.
     """
     n_env = len(columns)
@@ -174,7 +174,7 @@ def _variance_of_mean(columns: Float[np.ndarray, "E"], tables: list[np.ndarray])
 
 
 def _seed_terms(table: Float[np.ndarray, "S E"], share: float) -> tuple[float, float, int]:
-    """`share` of the variance between the S means, of the part in it that is residual, and degrees of freedom."""
+    """`share` of the variance between the S means and of its residual part, and degrees of freedom."""
     n_seeds, n_env = table.shape
     rows = table.mean(1, keepdims=True) - table.mean()
     residual = ((table - table.mean(0) - rows) ** 2).sum() / max(n_env - 1, 1) / n_env  # 0 where E = 1

@@ -105,7 +105,7 @@ class Normalizer(nn.Module):
     def fit(cls, specs: Mapping[str, Spec], arrays: Mapping[str, Tensor]) -> "Normalizer":
         """Statistics of `arrays`: name -> (N, *shape), any units. Those of rgb entries are not needed.
 
-        Raises ValueError where a value is not finite.
+        Raises ValueError if a value is not finite.
         """
         normalizer = cls(specs)
         for name, spec in normalizer._low_dim.items():

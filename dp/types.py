@@ -1,4 +1,4 @@
-"""The legend of shapes, and the protocols by which the parts meet.
+"""The legend of shapes, and the protocols that connect the parts.
 
 | symbol | meaning |
 |---|---|

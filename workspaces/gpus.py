@@ -1,11 +1,11 @@
-"""The GPU of each job of a sweep: one job a GPU, whichever launcher runs them."""
+"""Gives each job of a sweep its own GPU, whichever launcher runs it."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def check_launcher(launcher: Mapping[str, Any], device: str, n_gpus: int) -> None:
-    """Raises ValueError where `launcher` would give a job no GPU of this machine's `n_gpus`, or one to several jobs."""
+    """Raises ValueError if `launcher` would give a job no GPU of this machine's `n_gpus`, or one to several jobs."""
     if device not in ("auto", "cuda") or n_gpus == 0:
         return
     target = launcher["_target_"]
@@ -27,6 +27,6 @@ def check_launcher(launcher: Mapping[str, Any], device: str, n_gpus: int) -> Non
 
 
 def device_of(number: int, launcher: Mapping[str, Any], device: str, n_gpus: int) -> list[str]:
-    """The override that gives job `number` its GPU, where the launcher (joblib) leaves that to us."""
+    """The override that gives job `number` its GPU if the launcher (joblib) does not."""
     shared = "joblib" in launcher["_target_"] and n_gpus > 1 and device in ("auto", "cuda")
     return [f"device=cuda:{number % n_gpus}"] if shared else []

@@ -1,4 +1,4 @@
-"""The settings of a run: one table that says what each key is for, and the checks that need no more than their values.
+"""The settings of a run: one table with the role of each key, and the checks that need only their values.
 
 Everything that treats keys differently derives from `TABLE`: which may change when a run resumes, which an evaluation
 takes from its checkpoint, which a sweep need not train for, which tell two rows of a report apart.
@@ -35,7 +35,7 @@ Role = Literal[
 
 
 class Entry(NamedTuple):
-    """What a role means, and the keys that have it: `a.b` is that key alone, `a.*` is `a` and every key below it."""
+    """A role's meaning and its keys: `a.b` is that key alone, `a.*` is `a` and every key below it."""
 
     meaning: str
     keys: str
@@ -127,14 +127,14 @@ VALUES: dict[str, Any] = {
     "report.n_films": limits.Count,
     "report.publish": Literal["wandb"] | None,
 }
-"""What a value must be where no constructor of ours declares it: settings of a whole run, and arguments of other
-people's classes that these take and ignore, or fail with later."""
+"""Types of values that no constructor of ours declares: settings of a whole run, and arguments that classes of other
+libraries would ignore, or fail with later."""
 
 _ROLES: dict[str, Role] = {key: role for role, entry in TABLE.items() for key in entry.keys.split()}
 
 
 def known_role(key: str) -> Role | None:
-    """The role of `key` by the closest entry of the table; None where there is none."""
+    """The role of `key` by the closest entry of the table; None if there is none."""
     if key in _ROLES:
         return _ROLES[key]
     parts = key.split(".")
@@ -153,7 +153,7 @@ def group(typed: str) -> str:
 
 
 def keys_with(*roles: Role) -> tuple[str, ...]:
-    """What the keys with these roles begin with, for `str.startswith`."""
+    """Prefixes of the keys with these roles, for `str.startswith`."""
     groups = {key.partition(".")[0] for key in _ROLES if "." in key}
     having = [key.removesuffix(".*") for key, role in _ROLES.items() if role in roles]
     return tuple(key for key in having if key not in groups or f"{key}.*" in _ROLES)
@@ -200,7 +200,7 @@ def check(config: Config) -> None:
 
 
 def check_values(config: Config) -> None:
-    """Raises ValueError where a setting of `VALUES` has a value that it cannot have."""
+    """Raises ValueError if a setting of `VALUES` has a value that it cannot have."""
     for key, declared in VALUES.items():
         group, _, name = key.rpartition(".")
         held = config.get(group) if group else config

@@ -78,7 +78,7 @@ class Demonstrations:
             )  # fmt: skip
 
     def windows(self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int) -> WindowDataset:
-        """The windows of `episodes`. Raises ValueError where there are none."""
+        """The windows of `episodes`. Raises ValueError if there are none."""
         table = window_table(self.episodes, episodes, horizon, n_obs_steps, n_action_steps)
         if len(episodes) and not len(table):
             raise ValueError(f"no episode is long enough for horizon={horizon}: choose a smaller one")
@@ -86,21 +86,21 @@ class Demonstrations:
 
     @property
     def train_seeds(self) -> Sequence[int]:
-        """Seeds from which the environment starts as training episodes do, in their order. Here none is known."""
+        """Seeds from which the environment starts as training episodes do, in their order. This class knows none."""
         return ()
 
     def recorded_actions(self) -> dict[int, Float[np.ndarray, "T Da"]]:
-        """Seed -> the actions that were recorded from its initial state, raw. Here none is known."""
+        """Seed -> the actions that were recorded from its initial state, raw. This class knows none."""
         return {}
 
     def doubts(self) -> Iterator[str]:
-        """What the data hold that is probably not meant, a sentence each."""
+        """Yields a sentence for each property of the data that is probably a mistake."""
         for name, spec in self.normalizer.specs.items():
             if spec.type == "low_dim":
                 yield from _doubts(name, spec, self.episodes.arrays[name])
 
     def describe(self) -> Iterator[str]:
-        """Lines for people. Raises ValueError, after the last line, where something is wrong with the data."""
+        """Lines for people. Raises ValueError, after the last line, if something is wrong with the data."""
         for path in self.paths:
             yield from describe(ZarrStore(path))
 
@@ -128,7 +128,7 @@ def open_zarr(
         episode_ends: the array of episode ends; None finds it.
 
     Raises:
-        ValueError: where there are no data, where they are not sound, not as declared, or not those of `sha256`.
+        ValueError: if there are no data, or they are damaged, not as declared, or not those of `sha256`.
     """
     paths = check_paths(path)
     specs = {**obs, "action": action}
@@ -153,7 +153,7 @@ def check_paths(path: str | Sequence[str] | None) -> list[Path]:
 
 
 def check_sha256(expected: str | None, found: str, paths: Sequence[Path]) -> None:
-    """Raises ValueError where the data are not the expected ones."""
+    """Raises ValueError if the data are not the expected ones."""
     if expected not in (None, found):
         raise ValueError(
             f"dataset.sha256={expected}, but {', '.join(map(str, paths))} has {found}: these are other demonstrations. "

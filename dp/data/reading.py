@@ -1,4 +1,4 @@
-"""From stores to `Episodes`: what `shape_meta` declares is found, compared, and only then read."""
+"""Finds what `shape_meta` declares in a store, compares the two, and only then reads `Episodes`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ def read(
     specs: observations by name, and "action". episode_ends: the array of episode ends; None: found by `find_ends`.
 
     Raises:
-        Mismatch: where a store lacks an array, or holds another shape or type than is declared. Nothing large has been
-            read by then.
-        ValueError: for a damaged store, values that are not finite, and ends that are none.
+        Mismatch: if a store lacks an array, or holds another shape or type than is declared. It is raised before
+            anything large is read.
+        ValueError: for a damaged store, values that are not finite, and unusable ends.
     """
     found = [compare(store, specs, episode_ends) for store in stores]
     arrays = {}
@@ -93,7 +93,7 @@ def find(store: ZarrStore, spec: Spec, key: str) -> str:
 
 
 def numeric(array: Any) -> bool:
-    """Whether the array holds real numbers, one row a frame."""
+    """Whether the array holds real numbers, one row per frame."""
     return array.ndim > 0 and array.dtype.kind in "fiub"
 
 
@@ -107,15 +107,15 @@ def _image_advice(shape: tuple[int, ...], key: str) -> str:
 
 
 def find_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> np.ndarray:
-    """Episode ends, int64 (E,), from the array that `name_of_ends` finds. Raises ValueError where they are no ends."""
+    """Episode ends, int64 (E,), from the array that `name_of_ends` finds. Raises ValueError if they cannot be ends."""
     return _ends(store, name_of_ends(store, n_frames, name), n_frames)
 
 
 def name_of_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> str:
     """The array of episode ends: `name`, or the one array that can be nothing else.
 
-    That is one called episode_ends, or else the one-dimensional integer array that increases strictly and ends at
-    `n_frames`. Raises ValueError where there is none, and where there are several.
+    It is the array called episode_ends, or else the one-dimensional integer array that increases strictly and ends at
+    `n_frames`. Raises ValueError if there is none, or several.
     """
     if name is not None:
         found = store.find(name)

@@ -2,9 +2,9 @@
 
     data/<array> (N, ...) for every frame   meta/episode_ends (E,)   meta/<fact> (E, ...) for every episode
 
-Chunks are written before the lengths that make them visible, `meta/episode_ends` last: an episode is there from the
-moment that one small file has its new name. zarr's own `append` would make the array longer first and fill it later,
-so the files are written here; version 2 of the format, which both versions of zarr read, is two kinds of file.
+Chunks are written before the lengths that make them visible, `meta/episode_ends` last: an episode exists once that one
+small file has its new name. zarr's own `append` would make the array longer first and fill it later, so the files are
+written here; version 2 of the format, which both versions of zarr read, is two kinds of file.
 """
 
 import json
@@ -22,7 +22,7 @@ from dp.files import lock, write_bytes, write_json
 from dp.tasks.demonstration import Demonstration
 
 COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
-"""The official data set's."""
+"""Compressor of the official data set."""
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]
 """Array -> (dtype, shape of one row)."""
@@ -33,7 +33,7 @@ CHUNK_ROWS = {"data": 4096, "meta": 1024}
 """A thousand episodes are some 150 files, and an append rewrites one chunk of each array, however many there are."""
 
 MAX_CHUNK_BYTES = 4 << 20
-"""Of images: an append rewrites the last chunk."""
+"""Largest chunk of images, because an append rewrites the last chunk."""
 
 SETTINGS = "collected_with"
 """The attribute of the store that says how it was made."""
@@ -42,7 +42,7 @@ SETTINGS = "collected_with"
 class DemonstrationStore:
     """The store at `path`, for this process alone; made where there is none. A context manager.
 
-    What a process that was killed has left half done is cut off.
+    Half-written rows that a killed process left are cut off.
 
     Args:
         path: a directory.
@@ -51,7 +51,7 @@ class DemonstrationStore:
         aliases: values in the settings of an earlier version -> today's.
 
     Raises:
-        ValueError: where `path` holds something else, or demonstrations made with other settings, or is in use.
+        ValueError: if `path` holds something else, or demonstrations made with other settings, or is in use.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class DemonstrationStore:
             column.show()
 
     def append(self, demonstrations: Sequence[Demonstration], source: str) -> None:
-        """Adds whole episodes, in this order. They are all on the disk when it returns."""
+        """Adds whole episodes, in this order. When it returns, all of them are on the disk."""
         if not demonstrations:
             return
         ends = self.n_frames + np.cumsum([len(d) for d in demonstrations])
@@ -106,7 +106,7 @@ class DemonstrationStore:
 
     @property
     def last_seed(self) -> int | None:
-        """Of the last episode; None where there is none."""
+        """Seed of the last episode; None if there is none."""
         return int(_read(self.path / "meta/seed")[-1]) if self.n_episodes else None
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class DemonstrationStore:
 
 
 class _Column:
-    """One array: rows are written behind its end first, and shown by a new length afterwards."""
+    """One array. Rows are written behind its end first; a new length then shows them."""
 
     def __init__(self, store: Path, name: str, dtype: str, row: tuple[int, ...], length: int) -> None:
         self.folder, self.dtype, self.row, self.length = store / name, dtype, row, length
@@ -148,7 +148,7 @@ class _Column:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """How the store at `path` was collected; None where it was not."""
+    """The settings with which the store at `path` was collected; None if it was not."""
     if not (path / ".zattrs").is_file():  # opening a pipe would wait for ever
         return None
     try:
@@ -160,7 +160,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def _create(path: Path, settings: Mapping[str, Any], specs: Columns) -> None:
-    """An empty store, there whole or not at all."""
+    """Creates an empty store, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for group in ("", "data", "meta"):

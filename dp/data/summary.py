@@ -1,4 +1,4 @@
-"""What a store holds, for people who bring one, and the `shape_meta` that fits it."""
+"""Describes a user's store and guesses the `shape_meta` that fits it."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from dp.data.reading import find_ends, name_of_ends
 
 
 def describe(store: ZarrStore) -> Iterator[str]:
-    """Lines: every array with shape, type and range, and the episodes."""
+    """Yields a line for every array with its shape, type and range, and one for the episodes."""
     yield f"{store.path}: {len(store.names)} arrays"
     n_frames = count_frames(store)
     for name in store.names:
@@ -36,7 +36,7 @@ def count_frames(store: ZarrStore) -> int:
 
 
 def guess(store: ZarrStore) -> str:
-    """Overrides that train on the store, as a line to paste: a guess from names, shapes and types.
+    """Overrides that train on the store, as a line to paste, guessed from names, shapes and types.
 
     Arrays of four dimensions with three channels are images, the one called action or actions is the action, and other
     arrays of floats are observations.
@@ -67,7 +67,7 @@ def _last(name: str) -> str:
 
 
 def _range(store: ZarrStore, name: str) -> str:
-    """Lowest and highest value of numbers that are no images."""
+    """Lowest and highest value of an array of numbers, unless they are images."""
     array = store.open(name)
     if array.dtype.kind not in "fiu" or array.ndim > 3 or 0 in array.shape:
         return ""

@@ -21,7 +21,7 @@ class CNNEncoder(ImageEncoder):
         mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
 
     Raises:
-        ValueError: where there is no camera, or for a crop that does not fit or that the convolutions shrink to
+        ValueError: if there is no camera, or for a crop that does not fit or that the convolutions shrink to
             nothing, or for lists of unequal length.
     """
 

@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
         feature_dim: number of features per camera.
 
     Raises:
-        ValueError: where `specs` has no camera, one that is smaller than the crop, or for unusable numbers.
+        ValueError: if `specs` has no camera, one that is smaller than the crop, or for unusable numbers.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ImageEncoder(nn.Module):
 
 
 def crop_size(crop: Crop, name: str, spec: Spec) -> Size:
-    """The size of a crop from the camera `name`. Raises ValueError where the crop is unusable or does not fit."""
+    """The size of a crop from the camera `name`. Raises ValueError if the crop is unusable or does not fit."""
     height, width = spec.shape[1:]
     match crop:
         case None:

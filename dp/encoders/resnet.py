@@ -32,7 +32,7 @@ class ResNetEncoder(ImageEncoder):
         mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
 
     Raises:
-        ValueError: where there is no camera, for a crop that does not fit, for another norm, and where `weights` is
+        ValueError: if there is no camera, for a crop that does not fit, for another norm, and where `weights` is
             missing or is not a ResNet-18.
     """
 

@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _GroupNorm(torch.autograd.Function):
-    """Long sums are taken over L first, in the order of memory, then over the channels of a group.
+    """Sums over L first, in the order of memory, then over the channels of a group.
 
     Shapes: L length, B sequences, C channels, G groups of S channels each.
     """

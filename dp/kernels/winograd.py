@@ -2,9 +2,9 @@
 
 m neighbouring outputs of a filter with K taps take m K products. They are also coefficients of a product of
 polynomials, which is known from its values at m + K - 1 points: one product each (Winograd 1980; in networks Lavin &
-Gray 2016, arXiv 1509.09308). Over channels each product is a GEMM; what evaluates at points and interpolates again are
-small constant matrices over positions. In float32 the result is off by some 1e-6 of the largest output; bfloat16 is too
-coarse for it.
+Gray 2016, arXiv 1509.09308). Over channels each product is a GEMM. Small constant matrices over positions evaluate at
+the points and interpolate. In float32 the result is off by some 1e-6 of the largest output; bfloat16 is too coarse for
+it.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Videos of episodes that nobody filmed: their actions are run once more, which gives the same episode to the bit."""
+"""Films recorded episodes that have no video, by running their actions again, equal to the bit."""
 
 import hashlib
 import logging
@@ -24,8 +24,8 @@ Films = dict[tuple[Path, int], Path]
 
 
 MAX_FILMED = 50
-"""Episodes of one evaluation, the worst, unless report.n_films says otherwise: a video takes a second of one core, and
-evaluations may have hundreds."""
+"""Default of report.n_films: the worst episodes of an evaluation that are filmed. A video takes a second of one core,
+and evaluations may have hundreds."""
 
 
 class Take(NamedTuple):
@@ -40,8 +40,8 @@ class Take(NamedTuple):
 
 
 def film(runs: Iterable[Run], folder: Path, n_films: int = MAX_FILMED) -> Films:
-    """Makes videos in `folder` of the `n_films` worst episodes of each run that have none, on all cores. Those that are
-    there already are kept.
+    """Makes videos in `folder` of the `n_films` worst episodes of each run that have none, on all cores. Existing
+    videos are kept.
 
     Left out are episodes of a task without an environment here, those whose actions are not known, and those that do
     not come out as they did: another version of the environment than the one they ran in.

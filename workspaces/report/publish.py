@@ -25,9 +25,9 @@ def publish(
     seeds: Collection[int],
     quantities: Collection[str] = (),
 ) -> None:
-    """Makes the dashboard of `group` on wandb; without a login, says what would be made.
+    """Makes the dashboard of `group` on wandb; without a login, describes it.
 
-    Its specification is written to `target` either way. Raises ValueError where wandb's library for it is missing.
+    Its specification is written to `target` either way. Raises ValueError if wandb's library for it is missing.
 
     Args:
         settings: configuration keys, with dots, that the runs are grouped by.

@@ -27,7 +27,7 @@ BLOCK_BYTES = 16 << 20
 METADATA = (".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json")
 
 MAX_METADATA_BYTES, MAX_CHUNKS = 64 << 20, 10_000_000
-"""More is no data set, and would take minutes or all memory before anybody could say so."""
+"""Limits of a store's metadata. Reading more would take minutes, or all memory."""
 
 MAX_CHUNK_BYTES = 2 << 30
 """Decoded size of a chunk; zarr's codecs take no larger one."""
@@ -40,7 +40,7 @@ FREE_BYTES = 256 << 20
 
 
 NO_DAMAGE = (MemoryError, PermissionError)
-"""What reading raises that says nothing about the files: nobody is to delete data for it."""
+"""Errors of reading that say nothing about the files, so they come without advice to delete data."""
 
 
 class ZarrStore:
@@ -53,7 +53,7 @@ class ZarrStore:
         advice: a sentence for errors about damage.
 
     Raises:
-        ValueError: where there is no zarr store, or one with metadata that are no ordinary files.
+        ValueError: if there is no zarr store, or its metadata are not ordinary files.
     """
 
     def __init__(self, path: Path, complete: bool = False, advice: str = "") -> None:
@@ -91,9 +91,10 @@ class ZarrStore:
         return self._arrays[name]
 
     def _check_size(self, name: str, array: Any) -> None:
-        """Raises ValueError for an array that could take any amount of memory: its files cannot hold what it declares.
+        """Raises ValueError for an array that declares more than its files can hold: it could take any amount of
+        memory.
 
-        Nothing has been allocated by then, and no chunk opened.
+        It allocates nothing and opens no chunk.
         """
         if self._zip is None:
             _check_files(self.path / name)
@@ -115,7 +116,7 @@ class ZarrStore:
         return sum(file.stat().st_size for file in _files(self.path / name))
 
     def find(self, key: str) -> str | None:
-        """The name that `key` stands for: itself, or the one name that ends with /key. None where there is none."""
+        """The name that `key` stands for: itself, or the one name that ends with /key. None if there is none."""
         if key in self.names:
             return key
         ending = [name for name in self.names if name.endswith(f"/{key}")]
@@ -128,7 +129,7 @@ class ZarrStore:
     def read(self, name: str) -> np.ndarray:
         """The whole array.
 
-        Raises ValueError for one that memory cannot hold, and for a chunk that is missing or cannot be decoded.
+        Raises ValueError for an array that memory cannot hold, and for a chunk that is missing or cannot be decoded.
         """
         array = self.open(name)
         if array.nbytes > MEMORY_BYTES:
@@ -185,7 +186,7 @@ class ZarrStore:
             )  # fmt: skip
 
     def fingerprint(self, name: str) -> str:
-        """Changes when any file of the array does."""
+        """A text that changes when any file of the array does."""
         folder = self.path if self._zip is not None else self.path / name
         described: list[Any] = [str((self.path / name).resolve()), _stats(folder)]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
@@ -198,7 +199,7 @@ class ZarrStore:
         return frozenset(file.name for file in (self.path / folder).iterdir())
 
     def _damage(self, name: str, rows: slice, error: Exception) -> ValueError:
-        """Names the first chunk of `rows` that cannot be decoded. Without advice where it is the machine that fails."""
+        """Names the first chunk of `rows` that cannot be decoded. There is no advice if the machine is at fault."""
         array = self.open(name)
         if isinstance(error, OSError) or "start new thread" in str(error):
             return ValueError(f"{self.path / name} cannot be read now: {error}")
@@ -231,7 +232,7 @@ def _names_in_folder(path: Path) -> list[str]:
 
 
 def _check_metadata(folder: Path, files: list[str]) -> None:
-    """Raises ValueError for metadata that are no files (reading a pipe would wait for ever), and for endless ones."""
+    """Raises ValueError for metadata that are not files (reading a pipe would wait for ever) or too large."""
     for file in (folder / name for name in METADATA if name in files):
         about = file.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_METADATA_BYTES:
@@ -248,7 +249,7 @@ def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises ValueError for a chunk that is no file."""
+    """Raises ValueError for a chunk that is not a file."""
     for entry in _files(folder):
         if not entry.is_file():
             raise ValueError(f"{entry.path} is no ordinary file")
@@ -268,7 +269,7 @@ def _names_in_zip(path: Path) -> list[str]:
 
 
 def _unknown(error: Exception) -> str:
-    """What to do about a codec or a type of numbers that is not there; nothing where the error is another one."""
+    """Advice about an unknown codec or number type, empty for other errors."""
     unknown = any(word in str(error) for word in ("codec", "data type"))
     return ". Store the array again with another codec, Blosc or zstd, and as plain numbers" if unknown else ""
 

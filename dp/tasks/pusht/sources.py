@@ -1,4 +1,4 @@
-"""Where the demonstrations come from: a path, a download of the official archive, or this package."""
+"""Sources of demonstrations: a path, a download of the official archive, or this package."""
 
 import http.client
 import logging
@@ -40,12 +40,12 @@ class Unreachable(ValueError):
 
 
 def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
-    """The zarr store to read: `path` where it is given; else what `source` names.
+    """The zarr store to read: `path` if given, else what `source` names.
 
-    official: $DP_PUSHT_ZARR, else `DEFAULT_PATH`, else a download to it. bundled: `BUNDLED_PATH`. auto: official, and
-    where it cannot be had, bundled, with a warning.
+    official: $DP_PUSHT_ZARR, else `DEFAULT_PATH`, else a download to it. bundled: `BUNDLED_PATH`. auto: official, or
+        bundled, with a warning, if it is not available.
 
-    Raises ValueError for an unknown source, a path where nothing is, and data that cannot be had.
+    Raises ValueError for an unknown source, a path without a store, and unavailable data.
     """
     if source not in SOURCES:
         raise ValueError(f"dataset.source={source}, expected one of: {', '.join(SOURCES)}")
@@ -84,8 +84,8 @@ def _official(url: str) -> Path:
 def download(url: str, store: Path) -> None:
     """Fetches the archive at `url` and unpacks the zarr store in it to `store`.
 
-    The store appears under its name only when it is complete. A broken download is taken up where it ended.
-    Raises Unreachable where there is no network or no such archive, and ValueError for one that is not usable, saying
+    The store appears under its name only when it is complete. A broken download continues where it ended.
+    Raises Unreachable if there is no network or no such archive, and ValueError for one that is not usable, saying
     what to do.
     """
     archive = store.parent / f"{url.rsplit('/', 1)[-1]}.part"

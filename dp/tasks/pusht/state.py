@@ -34,7 +34,7 @@ def low_dim_obs(state: Float[np.ndarray, "*B 5"], names: Collection[str]) -> dic
     """The low-dimensional observations among `names`, float32, in raw units.
 
     "agent_pos" (*B, 2) pixels; "block_pose" (*B, 4): x, y in pixels, cosine and sine of the angle; "keypoint"
-    (*B, 9, 2) pixels: points of the block as in the data set. "image" is not computed from the state and passed over.
+    (*B, 9, 2) pixels: points of the block as in the data set. "image" is skipped: it is not computed from the state.
 
     Raises ValueError for another name.
     """

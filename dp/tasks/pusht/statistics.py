@@ -1,4 +1,4 @@
-"""What there is to say about a store of demonstrations, beside the official one."""
+"""Statistics of a store of demonstrations, compared with the official one."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,11 +23,12 @@ OFFICIAL = {
     "noise (standard deviation)": "0.0 px",
     "sources": "people",
 }
-"""The same of pusht_cchi_v7_replay.zarr; coverage and successes as its actions replay from seeds 0-205."""
+"""Statistics of pusht_cchi_v7_replay.zarr. Coverage and successes are those of its actions replayed from seeds
+0-205."""
 
 
 def describe(path: Path) -> dict[str, str]:
-    """Rows of a table: name -> what it is in the store at `path`, "-" where it does not say."""
+    """Rows of a table: name -> statistic of the store at `path`, "-" if it is unknown."""
     names = ["state", "noise", *(["n_contacts"] if "data/n_contacts" in ZarrStore(path).names else [])]
     buffer = ReplayBuffer.load(path, names)
     facts = read_facts(path)
@@ -58,7 +59,7 @@ def describe(path: Path) -> dict[str, str]:
 
 
 def contents(path: Path, store: ReplayBuffer, official: bool) -> Iterator[str]:
-    """What is in a store, beside the official one."""
+    """Yields the contents of a store, compared with the official one."""
     yield f"{path}: {store.n_episodes} episodes, {len(store)} frames"
     yield "the official demonstrations, bit for bit" if official else "not the official demonstrations"
     rows = [(name, value, OFFICIAL[name]) for name, value in describe(path).items()]

@@ -1,4 +1,5 @@
-"""An expert that solves PushT with few pushes, like those of people. It chooses the push that leaves least to do."""
+"""An expert that solves PushT with few pushes, like those of people. It chooses the push after which least is left to
+do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,12 +47,12 @@ class Planner:
 
     A value table (`value.CostToGo`) knows what is left; the last pushes are tuned in the simulator by the cross-entropy
     method (Rubinstein 1999). Then the agent walks to the push, makes it to its end, and chooses again. A control step
-    is 0.1 s. The same demonstration for the same seed, in whichever process.
+    is 0.1 s. The same seed gives the same demonstration in every process.
 
     Args:
-        walk_speed: limit of the target's movement on the way to a push, pixels a control step.
+        walk_speed: limit of the target's movement on the way to a push, pixels per control step.
         push_speed: the same for a push.
-        acceleration: limit, pixels a control step squared.
+        acceleration: limit, pixels per control step squared.
         margin: distance kept from the block on the way, pixels.
         n_frames_past_success: control steps at a halt at the end.
         noise: standard deviation of what is added to actions when they are executed, pixels (DART, Laskey et al.

@@ -99,8 +99,8 @@ def targets(
 ) -> Float[np.ndarray, "T 2"]:
     """A target for each control step on the way along `path`, from and to a halt, float32's values.
 
-    push_length: the last pixels of the path, with the limit push_speed. Speeds in pixels a control step, acceleration
-    in pixels a control step squared.
+    push_length: the last pixels of the path, with the limit push_speed. Speeds in pixels per control step, acceleration
+    in pixels per control step squared.
     """
     corners = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
     place = np.linspace(0, corners[-1], max(2, int(corners[-1] / 2)))

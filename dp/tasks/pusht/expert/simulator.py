@@ -1,4 +1,4 @@
-"""The physics of PushT without pictures and rewards, for planners that try thousands of actions a second."""
+"""The physics of PushT without pictures and rewards, for planners that try thousands of actions per second."""
 
 import functools
 import math

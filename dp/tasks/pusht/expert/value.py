@@ -41,7 +41,7 @@ class Outcomes(NamedTuple):
 
 @functools.cache
 def outcomes(speed: float) -> Outcomes:
-    """Every push for every length at which the agent still touches the block, at `speed` pixels a control step."""
+    """Every push for every length at which the agent still touches the block, at `speed` pixels per control step."""
     simulator, rows = Simulator(private_api_agrees(), walls=False), []
     way = np.arange(speed, STANDOFF + LENGTHS[-1] + 5 * speed, speed)[:, None] - STANDOFF
     pushes = tqdm(PUSHES, desc="planner: trying pushes", unit="push", leave=False, disable=None)
