@@ -51,18 +51,18 @@ class Machine:
 
     def _cause(self) -> str:
         if self.visible is not None:
-            return f" (CUDA_VISIBLE_DEVICES={self.visible!r} chooses which it may see)"
+            return f" (CUDA_VISIBLE_DEVICES={self.visible!r} limits what it sees)"
         if self.driver is None:
-            return " (CUDA_VISIBLE_DEVICES is not set, no NVIDIA driver is loaded)"
+            return " (CUDA_VISIBLE_DEVICES is not set, and no NVIDIA driver is loaded)"
         if self.build is None:
             return f": this torch is built for CPUs, the NVIDIA driver is {self.driver}: {_other_build('cu126')}"
         needed = DRIVERS.get(self.build.partition(".")[0], 0)
         if int(self.driver.partition(".")[0]) < needed:
             return (
-                f": the NVIDIA driver is {self.driver}, this torch (CUDA {self.build}) needs {needed} or later: "
+                f": the NVIDIA driver is {self.driver}, but this torch (CUDA {self.build}) needs {needed} or later: "
                 f"update the driver, or {_other_build('cu126')}"
             )
-        return f" although the NVIDIA driver {self.driver} is loaded: see what nvidia-smi says"
+        return f" although the NVIDIA driver {self.driver} is loaded: check the output of nvidia-smi"
 
 
 def _other_build(cuda: str) -> str:
@@ -115,7 +115,7 @@ def choose_device(name: str) -> torch.device:
     if kind == "cuda":
         raise ValueError(f"device={name}, but {fault}. Or use device=cpu, or device=auto")
     if machine.gpus or (machine.driver is not None and machine.visible is None):
-        log.warning("device=auto takes the CPU: %s", fault)
+        log.warning("device=auto chose the CPU: %s", fault)
     return torch.device("cpu")
 
 

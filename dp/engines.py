@@ -48,7 +48,7 @@ def choose(engine: str, device: torch.device) -> str:
         raise ValueError(f"workspace.engine={engine}, expected auto, eager, compile or graph")
     if engine == "graph" and device.type != "cuda":
         raise ValueError(
-            f"workspace.engine=graph needs a CUDA device, this run is on {device.type}: use workspace.engine=auto"
+            f"workspace.engine=graph needs a CUDA device, but this run is on {device.type}: use workspace.engine=auto"
         )
     if engine == "auto":
         return "graph" if device.type == "cuda" else "eager"
@@ -182,7 +182,7 @@ class FallingBack:
         result = self._eager(inputs)
         failed = self.name
         self._begin(next(iter(self._choices)))
-        warnings.warn(f"workspace.engine={failed} failed, going on with {self.name}: {reason}", stacklevel=2)
+        warnings.warn(f"workspace.engine={failed} failed, continuing with {self.name}: {reason}", stacklevel=2)
         return result
 
 

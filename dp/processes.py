@@ -106,7 +106,8 @@ def in_processes(
     except BrokenProcessPool:
         among = ", ".join(str(argument)[:40] for argument, _ in pending)
         raise ChildProcessError(
-            f"a worker process died, at work on one of {among}: it was killed (out of memory?), or see its error above"
+            f"a worker process died while it worked on one of {among}: it was killed (out of memory?), or see its "
+            "error above"
         ) from None
     finally:
         if pending:

@@ -64,8 +64,8 @@ class Assessment:
         self._said, self._logged = time.monotonic(), False
         if env_runner is None and not len(val_windows):
             log.warning(
-                "There is neither a simulator nor a validation window to tell which checkpoint is best: only last.pt "
-                "is kept. dataset.val_ratio=0.02 holds episodes out."
+                "Neither a simulator nor a validation window can tell which checkpoint is best, so only last.pt is "
+                "kept. Set dataset.val_ratio=0.02 to hold episodes out."
             )
 
     def due(self, what: str) -> bool:

@@ -87,16 +87,14 @@ class Workspace:
         check_inside(self.run_dir)
         self._lock = lock(self.run_dir / ".lock")
         if self._lock is None:
-            raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir")
+            raise ValueError(f"{self.run_dir} is in use by another process: wait for it or set another run_dir")
         self._inode = _inode(self.run_dir)
 
     def check_run_dir(self) -> None:
         """Raises ValueError if the run directory is no longer the one that this process took. Writing would create it
         again, empty."""
         if self._inode is not None and self._inode != _inode(self.run_dir):
-            raise ValueError(
-                f"{self.run_dir} was deleted or replaced while the run was at work: nothing more is written there"
-            )
+            raise ValueError(f"{self.run_dir} was deleted or replaced during the run: nothing more is written there")
 
     def begin_run(self, verb: str, **facts: object) -> None:
         """Begins run.log and run.json, with `facts` in it, and writes config.yaml, in the run directory."""
@@ -217,7 +215,7 @@ class Signals:
         self.received, self._since = number, time.monotonic()
         name = self.NAMES[signal.Signals(number)]
         with contextlib.suppress(OSError):  # not through a stream, whose buffer may be in use
-            os.write(2, f"\n{name}: saving. Again after {self.PATIENCE_S} s: stop at once\n".encode())
+            os.write(2, f"\n{name}: saving. Repeat after {self.PATIENCE_S} s to stop at once\n".encode())
         if self.interruptible:
             raise StopNow
 

@@ -158,7 +158,7 @@ def _check_batch(config: Config) -> None:
         raise ValueError(
             f"workspace.batch_size={batch_size} with noise_draws={config['noise_draws']} and "
             f"horizon={config['horizon']} takes {n_bytes / 1e9:.0f} GB or more, but this machine has "
-            f"{MEMORY / 1e9:.0f} GB: give a smaller workspace.batch_size"
+            f"{MEMORY / 1e9:.0f} GB: set a smaller workspace.batch_size"
         )
 
 

@@ -39,7 +39,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, write)
     except OSError as error:
-        raise OSError(f"checkpoint {path} was not saved, the one before is intact: {error}") from error
+        raise OSError(f"checkpoint {path} was not saved, but the one before is intact: {error}") from error
 
 
 def find(name: str) -> Path:
@@ -101,9 +101,9 @@ def damage(path: Path) -> str | None:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or (
                 sum(part.file_size for part in parts) > path.stat().st_size
             ):
-                return "it is compressed, and could unpack to any size"
+                return "it is compressed and could unpack to any size"
             if (corrupt := archive.testzip()) is not None:
-                return f"its part {corrupt} does not have its checksum"
+                return f"its part {corrupt} does not match its checksum"
             return _unexpected_name(archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, IndexError) as error:
         return (str(error) or type(error).__name__).splitlines()[0]
@@ -126,7 +126,7 @@ def _advice(path: Path) -> str:
     """Names the newest best checkpoint next to `path` that is whole."""
     for file in sorted(path.parent.glob("best-*.pt"), reverse=True):
         if file.name != path.name and file.is_file() and damage(file) is None:
-            return f". The newest checkpoint of this run that is whole is {file}"
+            return f". The newest intact checkpoint of this run is {file}"
     return ""
 
 

@@ -153,7 +153,7 @@ class CollectWorkspace(Workspace):
                 raise StopNow
             item = next(made, None)
         if item is None:
-            raise ValueError(f"there is no seed after {self.seeds[-1]}: give a smaller workspace.start_seed")
+            raise ValueError(f"there is no seed after {self.seeds[-1]}: set a smaller workspace.start_seed")
         return item
 
     def _stop(self, store: DemonstrationStore) -> None:

@@ -119,17 +119,17 @@ def _deleted(error: KeyError) -> str | None:
     deleted = [typed for typed in _overrides() if typed.startswith("~")]
     keys = [typed[1:].partition("=")[0] for typed in deleted]
     found = [key for key in keys if error.args[:1] == (key.rpartition(".")[2],)]
-    return f"~{found[0]} deletes a setting that is needed: leave it out" if found else None
+    return f"~{found[0]} deletes a required setting: leave it out" if found else None
 
 
 FAULTS = {
     errno.ENOSPC: "free some space, or choose another run_dir",
     errno.EDQUOT: "free some space, or choose another run_dir",
     errno.EMFILE: "allow more open files: ulimit -n 4096",
-    errno.ENFILE: "close other programs: this machine has too many files open",
+    errno.ENFILE: "close other programs: this machine has too many open files",
     errno.EAGAIN: "allow more processes (ulimit -u), or use fewer: env_runner.n_workers=0 workspace.n_loader_workers=0",
-    errno.ENOMEM: "close other programs, or use less: workspace.batch_size, env_runner.n_envs, env_runner.n_workers",
-    errno.EROFS: "choose a run_dir that can be written",
+    errno.ENOMEM: "close other programs, or reduce workspace.batch_size, env_runner.n_envs or env_runner.n_workers",
+    errno.EROFS: "choose a writable run_dir",
 }
 """Advice by error of the operating system, whichever library met it."""
 
@@ -155,7 +155,7 @@ def _not_importable(error: Exception) -> str | None:
     reasons = [line for line in text.splitlines() if re.match(r"\w*(Error|Exception)\(", line)]
     missing = f" ({reasons[-1]})" if reasons else ""
     return (
-        f"{named[1]} cannot be imported{missing}. Install a package of your own (pip install -e), or put its folder on "
+        f"{named[1]} cannot be imported{missing}. Install your own package (pip install -e), or put its folder on "
         "the path: PYTHONPATH=FOLDER python run.py ..."
     )
 
@@ -163,7 +163,7 @@ def _not_importable(error: Exception) -> str | None:
 def _unknown_choice(error: MissingConfigException) -> str:
     """'encoder/resnet8' -> the closest file of that group."""
     if any(typed.startswith(("--config-path", "-cp", "--config-name", "-cn")) for typed in sys.argv):
-        return str(error).split("\n")[0] + " It is looked for where --config-path and --config-name say"
+        return str(error).split("\n")[0] + " Hydra looks for it where --config-path and --config-name say"
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if group == "":
         group, choice = choice, ""
@@ -183,11 +183,11 @@ def _unreadable(error: OverrideParseException) -> str:
     if not equals:
         return f"{override} has no value, expected KEY=VALUE"
     if not re.fullmatch(r"[~+]{0,2}[\w$-]+([./@:][\w$-]+)*", key, re.ASCII):
-        return f"{override}: {key or 'nothing'} is no key, expected KEY=VALUE with a key such as workspace.num_steps"
+        return f"{override}: {key or 'nothing'} is not a key, expected KEY=VALUE with a key such as workspace.num_steps"
     quoted = value.strip("'\"").replace('"', '\\"')
     return (
-        f"{override} cannot be read: brackets and quotes must be closed, and a value with other signs or letters than "
-        f"ASCII, or with blanks, needs quotes within quotes: '{key}=\"{quoted}\"'"
+        f"{override} cannot be read: close brackets and quotes, and put a value with spaces, special or non-ASCII "
+        f"characters in quotes within quotes: '{key}=\"{quoted}\"'"
     )
 
 
@@ -199,7 +199,8 @@ def _refused_by_hydra(error: ValueError) -> str:
     keys = {typed: typed.lstrip("+").partition("=")[0].partition("@")[0] for typed in sys.argv[1:] if "=" in typed}
     found = [typed for typed, key in keys.items() if key in {"", "hydra", *_groups()}]
     return (
-        f"{' '.join(found)}: expected KEY=VALUE, and of a group one of its choices (encoder=cnn; python run.py --help "
+        f"{' '.join(found)}: expected KEY=VALUE, and for a group one of its choices (encoder=cnn; python run.py "
+        "--help "
         "lists them)"
     )
 
@@ -225,17 +226,17 @@ def _unknown_key(error: ConfigCompositionException) -> str:
         return first
     if first.startswith("Error merging override"):
         override = re.sub(r"^Error merging override '?|'?(: [A-Z].*)?$", "", first)
-        return f"{override} is of another kind than this setting, {_example(override)}"
+        return f"{override} has the wrong kind of value for this setting, {_example(override)}"
     typed = re.search(r"Could not override '([^']+)'|Key '([^']+)'", first)
     if typed is None:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         return " ".join(f"{first}{cause}".split("\n")[:2])
     key = (typed.group(1) or typed.group(2)).split("@")[0]
     if key in _groups():
-        return f"{key} is a group that is not chosen by default: write +{key}=... ({', '.join(_options(key))})"
+        return f"{key} is a group without a default: write +{key}=... ({', '.join(_options(key))})"
     known = [*_keys(), *_groups()]
     if any(name == key or name.startswith(f"{key}.") for name in known):
-        return f"{key} holds other keys than these: write ++{key}.KEY=VALUE for each key to add or set"
+        return f"{key} does not hold these keys: write ++{key}.KEY=VALUE for each key to add or set"
     return f"unknown key {key}. {suggestion(key, known)}"
 
 

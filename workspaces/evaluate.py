@@ -58,7 +58,7 @@ class EvaluateWorkspace(Workspace):
         super().__init__(config)
         engines.choose(engine, self.device)
         if (config["checkpoint"] is None) == (baseline is None):
-            raise ValueError("give checkpoint=PATH (or workspace.baseline=do_nothing|replay instead)")
+            raise ValueError("set checkpoint=PATH (or workspace.baseline=do_nothing|replay instead)")
         self.logger: Any = None
         self.about: dict[str, Any] = {}
         self.latency_ms = 0.0
@@ -172,7 +172,7 @@ def merge(saved: Config, given: Config, overrides: list[str]) -> Config:
     typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     for key in typed:
         if key.partition(".")[0] not in MAY_OVERRIDE:
-            raise ValueError(f"{key} is fixed by the checkpoint, which goes with: {', '.join(MAY_OVERRIDE)}")
+            raise ValueError(f"{key} is fixed by the checkpoint. You may override {', '.join(MAY_OVERRIDE)}")
     merged = saved | {key: given[key] for key in OWN if key in given} | {"training": saved["workspace"]}
     if "weights" in merged["encoder"]:
         merged["encoder"] = merged["encoder"] | {"weights": None}  # the checkpoint has its own

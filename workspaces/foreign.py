@@ -36,9 +36,9 @@ def check_inside(run_dir: Path) -> None:
     for path in _written(run_dir):
         if path.is_symlink():
             if not path.resolve().is_relative_to(inside):
-                raise ValueError(f"{path} is a link that leads out of the run directory: give another run_dir")
+                raise ValueError(f"{path} is a link that leads out of the run directory: set another run_dir")
         elif not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is neither a file nor a folder: give another run_dir")
+            raise ValueError(f"{path} is neither a file nor a folder: set another run_dir")
 
 
 def _written(run_dir: Path) -> list[Path]:
@@ -57,7 +57,7 @@ def _written(run_dir: Path) -> list[Path]:
 def own(path: Path) -> Path:
     """`path`, of a file in a run directory. Raises ValueError for a link: it could show any file of this machine."""
     if path.is_symlink() or path.parent.is_symlink():
-        raise ValueError(f"{path.name} is a link, or lies behind one: nothing outside the run directory is read")
+        raise ValueError(f"{path.name} is a link, or lies behind one, and nothing outside the run directory is read")
     return path
 
 
@@ -110,4 +110,4 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no configuration: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"{path.name} is not a configuration: {' '.join(str(error).split())[:200]}") from None

@@ -11,17 +11,17 @@ def check_launcher(launcher: Mapping[str, Any], device: str, n_gpus: int) -> Non
     target = launcher["_target_"]
     if "ray" in target and not launcher.get("ray", {}).get("remote", {}).get("num_gpus"):
         raise ValueError(
-            "hydra.launcher.ray.remote.num_gpus=0 hides the GPUs from all jobs: give "
+            "hydra.launcher.ray.remote.num_gpus=0 hides the GPUs from all jobs: set "
             "hydra.launcher.ray.remote.num_gpus=1, or device=cpu"
         )
     if "joblib" in target and not 1 <= launcher["n_jobs"] <= n_gpus:
         raise ValueError(
-            f"hydra.launcher.n_jobs={launcher['n_jobs']} puts several jobs on one GPU: give "
+            f"hydra.launcher.n_jobs={launcher['n_jobs']} puts several jobs on one GPU: set "
             f"hydra.launcher.n_jobs={n_gpus} (one for each GPU here), or device=cpu"
         )
     if "submitit" in target and "LocalLauncher" in target:
         raise ValueError(
-            "+launcher=submitit_local puts all jobs on one GPU: give +launcher=joblib "
+            "+launcher=submitit_local puts all jobs on one GPU: use +launcher=joblib "
             f"hydra.launcher.n_jobs={n_gpus}, or device=cpu"
         )
 

@@ -58,7 +58,7 @@ class InspectWorkspace(Workspace):
         make_env = build.task(self.config).env
         control_hz = getattr(getattr(make_env, "func", make_env), "control_hz", None)
         after = f"{ta / control_hz:g} s" if control_hz else f"{ta} steps"
-        yield f"{h - (to - 1 + ta)} predicted steps are never executed; a new look every {after}"
+        yield f"{h - (to - 1 + ta)} predicted steps are never executed; the policy looks again every {after}"
 
     def _data(self) -> Iterator[str]:
         try:
@@ -104,5 +104,5 @@ class InspectWorkspace(Workspace):
         task = f"task={self.config['task']['name']}"
         yield f"{task} does not read them: {error}"
         self.closing = (
-            f"{task}, the default, does not read these data. The line above trains on them; inspect checks it, too"
+            f"{task}, the default, does not read these data. The line above trains on them, and inspect checks it, too"
         )

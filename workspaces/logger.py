@@ -104,7 +104,7 @@ class Logger:
         except Exception as error:
             if mode == "offline":
                 raise
-            log.warning("wandb cannot be reached (%s): going on offline", error)
+            log.warning("wandb cannot be reached (%s): continuing offline", error)
             _within(TIME_LIMIT_S, wandb.teardown)  # otherwise the id counts as in use
             self._run, mode = self._init("offline", arguments), "offline"
         self.run_id = self._run.id  # a sweep agent of wandb gives its own
@@ -132,7 +132,7 @@ class Logger:
     def truncate(self, offset: int) -> None:
         """Cuts metrics.jsonl off at `offset`: a resumed run writes the later lines again, unchanged."""
         if offset > self.offset:  # lost with a power cut, or the checkpoint is not this run's
-            log.warning("%s is shorter than the checkpoint says: its last lines are lost", self._path)
+            log.warning("%s is shorter than it was at the checkpoint: its last lines are lost", self._path)
         self._file.truncate(min(offset, self.offset))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -196,11 +196,11 @@ class Logger:
         except TimeoutError as error:
             self._leave(error)
         except Exception as error:
-            log.warning("wandb gets no more tables and videos (they are in the run directory): %s", error)
+            log.warning("wandb receives no more tables and videos (the run directory has them): %s", error)
             self._media = False
 
     def _leave(self, error: Exception) -> None:
-        log.warning("wandb failed and is left alone from now on (metrics.jsonl has everything): %s", error)
+        log.warning("wandb failed and is not used any more (metrics.jsonl has everything): %s", error)
         self._run = None
         if isinstance(error, TimeoutError):
             _kill_service(self._wandb)
@@ -256,7 +256,7 @@ def _within(seconds: float, call: Callable[[], object]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer in {seconds:.0f} s. What is in its folder can be uploaded later: wandb sync DIR")
+        raise TimeoutError(f"no answer in {seconds:.0f} s. To upload its folder later: wandb sync DIR")
     if outcome:
         raise outcome[0]
 

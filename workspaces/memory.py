@@ -28,7 +28,7 @@ class MemoryLimit(TorchDispatchMode):
             self.left -= math.prod(args[0]) * dtype.itemsize
             if self.left < 0:
                 raise ValueError(
-                    f"its weights take more than {self.limit / 1e9:.0f} GB, half of this machine's memory: give "
+                    f"its weights take more than {self.limit / 1e9:.0f} GB, half of this machine's memory: set "
                     "smaller sizes"
                 )
         return func(*args, **kwargs)

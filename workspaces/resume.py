@@ -49,9 +49,7 @@ def own_config(composed: Config, typed: Sequence[str]) -> Config | None:
     run_dir = Path(composed["run_dir"])
     if not (run_dir / "config.yaml").exists():
         if all(key.startswith(SAYS_NOTHING) for key in keys):
-            raise ValueError(
-                f"run_dir={run_dir} holds no run to go on with. To begin one there, choose +experiment=..."
-            )
+            raise ValueError(f"run_dir={run_dir} holds no run to resume. To begin one there, choose +experiment=...")
         return None
     saved = _read(run_dir)
     config = _with(saved, typed)
@@ -82,7 +80,7 @@ def check_same(saved: Config, config: Config, run_dir: Path, left_open: tuple[ob
         shown = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
-            f"{run_dir} holds another run: {shown}{more}. To go on with it, leave these out: "
+            f"{run_dir} holds another run: {shown}{more}. To resume it, leave these out: "
             f"{command.run(command.override('run_dir', run_dir))}. To begin another one, choose another run_dir"
         )
 
@@ -117,11 +115,11 @@ def _read(run_dir: Path) -> Config:
         verb = config["workspace"]["_target_"]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{file} is damaged ({reason}): give the settings that the run was begun with") from None
+        raise ValueError(f"{file} is damaged ({reason}): repeat the settings that the run was begun with") from None
     if verb != TRAINING:
         raise ValueError(
-            f"run_dir={run_dir} holds no training, only trainings go on by themselves. The overrides of what it holds "
-            f"are in {run_dir / record.FILE}"
+            f"run_dir={run_dir} holds no training, and only trainings resume from their directory. The overrides of "
+            f"its run are in {run_dir / record.FILE}"
         )
     return config
 

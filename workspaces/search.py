@@ -32,10 +32,10 @@ def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: Any) -> None:
     """
     space = {key: distribution(key, override) for key, override in sweep.swept.items()}
     if not space:
-        raise ValueError("nothing to search: give a range, for example 'optimizer.lr=tag(log,interval(1e-4,1e-3))'")
+        raise ValueError("nothing to search: set a range, for example 'optimizer.lr=tag(log,interval(1e-4,1e-3))'")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if lost := mend(sweep.dir / FILE):
-        sweep.say(f"{sweep.dir / FILE} was damaged: its last {lost:,} bytes are left out, in {FILE}.damaged")
+        sweep.say(f"{sweep.dir / FILE} was damaged: its last {lost:,} bytes were moved to {FILE}.damaged")
     study = optuna.create_study(
         study_name=sweep.dir.name,
         storage=JournalStorage(JournalFileBackend(str(sweep.dir / FILE))),
@@ -96,7 +96,7 @@ def distribution(key: str, override: Override) -> BaseDistribution:
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     if override.is_range_sweep():
         if any(not isinstance(n, int) for n in (value.start, value.stop, value.step)):
-            raise ValueError(f"{key}: a range of whole numbers was expected, interval(a,b) is for others")
+            raise ValueError(f"{key}: expected a range of whole numbers, interval(a,b) is for others")
         return IntDistribution(value.start, value.stop - 1, log=log, step=1 if log else value.step)
     if override.is_interval_sweep():
         return FloatDistribution(float(value.start), float(value.end), log=log)

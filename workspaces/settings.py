@@ -43,54 +43,54 @@ class Entry(NamedTuple):
 
 TABLE: dict[Role, Entry] = {
     "identity": Entry(
-        "What a policy is. Its checkpoint fixes it.",
+        "Identity of a policy, which its checkpoint fixes.",
         "name task.* encoder.* denoiser.* objective.* init_from horizon n_obs_steps noise_draws "
         "scheduler.num_train_timesteps scheduler.beta_schedule scheduler.beta_start scheduler.beta_end "
         "scheduler.prediction_type",
     ),
     "training": Entry(
-        "How a policy is trained. Only training reads it, and a run keeps it to its end.",
+        "Method of training. Only training reads it, and a run keeps it to its end.",
         "experiment optimizer.* lr_schedule.* ema.* dataset.* workspace.batch_size workspace.grad_accumulation "
         "workspace.max_grad_norm",
     ),
-    "length": Entry("How long a policy is trained. A finished run may be given more.", "workspace.num_steps"),
+    "length": Entry("Length of a training. A finished run may be extended.", "workspace.num_steps"),
     "run": Entry(
-        "What one training of a setting has to itself: its seed, how often it writes, how much it keeps.",
+        "Settings of a single training: its seed, how often it writes, how much it keeps.",
         "seed workspace.every.* workspace.n_best workspace.small_experiment",
     ),
-    "data": Entry("Which data a policy is trained on, wherever they lie.", "dataset.sha256"),
+    "data": Entry("Data that a policy is trained on, wherever they lie.", "dataset.sha256"),
     "source": Entry(
-        "Where the data lie. `dataset.sha256` says whether they are the same.", "dataset.path dataset.source"
+        "Places of the data. `dataset.sha256` says whether the data are the same.", "dataset.path dataset.source"
     ),
     "sampling": Entry(
-        "How actions are drawn from a trained policy. An evaluation may choose anew.", "scheduler.* n_action_steps"
+        "Sampling of actions from a trained policy. An evaluation may choose anew.", "scheduler.* n_action_steps"
     ),
     "protocol": Entry(
-        "What a policy is tested in, and under which rules.",
+        "Environment and rules of a policy's test.",
         "env_runner env_runner._target_ env_runner.protocol env_runner.max_steps env_runner.n_train_episodes "
         "task.env.* task.protocols.*",
     ),
     "episodes": Entry(
-        "Which episodes are rolled out, and which of them are filmed.",
+        "Episodes to roll out, and those to film.",
         "env_runner.start_seed env_runner.n_episodes env_runner.n_videos",
     ),
     "speed": Entry(
-        "How many processes and threads compute, and with which kernels. Results differ by rounding at most.",
+        "Numbers of processes and threads, and kernels. Results differ by rounding at most.",
         "n_threads kernels env_runner.n_envs env_runner.n_workers workspace.loader workspace.n_loader_workers",
     ),
     "arithmetic": Entry(
-        "How a training step is computed. Rounding differs, the method does not.",
+        "Arithmetic of a training step. Rounding differs, the method does not.",
         "workspace.precision workspace.engine",
     ),
-    "place": Entry("On what a run computes, and whose code it may import.", "device launcher.* trust"),
+    "place": Entry("Device and launcher of a run, and the packages that it may import.", "device launcher.* trust"),
     "output": Entry("Where results go.", "run_dir logger.*"),
     "verb": Entry(
-        "What is done, and to which checkpoint.",
+        "The command, and its checkpoint.",
         "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
         "workspace.n_episodes workspace.start_seed workspace.n_workers workspace.filter.*",
     ),
     "outside": Entry(
-        "No part of a run: Hydra's own, the report's, the copy of its training's settings that an evaluation has.",
+        "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",
         "hydra.* sweep debug runs report.* training.*",
     ),
 }

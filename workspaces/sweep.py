@@ -89,7 +89,7 @@ class Sweep:
         overrides = {o.get_key_element(): o for o in OverridesParser.create(loader).parse_overrides(typed)}
         overrides.pop("+sweep", None)
         if "run_dir" in overrides:
-            raise ValueError("run_dir names one directory and a sweep needs many: give hydra.sweep.dir=DIR instead")
+            raise ValueError("run_dir names one directory, but a sweep needs many: set hydra.sweep.dir=DIR instead")
         self.swept = {key: o for key, o in overrides.items() if o.is_sweep_override()}
         fixed = {key: o for key, o in overrides.items() if key not in self.swept}
         self.fixed = {key: f"{key}={o.get_value_element_as_str()}" for key, o in fixed.items()}
@@ -112,7 +112,7 @@ class Sweep:
         """Every combination of the values, in phases: jobs need only those of earlier phases."""
         for override in self.swept.values():
             if not override.is_discrete_sweep():
-                raise ValueError(f"{override.input_line} is not a list of values: give one, or hydra/sweeper=optuna")
+                raise ValueError(f"{override.input_line} is not a list of values: set one, or use hydra/sweeper=optuna")
         inference = {key: o for key, o in self.swept.items() if role(key) == "sampling"}
         if self.verb != "train" or not inference:
             return [[self.job(values) for values in _combinations(self.swept)]]
@@ -185,7 +185,7 @@ class Sweep:
                 there = Job(job.name, job.verb, tuple(held["overrides"]))
                 if there.identity != job.identity:
                     differing = ", ".join(sorted(there.identity ^ job.identity))
-                    raise ValueError(f"{self.dir / job.name} holds another run ({differing}): give hydra.sweep.dir=DIR")
+                    raise ValueError(f"{self.dir / job.name} holds another run ({differing}): set hydra.sweep.dir=DIR")
         self.jobs += jobs
         names = [job.name for job in self.jobs]
         assert len(set(names)) == len(names)
@@ -204,7 +204,7 @@ class Sweep:
         except FileNotFoundError:
             return []
         except ValueError as error:
-            self.say(f"{self.dir / FILE} is damaged ({error}): written anew, with the jobs of this command alone")
+            self.say(f"{self.dir / FILE} is damaged ({error}): writing it anew with the jobs of this command")
             return []
 
     def run(self, phases: Sequence[Sequence[Job]]) -> None:
@@ -243,7 +243,7 @@ class Sweep:
             self._launch(typed, self.jobs.index(jobs[0]))
         except Exception as error:  # a worker died, or what runs them: the directories tell which jobs it hit
             reason = explain(error)
-            self.say(f"the launcher stopped ({reason}): looking which jobs are left")
+            self.say(f"the launcher stopped ({reason}): checking which jobs are left")
         run = [job for job in jobs if self._record(job) != before[job]]
         for job in run:
             state = self.state(job)
@@ -328,7 +328,7 @@ def _combinations(swept: Mapping[str, Override]) -> Iterable[dict[str, str]]:
     values = [list(dict.fromkeys(override.sweep_string_iterator())) for override in swept.values()]
     for override, its_values in zip(swept.values(), values, strict=True):
         if not its_values:
-            raise ValueError(f"{override.input_line} has no values to sweep over: give one or more, KEY=VALUE,VALUE")
+            raise ValueError(f"{override.input_line} has no values to sweep over: set one or more, KEY=VALUE,VALUE")
     return [dict(zip(swept, combination, strict=True)) for combination in itertools.product(*values)]
 
 

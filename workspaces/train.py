@@ -113,7 +113,7 @@ class TrainWorkspace(Workspace):
             except StopNow:
                 if self.state.evaluated:  # it came in a first step: random numbers have been drawn for it
                     raise self.signals.interrupted(
-                        "stopped before the first step. To start: the same command"
+                        "stopped before the first step. To start, repeat the command"
                     ) from None
                 self._save_and_leave()
             except Exception as error:
@@ -122,7 +122,7 @@ class TrainWorkspace(Workspace):
                 command = resume.how_to_resume(self.run_dir, self.config, "workspace.n_loader_workers=0")
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise ChildProcessError(
-                    f"a worker of the DataLoader died, out of memory or of /dev/shm? ({reason:.200}) "
+                    f"a worker of the DataLoader died, perhaps out of memory or of /dev/shm ({reason:.200}). "
                     f"What was saved before is intact. To go on without workers: {command}"
                 ) from error
 
@@ -174,7 +174,10 @@ class TrainWorkspace(Workspace):
         step = engines.EagerStep(state.policy, state.optimizer, loader.load, self.max_grad_norm, bf16)
         train_step = engines.training_step(self.engine, step)
         if not train_step.warm:
-            log.info("compiling the training step, for minutes the first time (workspace.engine=eager starts at once)")
+            log.info(
+                "compiling the training step, which takes minutes the first time (workspace.engine=eager starts "
+                "at once)"
+            )
         return iter(loader), train_step
 
     def _save(self) -> None:

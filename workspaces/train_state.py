@@ -222,7 +222,7 @@ def warn_if_short(config: Config) -> None:
     if isinstance(warm_up, int) and warm_up >= num_steps:
         log.warning(
             "lr_schedule.num_warmup_steps=%d, but the run has only workspace.num_steps=%d: the learning rate never "
-            "reaches optimizer.lr. Give lr_schedule.num_warmup_steps=%d, for example",
+            "reaches optimizer.lr. Set lr_schedule.num_warmup_steps=%d, for example",
             warm_up, num_steps, num_steps // 10,
         )  # fmt: skip
 
@@ -233,7 +233,7 @@ def warn_if_inexact(saved: Mapping[str, Any], precision: str) -> None:
     now = {"workspace.precision": precision, "n_threads": torch.get_num_threads()}
     changed = [f"{key}={now[key]} (before: {old})" for key, old in before.items() if old not in (None, now[key])]
     if changed:
-        log.warning("the run goes on with %s: not to the bit as it would have without", " and ".join(changed))
+        log.warning("the run resumes with %s: not to the bit as it would have without", " and ".join(changed))
 
 
 def choose_precision(precision: str, device: torch.device, saved: Mapping[str, Any] | None) -> str:
@@ -243,7 +243,7 @@ def choose_precision(precision: str, device: torch.device, saved: Mapping[str, A
     with torch.random.fork_rng(devices=[]):  # timing draws numbers, and the weights have been drawn already
         pays = precision != "fp32" and bf16_pays(device)
     if precision == "bf16" and not pays:
-        log.warning("This device emulates bfloat16, slowly: workspace.precision=auto takes what is faster.")
+        log.warning("This device emulates bfloat16, slowly. workspace.precision=auto takes the faster one.")
     return precision if precision != "auto" else "bf16" if pays else "fp32"
 
 
@@ -269,6 +269,6 @@ def check_length(step: int, config: Config, run_dir: Path) -> None:
     wanted = config["workspace"]["num_steps"]
     if step > wanted:
         raise ValueError(
-            f"workspace.num_steps={wanted}, but the run in {run_dir} has done {step} steps already. Give "
-            f"workspace.num_steps={step} or more to go on with it, or another run_dir to begin a shorter run"
+            f"workspace.num_steps={wanted}, but the run in {run_dir} has already done {step} steps. Set "
+            f"workspace.num_steps={step} or more to resume it, or another run_dir to begin a shorter run"
         )

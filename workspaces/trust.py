@@ -159,7 +159,9 @@ def plain(value: object, where: str) -> Any:
     def copied(value: object, at: str, depth: int) -> Any:
         left[0] -= 1
         if depth > MAX_DEPTH or left[0] < 0:
-            raise ValueError(f"{where} is nested or repeated too far at {at:.60}, not to be trusted: not loaded")
+            raise ValueError(
+                f"{where} is nested or repeated too far at {at:.60}, which is not to be trusted: not loaded"
+            )
         if type(value) is dict:
             for key in value:
                 if type(key) is not str or len(key) > MAX_TEXT:
@@ -213,9 +215,9 @@ def check_contents(state: object, where: str) -> None:
 def _check_tensor(tensor: Tensor, at: str, where: str) -> None:
     name = at.lstrip(".")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise ValueError(f"{where}: {name} is no dense tensor: not loaded")
+        raise ValueError(f"{where}: {name} is not a dense tensor: not loaded")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{where}: {name} shows {tuple(tensor.shape)} and holds less: not loaded")
+        raise ValueError(f"{where}: {name} claims shape {tuple(tensor.shape)} but holds less: not loaded")
 
 
 def check_weights(weights: object, where: str) -> None:
@@ -224,9 +226,9 @@ def check_weights(weights: object, where: str) -> None:
         raise ValueError(f"{where} holds no weights: not loaded")
     for name, tensor in weights.items():
         if type(name) is not str or not isinstance(tensor, Tensor):
-            raise ValueError(f"{where}: {name!r:.60} is no tensor: not loaded")
+            raise ValueError(f"{where}: {name!r:.60} is not a tensor: not loaded")
         if tensor.is_complex() or (tensor.is_floating_point() and not torch.isfinite(tensor).all()):
-            raise ValueError(f"{where}: {name} has values that are not finite, or not real: not loaded")
+            raise ValueError(f"{where}: {name} has values that are not finite or not real: not loaded")
 
 
 def check_like(value: object, own: object, where: str) -> None:
@@ -353,7 +355,7 @@ def _node(config: Config, place: str) -> Any:
 
 def _distrust(what: str, target: object) -> str:
     root = target.partition(".")[0] if isinstance(target, str) else ""
-    advice = f". If that package is yours, or you trust it, add trust=[{root}]" if root.isidentifier() else ""
+    advice = f". If the package is yours, or you trust it, add trust=[{root}]" if root.isidentifier() else ""
     return f"the checkpoint names {what}, which is not to be trusted: not loaded{advice if root not in OURS else ''}"
 
 
@@ -373,8 +375,8 @@ def _is_from(target: object, trusted: Collection[str]) -> bool:
     found = _imported(target)
     if found is None:
         raise ValueError(
-            f"{target} cannot be imported, although trust names its package: pip install -e it, or put it on the path "
-            "with PYTHONPATH=FOLDER"
+            f"{target} cannot be imported, although trust names its package: install it (pip install -e), or put its "
+            "folder on the path (PYTHONPATH=FOLDER)"
         )
     return callable(found) and getattr(found, "__module__", "").partition(".")[0] == target.partition(".")[0]
 

@@ -129,8 +129,8 @@ def check_shared_memory(needed: int, place: Path = SHARED_MEMORY) -> None:
     free = shutil.disk_usage(place).free if place.is_dir() else needed
     if free < needed:
         raise ValueError(
-            f"workspace.loader=dataloader: its workers need {needed / 1e6:.0f} MB of shared memory, {place} has "
-            f"{free / 1e6:.1f} MB free. Give workspace.n_loader_workers=0, or more of it (docker run --shm-size=1g)"
+            f"workspace.loader=dataloader: its workers need {needed / 1e6:.0f} MB of shared memory, but {place} has "
+            f"{free / 1e6:.1f} MB free. Set workspace.n_loader_workers=0, or provide more (docker run --shm-size=1g)"
         )
 
 

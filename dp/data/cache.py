@@ -120,7 +120,7 @@ def _uncached(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], error:
         raise ValueError(
             f"images of {math.prod(shape) / 1e9:.0f} GB fit neither into memory nor into the cache ({error})"
         )
-    log.warning("images are not cached, the next start will be slow too: %s", error)
+    log.warning("images are not cached, so the next start will be slow, too: %s", error)
     images = np.empty(shape, np.uint8)
     fill(images)
     return images

@@ -73,7 +73,7 @@ class Demonstrations:
         largest = float(self._action.abs().max())
         if normalizer.clamps("action") and largest > REACHED:
             log.warning(
-                "actions reach %.2f in the units of the policy, whose samples are clipped to [-1, 1]: these data lie "
+                "actions reach %.2f in the policy's units, but its samples are clipped to [-1, 1]: these data lie "
                 "outside the range it was trained with. Train from the start instead, without init_from", largest,
             )  # fmt: skip
 
@@ -81,7 +81,7 @@ class Demonstrations:
         """The windows of `episodes`. Raises ValueError if there are none."""
         table = window_table(self.episodes, episodes, horizon, n_obs_steps, n_action_steps)
         if len(episodes) and not len(table):
-            raise ValueError(f"no episode is long enough for horizon={horizon}: choose a smaller one")
+            raise ValueError(f"no episode is long enough for horizon={horizon}: set a smaller horizon")
         return WindowDataset(self._obs, self._action, torch.from_numpy(table), n_obs_steps)
 
     @property
@@ -106,7 +106,7 @@ class Demonstrations:
 
     def save_pictures(self, folder: Path) -> Iterator[str]:
         """Writes pictures of the episodes to `folder`. Yields lines that say which."""
-        yield f"no pictures: {', '.join(map(str, self.paths))} belong to no task that draws them"
+        yield f"no pictures: the task of {', '.join(map(str, self.paths))} does not draw any"
 
 
 def open_zarr(
@@ -167,14 +167,14 @@ def _doubts(name: str, spec: Spec, array: np.ndarray) -> Iterator[str]:
         if (low < spec.normalize["low"]).any() or (high > spec.normalize["high"]).any():
             yield (
                 f"{name} ranges from {low.min():g} to {high.max():g}, outside {key_of(name)}.normalize="
-                f"{{low: {spec.normalize['low']}, high: {spec.normalize['high']}}}: choose limits that hold all values"
+                f"{{low: {spec.normalize['low']}, high: {spec.normalize['high']}}}: set limits that include all values"
             )
         return
     tiny = (high > low) & (high - low < CONSTANT_RANGE)
     if tiny.any() and spec.normalize != "none":
         yield (
             f"{name} varies by {(high - low)[tiny].max():g} in {tiny.sum()} of its {tiny.size} dimensions, which "
-            f"counts as constant below {CONSTANT_RANGE:g}: give it in smaller units if the difference matters"
+            f"counts as constant below {CONSTANT_RANGE:g}: use smaller units if the difference matters"
         )
 
 

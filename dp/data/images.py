@@ -19,7 +19,7 @@ def channels_first(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     if first and last:
         raise ValueError(f"frames of shape {shape} may have their channels first or last")
     if not first and not last:
-        raise ValueError(f"frames of shape {shape} are no image of shape {list(expected)}")
+        raise ValueError(f"frames of shape {shape} are not images of shape {list(expected)}")
     return first
 
 

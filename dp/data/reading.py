@@ -59,7 +59,7 @@ def compare(store: ZarrStore, specs: Mapping[str, Spec], episode_ends: str | Non
     names = {name: find(store, spec, key_of(name)) for name, spec in specs.items()}
     lengths = {array: store.open(array).shape[0] for array in names.values()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{store.path}: arrays differ in their number of frames: {lengths}, expected one number")
+        raise ValueError(f"{store.path}: arrays have different numbers of frames: {lengths}, expected equal ones")
     n_frames = next(iter(lengths.values()))
     return Found(store, names, find_ends(store, n_frames, episode_ends))
 
@@ -79,7 +79,7 @@ def find(store: ZarrStore, spec: Spec, key: str) -> str:
         )
     array = store.open(name)
     shape, declared = array.shape[1:], f"{key} declares {spec.type} {list(spec.shape)}"
-    held = f"{store.path}: {name} holds {array.dtype} {shape} a frame"
+    held = f"{store.path}: {name} holds {array.dtype} {shape} per frame"
     if not numeric(array):
         raise Mismatch(f"{held}, but {declared}: expected numbers, set {key}.key to another array")
     if spec.type == "rgb":
@@ -88,7 +88,7 @@ def find(store: ZarrStore, spec: Spec, key: str) -> str:
         except ValueError as error:
             raise Mismatch(f"{held}, but {declared} ({error}): {_image_advice(shape, key)}") from None
     elif (shape or (1,)) != spec.shape:
-        raise Mismatch(f"{held}, but {declared}: set {key}.shape={list(shape or (1,))}, or give other data")
+        raise Mismatch(f"{held}, but {declared}: set {key}.shape={list(shape or (1,))}, or use other data")
     return name
 
 
@@ -103,7 +103,7 @@ def _image_advice(shape: tuple[int, ...], key: str) -> str:
     ]
     if len(shape) != 3 or not fitting:
         return "expected three channels, first or last, so convert the images"
-    return f"set {key}.shape={fitting[0]}, or give images of the declared size"
+    return f"set {key}.shape={fitting[0]}, or use images of the declared size"
 
 
 def find_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> np.ndarray:
@@ -169,5 +169,5 @@ def read_low_dim(store: ZarrStore, name: str, spec: Spec, n_frames: int | None =
     finite = np.isfinite(array).reshape(len(array), -1).all(1)
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
-        raise ValueError(f"{store.path / name} is not finite at frame {at}, as float32: mend or leave out this episode")
+        raise ValueError(f"{store.path / name} is not finite at frame {at}, as float32: repair or remove this episode")
     return array

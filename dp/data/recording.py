@@ -67,7 +67,7 @@ class DemonstrationStore:
         self._specs |= {f"meta/{name}": spec for name, spec in facts.items()}
         self._lock = lock(path.with_name(f".{path.name}.lock"))
         if self._lock is None:
-            raise ValueError(f"{path} is in use by another process: wait for it or give another workspace.path")
+            raise ValueError(f"{path} is in use by another process: wait for it or set another workspace.path")
         try:
             if not path.exists():
                 _create(path, settings, self._specs)
@@ -176,7 +176,7 @@ def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Map
     if held is not None:
         held = {key: aliases.get(value, value) if isinstance(value, str) else value for key, value in held.items()}
     else:
-        raise ValueError(f"{path} holds something that was not collected: give another workspace.path")
+        raise ValueError(f"{path} holds something that was not collected: set another workspace.path")
     differing = [
         f"{key}={json.dumps(held.get(key))} there, {json.dumps(settings.get(key))} here"
         for key in sorted(held.keys() | settings.keys())
@@ -184,12 +184,12 @@ def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Map
     ]
     if differing:
         raise ValueError(
-            f"{path} was collected with other settings ({', '.join(differing)}): give another workspace.path"
+            f"{path} was collected with other settings ({', '.join(differing)}): set another workspace.path"
         )
     missing = [name for name in (*specs, ENDS) if not (path / name / ".zarray").is_file()]
     if missing:
         raise ValueError(
-            f"{path} has no {', '.join(missing)} (another version may have collected it): give another workspace.path"
+            f"{path} has no {', '.join(missing)} (another version may have collected it): set another workspace.path"
         )
 
 

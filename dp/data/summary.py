@@ -23,8 +23,7 @@ def describe(store: ZarrStore) -> Iterator[str]:
         return
     low, middle, high = lengths.min(), np.median(lengths), lengths.max()
     yield (
-        f"{len(lengths)} episodes, {n_frames} frames; lengths {low} to {high}, median {middle:.0f} steps, by the "
-        f"ends in {name}"
+        f"{len(lengths)} episodes, {n_frames} frames; lengths {low} to {high}, median {middle:.0f} steps, from {name}"
     )
 
 

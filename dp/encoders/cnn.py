@@ -39,7 +39,7 @@ class CNNEncoder(ImageEncoder):
         if not len(channels) == len(kernel_sizes) == len(strides):
             raise ValueError(
                 f"channels={list(channels)}, kernel_sizes={list(kernel_sizes)} and strides={list(strides)}: expected "
-                "as many of each, one per convolution"
+                "lists of equal length, one entry per convolution"
             )
 
         def network(size: Size) -> nn.Module:
@@ -51,7 +51,7 @@ class CNNEncoder(ImageEncoder):
             if height < 1 or width < 1:
                 raise ValueError(
                     f"crop={crop} leaves {size[0]} x {size[1]} pixels, too small for {len(channels)} strided "
-                    "convolutions: give a larger crop, larger images, or fewer encoder.channels"
+                    "convolutions: set a larger crop or fewer encoder.channels, or use larger images"
                 )
             convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
             flat = channels[-1] * height * width

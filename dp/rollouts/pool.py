@@ -132,7 +132,7 @@ class EnvPool:
         seeds = [str(run.reset[0]) for run in episodes.values() if run.deaths > 1]
         if seeds:
             raise RuntimeError(
-                f"an env worker died (exit code {exit_code}) for the second time while it ran the episode of seed "
+                f"an env worker died (exit code {exit_code}) for the second time while running the episode of seed "
                 + " or ".join(seeds)
             )
 

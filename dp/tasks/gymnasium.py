@@ -71,7 +71,7 @@ class GymnasiumEnv:
         space = self._env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
         if action.shape != space.shape:
-            raise ValueError(f"the policy's actions have shape {action.shape}, the environment takes {space.shape}")
+            raise ValueError(f"the policy's actions have shape {action.shape}, but the environment takes {space.shape}")
         clipped = np.clip(action, space.low, space.high).astype(space.dtype)
         self._obs, reward, terminated, truncated, self._info = self._env.step(clipped)
         self._reward, self._terminated, self._stepped = float(reward), bool(terminated or truncated), True
@@ -99,7 +99,7 @@ class GymnasiumEnv:
         picture = self._env.render()
         if not isinstance(picture, np.ndarray) or picture.ndim != 3:
             got = type(picture).__name__
-            raise ValueError(f"the environment renders {got}, expected a picture: give env_runner.n_videos=0")
+            raise ValueError(f"the environment renders {got}, expected a picture: set env_runner.n_videos=0")
         return np.ascontiguousarray(picture[..., :3], np.uint8)
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class GymnasiumEnv:
     def _info_at(self, key: str, at_reset: float) -> Any:
         """The entry `key` of `info`, or `at_reset` if the environment does not report it at its reset."""
         if key not in self._info and self._stepped:
-            raise ValueError(f"the environment's info has no {key!r}, it has {sorted(self._info)}")
+            raise ValueError(f"the environment's info has no {key!r}, only {sorted(self._info)}")
         return self._info.get(key, at_reset)
 
 

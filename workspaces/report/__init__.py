@@ -32,11 +32,13 @@ class ReportWorkspace(Workspace):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         if config["runs"] in (MISSING, None):
-            raise ValueError("give runs=DIR: a run directory, a directory of runs, or a sweep under multirun/")
+            raise ValueError("set runs=DIR: a run directory, a directory of runs, or a sweep under multirun/")
         self.runs = Path(config["runs"])
         self.baseline: dict[str, object] | None = config["report"]["baseline"]
         if not isinstance(self.baseline, (dict, type(None))):
-            raise ValueError(f"report.baseline={self.baseline}, expected as in 'report.baseline={{horizon: 16}}'")
+            raise ValueError(
+                f"report.baseline={self.baseline}, expected keys and values, such as 'report.baseline={{horizon: 16}}'"
+            )
         self.run_dir = Path(config["run_dir"] or self.runs / "report")
         self.html = self.run_dir / "report.html"
         self.tables: dict[str, pd.DataFrame] = {}

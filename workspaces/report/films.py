@@ -59,7 +59,7 @@ def film(runs: Iterable[Run], folder: Path, n_films: int = MAX_FILMED) -> Films:
         bar = tqdm(made, total=len(missing), desc="filming", leave=False, disable=None)
         strangers = {take.file for take, same in bar if not same}
     if strangers:
-        log.warning("%d episodes run differently here: another version of the environment; no videos", len(strangers))
+        log.warning("%d episodes run differently here, with another version of it: no videos", len(strangers))
     return {(take.run, take.seed): take.file for take in takes if take.file not in strangers}
 
 

@@ -58,7 +58,7 @@ def _recipe(name: str, runs: list[Run]) -> Recipe:
     if base is None:
         missing = f"There is no experiment {name!r} among the configurations here to compare with."
     elif not trainings:
-        missing = "The trainings are not among these runs: there is no whole configuration to compare."
+        missing = "The trainings are not among these runs, so there is no complete configuration to compare."
     commands = [(str(run.path), " ".join(run.record.get("overrides", []))) for run in runs]
     return Recipe(name, list(_facts(runs)), commands, differences, missing)
 
@@ -120,7 +120,7 @@ def _times(runs: list[Run]) -> str:
     walls = [wall for wall in map(_wall_s, runs) if wall is not None]
     trained = [minutes for minutes in map(training_minutes, runs) if minutes]
     together = f", {len(walls)} runs together" if len(walls) > 1 else ""
-    parts = [f"{duration(sum(walls))} from begin to end{together}"] if walls else []
+    parts = [f"{duration(sum(walls))} from start to end{together}"] if walls else []
     parts += [f"{duration(60 * sum(trained))} of it in training steps"] if trained else []
     return "; ".join(parts) or "unknown"
 

@@ -209,7 +209,7 @@ def count(found: Found) -> list[Run]:
     for run, setting in sorted(zip(runs, settings(runs), strict=True), key=lambda pair: pair[0].ended):
         key = (repr(setting), run.replicate, run.protocol)
         if key in latest:
-            reason = f"the same setting, {run.replicate} and protocol as {run.path}, which is later"
+            reason = f"the same setting, {run.replicate} and protocol as the later {run.path}"
             found.left_out.append(LeftOut(latest[key].path, "superseded", reason))
         latest[key] = run
     return [run for run in runs if run in latest.values()]
@@ -403,11 +403,11 @@ def comparison_table(comparisons: list[Comparison], baseline: object) -> Table:
         texts["P(better score)"] = probability(c.score.p_better)
         shown.append({**(names if several else {"setting": c.one.label}), **texts, **counts})
     chosen = "the setting next to it" if several else references[0] if references else ""
-    picked = "" if baseline else ", the best one, which was picked with these very episodes"
+    picked = "" if baseline else ", the best one, chosen on these very episodes"
     note = (
-        f"Each row is a setting minus {chosen}{picked}, on the same env seeds, so that what is hard for both cancels "
-        "out. If an interval excludes 0, other seeds and episodes would show a difference, too. P is the probability "
-        "that the setting's true mean is higher (flat prior)."
+        f"Each row is a setting minus {chosen}{picked}, on the same env seeds, so that the difficulty of an episode "
+        "cancels out. If an interval excludes 0, other seeds and episodes would show a difference, too. P is the "
+        "probability that the setting's true mean is higher (flat prior)."
     )
     return Table("Paired comparison", pd.DataFrame(rows), _with_dashes(shown), note)
 
@@ -447,13 +447,13 @@ def training_table(runs: list[Run]) -> Table:
 
 
 SCORE_NOTE = (
-    "Scores of the rollouts during training, averaged over the training seeds. † The best checkpoint was chosen on the "
-    "very episodes that it is scored on, which flatters it. If there were fewer than ten rollouts, the mean is over "
+    "Scores of the rollouts during training, averaged over the training seeds. † The best checkpoint was chosen on "
+    "the episodes that score it, which is optimistic. If there were fewer than ten rollouts, the mean is over "
     "all of them."
 )
 ERROR_NOTE = (
     "Action errors are mean squared errors of sampled actions on held-out episodes, in normalised units, averaged over "
-    "the training seeds. ‡ The best checkpoint was chosen by this very error, which flatters it."
+    "the training seeds. ‡ The best checkpoint was chosen by this very error, which is optimistic."
 )
 
 

@@ -106,8 +106,8 @@ class ZarrStore:
         size = math.prod(array.shape) * array.dtype.itemsize
         if size > FREE_BYTES and size > MAX_RATIO * (stored := self._stored_bytes(name)):
             raise ValueError(
-                f"{self.path / name} declares {size:,} bytes of shape {array.shape}, but its chunks hold {stored:,}: "
-                "no recording is compressed like that"
+                f"{self.path / name} declares {size:,} bytes for shape {array.shape}, but its chunks hold {stored:,}: "
+                "no recording compresses that well"
             )
 
     def _stored_bytes(self, name: str) -> int:
@@ -180,7 +180,7 @@ class ZarrStore:
         if missing and name not in self._warned:
             self._warned.add(name)
             log.warning(
-                "WARNING: %d chunks of %s are not stored, %s is the first: their frames read as %s. That is right only "
+                "WARNING: %d chunks of %s are not stored, %s is the first: their frames read as %s. This is right only "
                 "if the writer left them out because they hold nothing else",
                 len(missing), self.path / name, missing[0], fill_value,
             )  # fmt: skip
@@ -236,7 +236,7 @@ def _check_metadata(folder: Path, files: list[str]) -> None:
     for file in (folder / name for name in METADATA if name in files):
         about = file.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_METADATA_BYTES:
-            raise ValueError(f"{file} is no ordinary file of metadata")
+            raise ValueError(f"{file} is not an ordinary file")
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -252,7 +252,7 @@ def _check_files(folder: Path) -> None:
     """Raises ValueError for a chunk that is not a file."""
     for entry in _files(folder):
         if not entry.is_file():
-            raise ValueError(f"{entry.path} is no ordinary file")
+            raise ValueError(f"{entry.path} is not an ordinary file")
 
 
 def _names_in_zip(path: Path) -> list[str]:
@@ -271,7 +271,7 @@ def _names_in_zip(path: Path) -> list[str]:
 def _unknown(error: Exception) -> str:
     """Advice about an unknown codec or number type, empty for other errors."""
     unknown = any(word in str(error) for word in ("codec", "data type"))
-    return ". Store the array again with another codec, Blosc or zstd, and as plain numbers" if unknown else ""
+    return ". Store the array again as plain numbers with another codec, Blosc or zstd" if unknown else ""
 
 
 def _is_array(metadata: bytes, file: Path) -> bool:

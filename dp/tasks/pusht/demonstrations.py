@@ -116,7 +116,7 @@ class PushTDemonstrations(Demonstrations):
         for path, store in stores.items():
             yield from statistics.starts(path, store)
         if importlib.metadata.version("pygame") != "2.5.2":
-            raise ValueError("pygame draws other pixels than the data set has: pip install pygame==2.5.2")
+            raise ValueError("pygame draws pixels that differ from the data set's: pip install pygame==2.5.2")
 
     def save_pictures(self, folder: Path) -> Iterator[str]:
         from dp.tasks.pusht.album import save_pictures
@@ -136,7 +136,9 @@ def _check_specs(obs: Mapping[str, Spec], action: Spec) -> None:
     for name, shape in {**shapes, "action": (2,)}.items():
         spec = action if name == "action" else obs[name]
         if (spec.type, spec.shape) != ("low_dim", shape):
-            raise ValueError(f"shape_meta: {name} is {spec.type} {list(spec.shape)}, PushT's is low_dim {list(shape)}")
+            raise ValueError(
+                f"shape_meta: {name} is {spec.type} {list(spec.shape)}, but PushT's is low_dim {list(shape)}"
+            )
 
 
 def _check_pixels(buffer: ReplayBuffer, paths: Sequence[Path]) -> None:

@@ -94,7 +94,7 @@ class _Window:
             self._size = max(100, min(size, width, height - TEXT_HEIGHT - AROUND))
             self._surface = pygame.display.set_mode((self._size, self._size + TEXT_HEIGHT))
         except pygame.error as error:
-            raise ValueError(f"collector=mouse needs a display ({error}): run it where there is a screen") from None
+            raise ValueError(f"collector=mouse needs a display ({error}): run it on a machine with a screen") from None
         pygame.font.init()
         pygame.display.set_caption("dp: demonstrate PushT")
         self._font, self._clock = pygame.font.Font(None, 24), pygame.time.Clock()

@@ -59,8 +59,8 @@ def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
         if source == "official" or not BUNDLED_PATH.is_dir():
             raise
         log.warning(
-            "WARNING: training on the bundled demonstrations of a planner, scores are not comparable with those of the "
-            "official ones: %s (dataset.source=bundled says that this is wanted)",
+            "WARNING: training on the bundled demonstrations of a planner. Scores are not comparable with those on "
+            "the official ones: %s (dataset.source=bundled silences this)",
             error,
         )
         return BUNDLED_PATH
@@ -101,7 +101,7 @@ def download(url: str, store: Path) -> None:
         unpack(archive, store)
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
         archive.unlink()
-        raise ValueError(f"the archive from {url} is not usable ({error}). It was deleted: run again") from error
+        raise ValueError(f"the archive from {url} is unusable ({error}) and was deleted: run again") from error
     archive.unlink()
 
 
@@ -148,7 +148,7 @@ def unpack(archive: Path, store: Path) -> None:
                 _check_member(member)
             size = sum(member.file_size for member in bundle.infolist())  # more than this is never written
             if size > MAX_UNPACKED_BYTES:
-                raise ValueError(f"it unpacks to {size:,} bytes, {MAX_UNPACKED_BYTES:,} at most are expected")
+                raise ValueError(f"it unpacks to {size:,} bytes, expected at most {MAX_UNPACKED_BYTES:,}")
             folders = {
                 PurePosixPath(*parts[: parts.index(store.name)])
                 for parts in (PurePosixPath(name).parts for name in bundle.namelist())

@@ -158,10 +158,10 @@ class _Store:
         if array is None or array.shape[1:] != SHAPES[name] or not numeric(array):
             held = f"has no array {name!r}"
             if array is not None:
-                held = f"{found} holds {array.dtype} {array.shape[1:]} a frame"
+                held = f"{found} holds {array.dtype} {array.shape[1:]} per frame"
             raise Mismatch(
-                f"{self.path}: {held}, PushT's {name} is {SHAPES[name]}. The store has {self.zarr.summary()}: is it "
-                f"PushT's? workspace=inspect dataset.path={self.path} prints how to train on other data"
+                f"{self.path}: {held}, but PushT's {name} is {SHAPES[name]}. The store has {self.zarr.summary()}: is "
+                f"it PushT's? workspace=inspect dataset.path={self.path} prints how to train on other data"
             )
         return found
 
@@ -190,8 +190,8 @@ class _Store:
             )
         if not self.collected and not self.render:
             raise Mismatch(
-                f"{self.path} has no pictures, but {IMAGE_KEY} is declared: give a store with pictures, or set "
-                "dataset.render=true to train on pictures that PushT's simulator draws of the recorded states"
+                f"{self.path} has no pictures, but {IMAGE_KEY} is declared: use a store with pictures, or set "
+                "dataset.render=true to train on pictures that PushT's simulator draws from the recorded states"
             )
         return None
 
@@ -239,5 +239,5 @@ def _advice(path: Path, collected: bool) -> str:
     if collected:
         return f"Point dataset.path at an intact copy, or delete {path} and collect it again (workspace=collect)"
     if path.resolve() == DEFAULT_PATH.resolve():
-        return f"Delete {path} and run again to download it afresh, or point dataset.path at an intact copy"
+        return f"Delete {path} and run again to download it again, or point dataset.path at an intact copy"
     return "Point dataset.path at an intact copy"

@@ -78,7 +78,7 @@ class PushT(Task):
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
         """The agent stays where it is. Raises ValueError if the policy does not see where that is."""
         if "agent_pos" not in obs:
-            raise ValueError(f"staying put needs the observation agent_pos, the task has {sorted(obs)}")
+            raise ValueError(f"staying put needs the observation agent_pos, but the task has {sorted(obs)}")
         return obs["agent_pos"][:, -1]
 
 
