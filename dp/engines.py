@@ -211,6 +211,7 @@ class GraphDenoiser:
             return self._denoiser(x, t, cond)
         inputs, n = (x, t, cond), len(x)
         graphs = self._graphs.setdefault(tuple((part.shape[1:], part.dtype) for part in inputs), {})
+        # The smallest captured size that holds the batch, or a new one.
         size = min((size for size in graphs if size >= n > 1), default=n)
         if size not in graphs:
             try:
@@ -221,6 +222,7 @@ class GraphDenoiser:
             result = self._denoiser(x, t, cond)  # raises what is the denoiser's own fault
             warnings.warn(f"denoising runs without CUDA graphs: {reason}", stacklevel=2)
             return result
+        # Rows beyond n keep old inputs, and nobody reads their results.
         graph, static_result, static_inputs = graphs[size]
         for static, given in zip(static_inputs, inputs, strict=True):
             static[:n].copy_(given)

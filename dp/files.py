@@ -30,6 +30,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    # The new name is on the disk only once the directory is.
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -65,6 +65,7 @@ def _posterior_means(values: Float[np.ndarray, " E"], bounds: Bounds) -> Float[n
     """Means of `values` and `bounds` under Dirichlet(1, ..., 1, 1/2, 1/2) weights, in blocks that fit a cache."""
     rng, means = np.random.default_rng(0), []
     for _ in range(N_DRAWS // BLOCK):
+        # Dirichlet weights are independent gamma variables divided by their sum.
         episodes = rng.standard_exponential((BLOCK, len(values)))
         ends = rng.standard_gamma(0.5, (BLOCK, 2))
         means.append((episodes @ values + ends @ np.array(bounds)) / (episodes.sum(1) + ends.sum(1)))
@@ -137,6 +138,7 @@ def paired_difference(
     variance, df = _variance_of_mean(columns, [a, b])
     value, low, high = _t_interval(float(columns.mean()), variance, df)
     if bounds is not None:
+        # A difference of bounded scores is at most as large as the range.
         most = max(bounds[1] - bounds[0], float(abs(columns).max()))
         if variance < NO_VARIANCE:
             value, low, high = mean(columns, (-most, most))
@@ -161,6 +163,7 @@ def _variance_of_mean(columns: Float[np.ndarray, "E"], tables: list[np.ndarray])
     single = sum(len(table) == 1 for table in tables)
     terms = [_seed_terms(table, 1 / len(table) + single) for table in tables if len(table) > 1]  # `single` borrow it
     residual = sum(r for _, r, _ in terms)
+    # Add the mean squares of seeds without their residual part, then those of environments.
     variance = sum(max(seed - r, 0.0) for seed, r, _ in terms)
     squares = [(seed, df) for seed, _, df in terms]
     if n_env > 1:
@@ -176,6 +179,7 @@ def _variance_of_mean(columns: Float[np.ndarray, "E"], tables: list[np.ndarray])
 def _seed_terms(table: Float[np.ndarray, "S E"], share: float) -> tuple[float, float, int]:
     """`share` of the variance between the S means and of its residual part, and degrees of freedom."""
     n_seeds, n_env = table.shape
+    # Mean squares of the two-way layout: rows are seeds, the residual is their interaction.
     rows = table.mean(1, keepdims=True) - table.mean()
     residual = ((table - table.mean(0) - rows) ** 2).sum() / max(n_env - 1, 1) / n_env  # 0 where E = 1
     return share * (rows**2).sum() / (n_seeds - 1), share * residual / (n_seeds - 1), n_seeds - 1
@@ -199,6 +203,7 @@ def _score_interval(value: float, variance: float, df: float, bounds: Bounds) ->
 
     low, width = bounds[0], bounds[1] - bounds[0]
     m, t = (value - low) / width, float(stdtrit(df, 0.975))
+    # Wilson's formula for a share m of n trials, in units of the bounds.
     n = m * (1 - m) * width**2 / variance
     centre = (m + t**2 / (2 * n)) / (1 + t**2 / n)
     half = t / (1 + t**2 / n) * math.sqrt(m * (1 - m) / n + t**2 / (4 * n**2))

@@ -164,5 +164,6 @@ def _linear_map(option: str | Mapping[str, Any], array: Tensor, low: Tensor, hig
     if isinstance(option, Mapping):
         low, high = (torch.as_tensor(option[end]).float().expand_as(low) for end in ("low", "high"))
         constant = torch.zeros_like(constant)
+    # Map [low, high] to [-1, 1], and a constant channel to 0.
     scale = 2 / torch.where(constant, 2.0, high - low)
     return scale, torch.where(constant, -low, -1 - scale * low)

@@ -95,6 +95,7 @@ def in_processes(
     pool = ProcessPoolExecutor(n_workers, context, _begin_worker, (theirs,))
     pending: deque[tuple[A, Future[R]]] = deque()
     try:
+        # Keep AHEAD pieces per worker in flight, and yield the oldest.
         for argument in arguments:
             pending.append((argument, pool.submit(function, argument)))
             if len(pending) == AHEAD * n_workers:

@@ -143,6 +143,7 @@ class Assessment:
     def keep_if_best(self, value: str, scores: dict[str, Any]) -> None:
         """Writes best-<step>-<value>.pt if `scores["score"]`, the larger the better, is among the best so far."""
         state = self.state
+        # Rank this step among the best, earlier steps first if scores are equal.
         entry = {"step": state.step, "file": f"best-{state.step:06d}-{value}.pt", **scores}
         others = [e for e in state.best if e["step"] != state.step]  # an assessment that a signal cut short is repeated
         ranked = sorted([*others, entry], key=lambda e: (-e["score"], e["step"]))[: self.config["workspace"]["n_best"]]

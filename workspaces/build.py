@@ -152,6 +152,7 @@ def _check_batch(config: Config) -> None:
     batch_size = config["workspace"].get("batch_size")
     if not isinstance(batch_size, int):  # of a verb that does not train
         return
+    # float32 numbers of a batch: the observations, and the activations for every noisy action.
     observed = config["n_obs_steps"] * sum(math.prod(spec.shape) for spec in obs.values())
     n_bytes = 4 * batch_size * (observed + 100 * config["noise_draws"] * config["horizon"])
     if n_bytes > MEMORY:

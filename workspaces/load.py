@@ -39,6 +39,7 @@ def migrate(config: Config) -> Config:
     task = config.get("task")
     if isinstance(task, dict) and "_target_" not in task:
         check(task, VERSION_1, "the task")
+        # Version 1 had no names of tasks. The observations tell which of PushT's it is.
         shapes = task["shape_meta"]["obs"]
         kind = next((kind for kind in ("image", "keypoint") if kind in shapes), "state")
         obs = {

@@ -244,6 +244,7 @@ class Sweep:
         except Exception as error:  # a worker died, or what runs them: the directories tell which jobs it hit
             reason = explain(error)
             self.say(f"the launcher stopped ({reason}): checking which jobs are left")
+        # A job whose record changed has run. It is settled if it failed, or was killed too often.
         run = [job for job in jobs if self._record(job) != before[job]]
         for job in run:
             state = self.state(job)

@@ -203,6 +203,7 @@ def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> li
     if encoder_lr is None and norm_decay is None:
         return list(policy.parameters())
     encoder = {id(p) for name, p in policy.named_parameters() if name.startswith("encoder.")}
+    # Up to four groups, by whether the parameter is the encoder's and whether it has one dimension.
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for p in policy.parameters():
         groups.setdefault(

@@ -38,6 +38,7 @@ def annotate(episode: EpisodeResult) -> list[UInt8[np.ndarray, "Y X 3"]]:
     annotated = []
     for step, frame in enumerate(episode.frames):
         height, width = frame.shape[:2]
+        # A white margin above the frame holds the text.
         even = (width + width % 2, height + height % 2 + MARGIN)  # as video codecs need
         canvas = Image.new("RGB", even, "white")
         canvas.paste(Image.fromarray(frame), (0, MARGIN))

@@ -52,6 +52,7 @@ def load_images(parts: Sequence[Frames], cache_dir: Path | None = None) -> np.nd
         return cached(folder / f"{parts[0].key}.npy", parts[0].shape, parts[0].write)
 
     def write(images: np.ndarray) -> None:
+        # Copy the parts that are cached, and decode the others.
         start = 0
         for part in parts:
             rows = images[start : start + part.shape[0]]

@@ -95,6 +95,7 @@ class DemonstrationStore:
         ends = self.n_frames + np.cumsum([len(d) for d in demonstrations])
         frames = [demonstration.frames() for demonstration in demonstrations]
         facts = [{**demonstration.facts(), "source": source} for demonstration in demonstrations]
+        # New rows lie behind the ends of the arrays until `show` writes the new lengths.
         for name, column in self._columns.items():
             group, _, array = name.partition("/")
             of_all = [episode[array] for episode in (frames if group == "data" else facts)]
@@ -133,6 +134,7 @@ class _Column:
         rows = np.concatenate([self._open_chunk, np.asarray(values, self.dtype)])
         number = self.length // self.chunk_rows
         self.length += len(rows) - len(self._open_chunk)
+        # Rewrite the last, partly filled chunk and write the chunks after it, padded with zeros.
         for start in range(0, len(rows), self.chunk_rows):
             self._open_chunk = rows[start : start + self.chunk_rows]
             padded = np.zeros((self.chunk_rows, *self.row), self.dtype)

@@ -44,6 +44,7 @@ class CNNEncoder(ImageEncoder):
 
         def network(size: Size) -> nn.Module:
             layers: list[nn.Module] = []
+            # The linear layer needs the size of the last map.
             height, width = size
             for inputs, outputs, kernel, stride in zip((3, *channels), channels, kernel_sizes, strides, strict=False):
                 layers += [nn.Conv2d(inputs, outputs, kernel, stride), nn.ReLU(inplace=True)]

@@ -68,6 +68,7 @@ class Conv1d(GemmOrder, nn.Conv1d):
         bias = self.get_parameter("bias")
         if stride == 1 and winograd.pays(x, kernel):
             return winograd.conv1d(x, self.weight, self.pad) + bias
+        # Concatenate the shifted views of x, one per tap, so that one product with the weight convolves.
         if (kernel, stride, self.pad) != (1, 1, 0):
             x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
             last = x.shape[0] - kernel + 1

@@ -165,6 +165,7 @@ def _samples_of(data: Gaussian, scheduler: Scheduler, setting: int, prediction_t
     exact = ExactDenoiser(data, scheduler.alphas_cumprod, prediction_type)  # type: ignore[attr-defined]
     scheduler.set_timesteps(setting)
     first = scheduler.timesteps.tolist()[0]
+    # Start from 256 quantiles of the noisy data, in the units in which `sample` takes noise.
     start = exact.noisy(torch.special.ndtri((torch.arange(256) + 0.5) / 256)[:, None, None], first)
     unit = _scaled(scheduler, torch.ones(1, 1, 1), first) * _first_scale(scheduler)
     with torch.random.fork_rng(devices=[]):  # some schedulers draw noise that no generator can be given for

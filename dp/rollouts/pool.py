@@ -91,6 +91,7 @@ class EnvPool:
         shares: dict[int, dict[int, tuple]] = {}
         for env, args in arguments.items():
             shares.setdefault(env % len(self._workers), {})[env] = args
+        # Send to all workers first, then receive, so that they work at the same time.
         dead = [number for number, share in shares.items() if not self._worker(number).send(method, share)]
         chunks: dict[int, Chunk] = {}
         for number, share in shares.items():

@@ -177,6 +177,7 @@ class EnvRunner:
         generators: dict[int, torch.Generator] = {}
         chunks: dict[int, Chunk] = {}  # env -> its latest chunk
         while True:
+            # Idle environments start the next seeds.
             idle = [env for env in range(self.n_envs) if env not in running]
             starting = {env: (seed, number < n_videos) for env, (number, seed) in zip(idle, waiting, strict=False)}
             if starting:
@@ -186,6 +187,7 @@ class EnvRunner:
                 generators[env] = torch.Generator(device).manual_seed(seed)
             if not running:
                 return
+            # All running environments get a chunk of actions, and those that end make room.
             actions = _act(policy, [chunks[env] for env in running], [generators[env] for env in running], device)
             planned = dict(zip(running, actions, strict=True))
             chunks = self._pool.step(planned)

@@ -178,6 +178,7 @@ def _map(cards: list[Card], scenes: dict[int, Scene]) -> str:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
+    # The goal in grey: its full size faintly, and at the scale of the outlines.
     for goal in _common_goal([*scenes.values()]):
         axes.add_patch(Polygon(goal, facecolor="#8c959f", edgecolor="none", alpha=0.28, clip_on=False))
         axes.add_patch(Polygon(_shrunk(goal), facecolor="#8c959f", edgecolor="none", alpha=0.7, clip_on=False))

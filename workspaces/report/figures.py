@@ -344,6 +344,7 @@ def _heat_map(results: list[Result], title: str) -> Figure:
     for result in results:
         grid[rows.index(result.setting["horizon"]), columns.index(result.setting[STEPS])] = result.score.value
     axes.imshow(grid, cmap="cividis", aspect="auto")
+    # Write score and interval into each cell, in a colour that stands out.
     for result in results:
         y, x = rows.index(result.setting["horizon"]), columns.index(result.setting[STEPS])
         score = result.score
@@ -398,6 +399,7 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
         axes.plot([], [], "o", color=colours[name], label=_brief(text or name))
     x, y = [r.inference_ms for r in front], [r.score.value for r in front]
     axes.step(x, y, where="post", color=INK, lw=1.1, ls="--", zorder=1, label="Pareto front (filled)")
+    # Latencies that span an order of magnitude need a logarithmic axis.
     ratio = max(r.inference_ms for r in results) / max(min(r.inference_ms for r in results), 1e-9)
     if ratio > 8:
         axes.set_xscale("log")

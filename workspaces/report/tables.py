@@ -361,6 +361,7 @@ def _shares_seeds(a: Result, b: Result) -> bool:
 
 def _compare(one: Result, reference: Result) -> Comparison:
     """Compares two results on the env seeds that both have."""
+    # Both results have one column per env seed: cut them to the seeds in common.
     first = max(one.protocol.first, reference.protocol.first)
     last = min(one.protocol.last, reference.protocol.last)
 

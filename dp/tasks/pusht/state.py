@@ -70,6 +70,7 @@ def mirror(name: str, array: np.ndarray, out: np.ndarray | None = None) -> np.nd
             mirrored[:] = cv2.flip(cv2.transpose(image), -1)  # four times as fast as numpy
         return out
     out[:] = array
+    # Swap and reflect each pair (x, y), and reflect the angle.
     for x in range(0, 2 if name == "action" else 4, 2):
         out[..., x], out[..., x + 1] = 512 - array[..., x + 1], 512 - array[..., x]
     if name == "state":

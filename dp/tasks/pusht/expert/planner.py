@@ -93,6 +93,7 @@ class Planner:
             try_out = partial(simulator.rollout, recorder.env.state, recorder.env.velocity)
             plan = self._plan(rng, try_out, recorder.env.state[2:], target, 8.0 * attempt)
             for target in plan[: self.max_steps - len(recorder)]:
+                # First-order autoregressive noise whose standard deviation is `self.noise` at every step.
                 fresh = rng.normal(scale=self.noise, size=2)
                 noise = NOISE_CORRELATION * noise + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
                 recorder.step(target, noise)
@@ -112,8 +113,10 @@ class Planner:
         """Targets of the next push and the way to it, from the last target, `agent`, to a block in `pose`."""
         pushes = outcomes(self.push_speed)
         ways = np.array([self._way_steps(pose, agent, push) for push in PUSHES])
+        # Cost of every push: the way to it, its steps, and the steps left after it.
         after = pose + np.concatenate([rotate(pushes.moved[:, :2], pose[2]), pushes.moved[:, 2:]], axis=1)
         cost = ways[pushes.push] + pushes.steps + cost_to_go(self.push_speed)(after)
+        # Rule out pushes that move the block near the edge. Noise makes later attempts differ.
         corners = rotate(CORNERS, after[:, 2, None]) + after[:, None, :2]
         cost += NEVER * ~_inside(corners, 12.0) + rng.normal(scale=temperature, size=len(cost))
         best = cost.argmin()
@@ -146,6 +149,7 @@ class Planner:
                 way = ways[cost.argmin()]
                 halt = np.tile(way[-1:], (SETTLING * solved[cost.argmin()], 1))
                 best = float(cost.min()), np.concatenate([way, halt])
+            # Draw the next pushes around the best ones so far, ever closer to them.
             costs, seen = np.concatenate([costs, cost]), np.concatenate([seen, pushes])
             elites = seen[np.argsort(costs, kind="stable")[:N_ELITES]]
             pushes = elites[rng.integers(N_ELITES, size=self.n_samples)]
