@@ -94,9 +94,9 @@ def this_machine() -> Machine:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto | cpu | cuda | cuda:N | mps -> a device. auto: cuda where it works, and else the CPU.
+    """auto | cpu | cuda | cuda:N | mps -> a device. auto: cuda if it works, else the CPU.
 
-    Logs a warning where auto passes over an NVIDIA GPU. Raises ValueError for another name and for a missing device.
+    Logs a warning if auto skips an NVIDIA GPU. Raises ValueError for another name and for a missing device.
     """
     match = re.fullmatch(r"(auto|cpu|mps|cuda)(?:(?<=cuda):(\d+))?", str(name))
     if match is None:

@@ -48,8 +48,8 @@ def mean(values: Sequence[float] | Float[np.ndarray, " E"], bounds: Bounds | Non
 
     With `bounds`, the interval is Rubin's (1981) Bayesian bootstrap with half an episode added at each bound. For 0s
     and 1s it is Jeffreys' interval (Brown, Cai & DasGupta 2001, section 4.3). It never leaves the bounds, and it has a
-    width where all episodes agree. Without bounds, or where `values` violate them, it is Student's t interval. A single
-    episode has no interval.
+    width even if all episodes agree. Without bounds, or if `values` violate them, it is Student's t interval. A
+    single episode has no interval.
     """
     array = np.sort(np.asarray(values, float))
     value, n = float(array.mean()), len(array)
@@ -116,13 +116,13 @@ def paired_difference(
     """Mean of `a` minus mean of `b`: training seeds are independent, the E environment seeds (columns) are shared.
 
     The interval is for all the training and environment seeds there are. Of two recipes with several training seeds
-    each has its own spread; one with a single training seed borrows the other's, and where its own is larger the
-    interval is too narrow. Sa = Sb = 1 leaves the paired t interval over episodes: it compares two checkpoints, says
-    nothing about what other training seeds would score, and `p_better` is as overconfident.
+    each has its own spread; one with a single training seed borrows the other's, and if its own is larger, the interval
+    is too narrow. Sa = Sb = 1 leaves the paired t interval over episodes: it compares two checkpoints, says nothing
+    about what other training seeds would score, and `p_better` is as overconfident.
 
     `p_better` is the posterior probability that a's true mean is the higher one under a flat prior (the t
-    distribution's CDF at difference / standard error), and 0.5 where nothing is known. `bounds` of the scores cut the
-    interval where no difference can be, and give it a width where all episodes agree.
+    distribution's CDF at difference / standard error), and 0.5 if nothing is known. `bounds` of the scores cut off
+    impossible differences, and give the interval a width if all episodes agree.
 
     Raises:
         ValueError: there are no scores, or the two were not made on as many environment seeds.
@@ -152,7 +152,7 @@ def _check_not_empty(scores: Float[np.ndarray, "S E"]) -> None:
 
 
 def _variance_of_mean(columns: Float[np.ndarray, "E"], tables: list[np.ndarray]) -> tuple[float, float]:
-    """Variance of `columns.mean()`, and its degrees of freedom; (inf, 0) where a single score leaves it unknown.
+    """Variance of `columns.mean()`, and its degrees of freedom; (inf, 0) if a single score leaves it unknown.
 
     `columns` are the means over training seeds of the one table, or the differences between those of two. In mean
     squares it is (MS_seed + MS_env - MS_residual) / SE: the residual is in both of the others. Neither may fall below

@@ -85,7 +85,7 @@ def in_processes(
     n_workers: processes, started with forkserver, one thread each; 0 works in this one. They end when the iterator
     does or is closed, at once and in the middle of their work; and when this process dies, however it does.
 
-    Raises what `function` raises, and ChildProcessError where a process dies.
+    Raises what `function` raises, and ChildProcessError if a process dies.
     """
     if n_workers == 0:
         yield from ((argument, function(argument)) for argument in arguments)

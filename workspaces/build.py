@@ -194,7 +194,7 @@ def demonstrations(config: Config) -> Demonstrations:
 
 
 def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, WindowDataset]:
-    """The windows to train on, and those to validate on: none where no episode is held out."""
+    """The windows to train on, and those to validate on: none if no episode is held out."""
     steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
     return data.windows(data.train_episodes, *steps), data.windows(data.split.val, *steps)
 

@@ -130,7 +130,7 @@ class EvaluateWorkspace(Workspace):
 
 @dataclass(frozen=True)
 class Loaded:
-    """The policy of a checkpoint, the configuration it runs with, and where it comes from."""
+    """The policy of a checkpoint, the configuration it runs with, and its origin."""
 
     policy: DiffusionPolicy
     config: Config

@@ -262,7 +262,7 @@ def _within(seconds: float, call: Callable[[], object]) -> None:
 
 
 def _kill_service(wandb: Any) -> None:
-    """Kills wandb's own process: at exit, wandb would wait for it for ever. It has no public handle."""
+    """Kills wandb's own process: at exit, wandb would wait for it endlessly. It has no public handle."""
     with contextlib.suppress(Exception):
         wandb.setup()._connection._proc._process.kill()
         _within(TIME_LIMIT_S, wandb.teardown)  # takes the hook that runs at exit away, and fails

@@ -360,7 +360,7 @@ def _progress(run_dir: Path) -> tuple[str, str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file; none where it cannot be read."""
+    """The lines of a text file; none if it cannot be read."""
     try:
         return read_text(file).splitlines()
     except (OSError, ValueError):

@@ -40,7 +40,7 @@ SETTINGS = "collected_with"
 
 
 class DemonstrationStore:
-    """The store at `path`, for this process alone; made where there is none. A context manager.
+    """The store at `path`, for this process alone, created if it does not exist. A context manager.
 
     Half-written rows that a killed process left are cut off.
 

@@ -1,7 +1,7 @@
 """1-d convolutions over (L, B, C), written as matrix products.
 
 Short sequences (L = 16) leave `nn.Conv1d` far below a processor's peak. One GEMM of concatenated shifted views reaches
-it, and `winograd` needs half of that GEMM's multiplications where it can be used. A weight has its dimensions in the
+it, and `winograd` needs half of that GEMM's multiplications if it applies. A weight has its dimensions in the
 order in which the GEMM reads it, which makes flattening it a view. In a state dict it has `nn.Conv1d`'s name, shape and
 value, so weights are interchangeable.
 """

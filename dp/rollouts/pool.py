@@ -205,7 +205,7 @@ def _serve(connection: Connection, arena: ctypes.Array, make_episode: MakeEpisod
 
 
 def _pack(answer: Any, memory: memoryview) -> tuple[bytes, list]:
-    """The answer without its arrays, and where those lie in the shared memory (or themselves, where it is full)."""
+    """The answer without its arrays, and their places in the shared memory (or the arrays, if it is full)."""
     arrays: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(answer, protocol=5, buffer_callback=arrays.append)
     buffers: list[slice | bytes] = []

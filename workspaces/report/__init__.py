@@ -45,7 +45,7 @@ class ReportWorkspace(Workspace):
         self.figures: dict[str, Path] = {}
 
     def run(self) -> None:
-        """Makes everything before it writes anything."""
+        """Makes all results before it writes any file."""
         check_inside(self.run_dir)
         trusted = self.config.get("trust") or ()
         found = runs.find(self.runs, trusted)

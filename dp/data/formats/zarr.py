@@ -170,9 +170,9 @@ class ZarrStore:
         return [key for key in keys if key.rpartition("/")[2] not in files_in(key.rpartition("/")[0])]
 
     def check_chunks(self, name: str, complete: bool = False) -> None:
-        """Raises ValueError for a chunk that was lost: where the store's writer never leaves one out, where there is
-        nothing to read instead, and where `complete` says that no chunk of this array can be all fill value. Elsewhere
-        a missing chunk gives a warning.
+        """Raises ValueError for a chunk that was lost: if the store's writer never leaves one out, if there is nothing
+        to read instead, or if `complete` says that no chunk of this array can be all fill value. Otherwise a missing
+        chunk gives a warning.
         """
         missing, fill_value = self.missing_chunks(name), self.open(name).fill_value
         if missing and (self.complete or complete or fill_value is None):

@@ -34,7 +34,7 @@ class Mouse:
     episode although it is not solved, Esc or closing the window ends it all.
 
     Args:
-        size: of the picture's side, pixels of the screen; smaller where the screen does not hold it and the keys.
+        size: of the picture's side, pixels of the screen; smaller if the screen has no room for it and the keys.
         n_frames_past_success: control steps recorded after the task is solved.
 
     Raises ValueError, when the first episode begins, if there is no display.

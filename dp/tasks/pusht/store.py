@@ -60,7 +60,7 @@ class ReplayBuffer(Episodes):
 
         A collected store has no pictures: its "img" is rendered. So is that of another store without pictures, with a
         warning, if `render` says so. Decoded and rendered images are kept in `cache_dir`, see `dp.data.cache`. "noise"
-        is 0 where a store has none. `image.key` names the array of "img" where it is another. Of a store that is being
+        is 0 if a store has none. `image.key` names the array of "img" if it has another name. Of a store that is being
         collected, the complete episodes are read.
 
         Raises:

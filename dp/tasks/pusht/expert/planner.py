@@ -158,7 +158,7 @@ class Planner:
         return best
 
     def _way_steps(self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push) -> float:
-        """Control steps to where a push begins."""
+        """Control steps to the start of a push."""
         way = self._way(pose, agent, push)
         if not _inside(rotate(way[-2:], pose[2]) + pose[:2], 8.0):
             return NEVER
@@ -169,7 +169,7 @@ class Planner:
     def _way(
         self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push
     ) -> Float[np.ndarray, "P 2"]:
-        """To where a push begins, in the block's frame: round the block, unless the agent is there already."""
+        """The way to the start of a push in the block's frame: round the block, unless the agent is there already."""
         here = rotate(agent - pose[:2], -pose[2])
         if np.hypot(*(here - push.contact)) < HELD:
             return here[None]

@@ -32,7 +32,7 @@ class Push(NamedTuple):
 
 
 def _pushes() -> list[Push]:
-    """Onto the middle of a face, off its middle (which turns the T), and in the two inner corners, where it is held."""
+    """Pushes onto the middle of a face, off its middle (they turn the T), and in the two inner corners."""
     diagonal = (-(0.5**0.5), -(0.5**0.5))
     faces = {
         (0, -1): [(0, 135), (50, 45)],
@@ -77,7 +77,7 @@ class Walks:
         return _rounded(np.stack([*path, end]))
 
     def _straight(self, point: Float[np.ndarray, " 2"]) -> Float[np.ndarray, " n"]:
-        """Distance to each point of the ring; infinite where the block is in the way."""
+        """Distance to each point of the ring; infinite if the block is in the way."""
         way = point + np.linspace(0, 1, 25)[:, None, None] * (self._ring - point)
         gap = clearance(way, np.zeros(3))
         return np.where(gap.min(0) > min(gap[0, 0], self.margin) - 2, np.hypot(*(self._ring - point).T), np.inf)

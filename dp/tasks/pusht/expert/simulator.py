@@ -53,7 +53,7 @@ def pose_error(pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
 
 
 def clearance(agent: Float[np.ndarray, "*A 2"], pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*C"]:
-    """Pixels between the agent's rim and the block, negative where they overlap."""
+    """Pixels between the agent's rim and the block, negative if they overlap."""
     point = rotate(agent - pose[..., :2], -pose[..., 2])
     distances = []
     for centre, half_size in BOXES:

@@ -31,7 +31,7 @@ EXTENT, N_PLACES, N_ANGLES = 250.0, 41, 36
 
 
 class Outcomes(NamedTuple):
-    """N pushes: number in `PUSHES`, pixels, where the block is then in its old frame, control steps."""
+    """N pushes: number in `PUSHES`, length in pixels, pose of the block afterwards in its old frame, control steps."""
 
     push: Int[np.ndarray, " N"]
     length: Float[np.ndarray, " N"]
@@ -67,7 +67,7 @@ def cost_to_go(speed: float) -> "CostToGo":
 
 
 def without_a_push(pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
-    """Control steps that the pose error is worth where nothing follows, and those of the last push if one has to."""
+    """Control steps that the pose error is worth if nothing follows, plus those of a last push if one is needed."""
     error = pose_error(pose)
     return np.asarray(SLOPE * error + LAST_PUSH * (error > ENOUGH))
 
