@@ -96,6 +96,7 @@ def _fewer(arguments: list[str]) -> list[str]:
 def run_py(monkeypatch: pytest.MonkeyPatch, small_zarr: Path) -> Iterator[Callable[[list[str]], None]]:
     """`python run.py ARGUMENTS` in this process. Raises AssertionError where it exits with an error."""
     monkeypatch.setattr(startup, "tune", lambda: None)  # the tests' process keeps its allocator
+    monkeypatch.setattr("workspaces.report.figures.pdf", lambda figure: b"")  # takes as long as all other files
     before, handlers, path = Singleton.get_state(), logging.getLogger().handlers[:], sys.path[:]
 
     def call(arguments: list[str]) -> None:

@@ -65,7 +65,7 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
     """The text of an ordinary file. Raises ValueError for any other, and FileNotFoundError if there is none."""
     about = own(path).lstat()
     if not stat.S_ISREG(about.st_mode):
-        raise ValueError(f"{path.name} is no ordinary file")  # opening a pipe would wait for ever
+        raise ValueError(f"{path.name} is not an ordinary file")  # opening a pipe would wait for ever
     if about.st_size > most:
         raise ValueError(f"{path.name} has {about.st_size:,} bytes, expected at most {most:,}")
     return path.read_bytes()[:most].decode(errors="replace")
@@ -86,7 +86,7 @@ def parse_json(text: str, where: str) -> Any:
 def read_arrays(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file of at most `MAX_BYTES`. Raises ValueError, or what a damaged zip file raises."""
     if not own(path).is_file():
-        raise ValueError(f"{path.name} is no ordinary file")
+        raise ValueError(f"{path.name} is not an ordinary file")
     with zipfile.ZipFile(path) as archive:
         n_bytes = sum(part.file_size for part in archive.infolist())
     if n_bytes > MAX_BYTES:
