@@ -1,4 +1,4 @@
-"""`python -m benchmarks [SECTION ...]`: every figure is a median, taken in turns with its rivals, beside its floor.
+"""`python -m benchmarks [SECTION ...]`: every figure is a median, taken in turns with its rivals, next to its floor.
 
 Sections: startup loader train ema denoise rollout checkpoint. Prints Markdown; `--into FILE` also puts it between the
 two marks in FILE.

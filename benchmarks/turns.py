@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median and range. Peak memory of the process, MiB; of the GPU instead, where it has one."""
+    """Seconds of one call: median and range. Peak memory of the process, MiB; of the GPU instead, if it has one."""
 
     median: float
     low: float

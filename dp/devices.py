@@ -1,4 +1,4 @@
-"""Which device a run computes on, and what that sets for the whole process."""
+"""Chooses the device of a run, and sets what that implies for the whole process."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides whether torch can use the NVIDIA GPUs of a machine.
+    """The facts that decide whether torch can use the NVIDIA GPUs of a machine.
 
     build: the CUDA version torch was built for, or None. driver: the version of the driver, or None. gpus: name and
     compute capability of each GPU that torch sees. architectures: what torch has kernels for (`sm_90`), or code that a
@@ -33,7 +33,7 @@ class Machine:
     visible: str | None
 
     def fault(self, index: int = 0) -> str | None:
-        """Why GPU `index` cannot be used, and what to do, in one line; None where it can."""
+        """Why GPU `index` cannot be used, and what to do, in one line; None if it can."""
         seen = len(self.gpus)
         if not seen:
             return f"torch finds no CUDA device here{self._cause()}"
@@ -51,18 +51,18 @@ class Machine:
 
     def _cause(self) -> str:
         if self.visible is not None:
-            return f" (CUDA_VISIBLE_DEVICES={self.visible!r} chooses which it may see)"
+            return f" (CUDA_VISIBLE_DEVICES={self.visible!r} limits what it sees)"
         if self.driver is None:
-            return " (CUDA_VISIBLE_DEVICES is not set, no NVIDIA driver is loaded)"
+            return " (CUDA_VISIBLE_DEVICES is not set, and no NVIDIA driver is loaded)"
         if self.build is None:
             return f": this torch is built for CPUs, the NVIDIA driver is {self.driver}: {_other_build('cu126')}"
         needed = DRIVERS.get(self.build.partition(".")[0], 0)
         if int(self.driver.partition(".")[0]) < needed:
             return (
-                f": the NVIDIA driver is {self.driver}, this torch (CUDA {self.build}) needs {needed} or later: "
+                f": the NVIDIA driver is {self.driver}, but this torch (CUDA {self.build}) needs {needed} or later: "
                 f"update the driver, or {_other_build('cu126')}"
             )
-        return f" although the NVIDIA driver {self.driver} is loaded: see what nvidia-smi says"
+        return f" although the NVIDIA driver {self.driver} is loaded: check the output of nvidia-smi"
 
 
 def _other_build(cuda: str) -> str:
@@ -82,7 +82,7 @@ def runs_on(capability: tuple[int, int], architectures: tuple[str, ...]) -> bool
 
 
 def this_machine() -> Machine:
-    """Starts no CUDA context."""
+    """The facts of this machine. Starts no CUDA context."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own words about the driver
         n = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -94,10 +94,9 @@ def this_machine() -> Machine:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto | cpu | cuda | cuda:N | mps -> a device. auto: cuda where it works, and else the CPU.
+    """auto | cpu | cuda | cuda:N | mps -> a device. auto: cuda if it works, else the CPU.
 
-    Logs a warning where auto passes over an NVIDIA GPU. Raises ValueError for another name and for a device that is
-    not there.
+    Logs a warning if auto skips an NVIDIA GPU. Raises ValueError for another name and for a missing device.
     """
     match = re.fullmatch(r"(auto|cpu|mps|cuda)(?:(?<=cuda):(\d+))?", str(name))
     if match is None:
@@ -116,7 +115,7 @@ def choose_device(name: str) -> torch.device:
     if kind == "cuda":
         raise ValueError(f"device={name}, but {fault}. Or use device=cpu, or device=auto")
     if machine.gpus or (machine.driver is not None and machine.visible is None):
-        log.warning("device=auto takes the CPU: %s", fault)
+        log.warning("device=auto chose the CPU: %s", fault)
     return torch.device("cpu")
 
 

@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class EMA(Generic[Model]):
-    """Keeps `model`, a copy of the trained module whose weights trail it. Buffers (BatchNorm's statistics) are copied.
+    """Keeps `model`, a copy of the trained module with averaged weights. Buffers (BatchNorm's statistics) are copied.
 
     After n updates the decay is `clip(1 - (1 + (n - 1) / inv_gamma) ** -power, min_decay, max_decay)`. The first two
     decays are 0 whatever min_decay is, so that the average forgets the initial weights. This is the schedule of Chi et

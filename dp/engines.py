@@ -1,4 +1,4 @@
-"""How a training step and a denoising loop run: as written, with a compiled loss, or as CUDA graphs.
+"""Engines that run a training step or a denoising loop: as written, compiled, or as CUDA graphs.
 
 `EagerStep` is the reference; the others do the same arithmetic on the same random numbers with fewer launches.
 """
@@ -19,14 +19,14 @@ from dp.policy import DiffusionPolicy
 from dp.types import Batch, Denoiser
 
 Inputs = Any
-"""What a loader yields: a tensor, or a nested dict of tensors, always of the same shapes."""
+"""Output of a loader: a tensor, or a nested dict of tensors, always of the same shapes."""
 
 WARM_UP = 3
-"""Calls that run eagerly before a graph is captured, so that everything that is made on first use has been made."""
+"""Calls that run eagerly before a graph is captured, so that everything created on first use exists."""
 
 
 def training_step(engine: Literal["auto", "eager", "compile", "graph"], step: "EagerStep") -> "FallingBack":
-    """`step` on `engine`; where that fails at its start, on the next simpler one, with a warning.
+    """`step` on `engine`, or, if that fails at its start, on the next simpler one, with a warning.
 
     auto: graph on CUDA, eager elsewhere.
     """
@@ -43,12 +43,12 @@ def training_step(engine: Literal["auto", "eager", "compile", "graph"], step: "E
 
 
 def choose(engine: str, device: torch.device) -> str:
-    """The engine that `engine` means on `device`. Raises ValueError for one that is unknown, or cannot run there."""
+    """The engine that `engine` means on `device`. Raises ValueError if it is unknown or cannot run there."""
     if engine not in ("auto", "eager", "compile", "graph"):
         raise ValueError(f"workspace.engine={engine}, expected auto, eager, compile or graph")
     if engine == "graph" and device.type != "cuda":
         raise ValueError(
-            f"workspace.engine=graph needs a CUDA device, this run is on {device.type}: use workspace.engine=auto"
+            f"workspace.engine=graph needs a CUDA device, but this run is on {device.type}: use workspace.engine=auto"
         )
     if engine == "auto":
         return "graph" if device.type == "cuda" else "eager"
@@ -56,7 +56,7 @@ def choose(engine: str, device: torch.device) -> str:
 
 
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
-"""What inputs must agree in, next to their number of rows, to share a graph: shape and dtype of each."""
+"""Shape and dtype of each input. Inputs with equal ones, and equally many rows, share a graph."""
 
 Step = Callable[[list[Inputs]], Float[Tensor, "2"]]
 """One optimizer step on the gradients of a list of inputs. Returns (mean loss, gradient norm), on the device."""
@@ -106,10 +106,11 @@ class EagerStep:
 
 
 def compiled(step: EagerStep) -> EagerStep:
-    """`step` with its loss compiled by TorchInductor, drawing eager's random numbers. Raises where that is not whole.
+    """`step` with its loss compiled by TorchInductor, drawing eager's random numbers. Raises if it does not compile
+    whole.
 
-    What earlier runs of this process compiled is forgotten. It would count towards the number of compilations after
-    which torch silently stops compiling a function, and make shapes that differ between the runs symbolic.
+    Code that earlier runs of this process compiled is forgotten. It would count towards the number of compilations
+    after which torch silently stops compiling a function, and make shapes that differ between the runs symbolic.
     """
     torch.compiler.reset()
     faster = copy.copy(step)
@@ -121,7 +122,7 @@ def compiled(step: EagerStep) -> EagerStep:
 class GraphStep:
     """All of `step` in one CUDA graph, from the gather to the optimizer: a single launch.
 
-    The first steps run as they are and warm up what is then captured, so no step is made twice. The learning rate
+    The first steps run as written and warm up the rest, so no step is made twice. The learning rate
     becomes a tensor that a schedule fills, and the default generator's offset is advanced by each replay, so values
     change from step to step as they do eagerly.
     """
@@ -147,10 +148,10 @@ class GraphStep:
 
 
 class FallingBack:
-    """The first of `choices` that works. One that fails in its first calls is given up, with a warning.
+    """The first of `choices` that works. An engine that fails in its first calls is dropped, with a warning.
 
-    `eager` then makes the step, with the random numbers that it would have drawn. What it raises itself is no engine's
-    fault and is raised once.
+    `eager` then makes the step, with the random numbers that it would have drawn. Its own errors are no engine's fault
+    and are raised once.
     """
 
     def __init__(self, choices: dict[str, Callable[[], Step]], eager: Step) -> None:
@@ -181,7 +182,7 @@ class FallingBack:
         result = self._eager(inputs)
         failed = self.name
         self._begin(next(iter(self._choices)))
-        warnings.warn(f"workspace.engine={failed} failed, going on with {self.name}: {reason}", stacklevel=2)
+        warnings.warn(f"workspace.engine={failed} failed, continuing with {self.name}: {reason}", stacklevel=2)
         return result
 
 
@@ -189,8 +190,8 @@ class GraphDenoiser:
     """A denoiser as CUDA graphs: one launch for each evaluation, whatever a scheduler does between two of them.
 
     The smallest graph that holds a batch serves it. A rollout therefore captures one, and its rounding does not depend
-    on how many episodes are left. A single row has a graph of its own, because a robot waits for it. Runs as written
-    where gradients are recorded and, with a warning, where the capture fails. The weights may change, in place.
+    on how many episodes are left. A single row has a graph of its own, because a robot waits for it. It runs as written
+    if gradients are recorded or, with a warning, if the capture fails. The weights may change in place.
     """
 
     def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
@@ -210,6 +211,7 @@ class GraphDenoiser:
             return self._denoiser(x, t, cond)
         inputs, n = (x, t, cond), len(x)
         graphs = self._graphs.setdefault(tuple((part.shape[1:], part.dtype) for part in inputs), {})
+        # The smallest captured size that holds the batch, or a new one.
         size = min((size for size in graphs if size >= n > 1), default=n)
         if size not in graphs:
             try:
@@ -220,6 +222,7 @@ class GraphDenoiser:
             result = self._denoiser(x, t, cond)  # raises what is the denoiser's own fault
             warnings.warn(f"denoising runs without CUDA graphs: {reason}", stacklevel=2)
             return result
+        # Rows beyond n keep old inputs, and nobody reads their results.
         graph, static_result, static_inputs = graphs[size]
         for static, given in zip(static_inputs, inputs, strict=True):
             static[:n].copy_(given)
@@ -232,7 +235,7 @@ class GraphDenoiser:
 
 
 def speed_up_sampling(engine: str, policy: DiffusionPolicy) -> None:
-    """Lets `policy` denoise with CUDA graphs, where `engine` means them. Its weights may change, in place."""
+    """Lets `policy` denoise with CUDA graphs if `engine` means them. Its weights may change in place."""
     if choose(engine, policy.device) == "graph":
         fast = GraphDenoiser(policy.denoiser, policy.device)
         # Without `sampling_loop`: what it keeps from the warm-up would be missing in the graph.
@@ -240,7 +243,7 @@ def speed_up_sampling(engine: str, policy: DiffusionPolicy) -> None:
 
 
 def on_stream(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> Tensor:
-    """Runs `work` on a side stream, in order with what comes before and after: how graphs want to be warmed up."""
+    """Runs `work` on a side stream, in order with the work before and after it, as the warm-up of graphs requires."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         result = work()
@@ -271,7 +274,7 @@ def _reason(error: Exception) -> str:
 
 
 def _random_state() -> tuple[Tensor, Tensor | None]:
-    """Of torch's default generators: the CPU's, and the current GPU's."""
+    """The state of torch's default generators: the CPU's, and the current GPU's."""
     return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and files that only one process may have."""
+"""Files that exist whole or not at all, and files that only one process may have."""
 
 import json
 import logging
@@ -30,6 +30,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    # The new name is on the disk only once the directory is.
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -38,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for a file that is there already, in memory."""
+    """The same for content that is already in memory."""
     write_atomically(path, lambda file: file.write(content))
 
 
@@ -48,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def lock(path: Path) -> IO[str] | None:
-    """Takes the file `path` for this process alone. None if another process has it.
+    """Locks the file `path` for this process. None if another process has it.
 
     The kernel releases the lock when the process dies, however it does; before that, closing the file does. A file
     system without locks (Lustre, NFS and FUSE mounts without flock) gives a warning and the file, unlocked.
@@ -71,7 +72,7 @@ def wait_for_lock(path: Path) -> IO[str]:
 
 
 def in_use(path: Path) -> bool:
-    """Whether a process has taken the file `path`. Only looks: creates nothing, and needs no right to write.
+    """Whether a process has locked the file `path`. Creates nothing and needs no permission to write.
 
     On a file system without locks, no file is ever in use.
     """
@@ -94,7 +95,7 @@ def _lockable(path: Path) -> IO[str]:
 
 
 def _free(file: IO[str]) -> bool:
-    """Locks the file, or says that another process has. Only that is "no": every other error means "no locks here"."""
+    """Locks the file and returns True, or False if another process has it. Other errors mean "no locks here"."""
     try:
         return lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:

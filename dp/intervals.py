@@ -1,4 +1,4 @@
-"""95 % confidence intervals. Which one is used where, and how often each holds the truth: docs/method.md."""
+"""95 % confidence intervals. docs/method.md says which is used when, and how often each holds the truth."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ N_DRAWS, BLOCK = 10_000, 500
 """Draws of a posterior, and how many of them are in memory at once."""
 
 NO_VARIANCE = 1e-12
-"""All episodes agree, up to rounding."""
+"""Variance below which all episodes count as equal."""
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval. `low` and `high` are nan where nothing is known: for a single episode."""
+    """A value with its 95 % interval. `low` and `high` are nan if nothing is known: for a single episode."""
 
     value: float
     low: float
@@ -31,11 +31,11 @@ class Estimate(NamedTuple):
 
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
-"""The estimate of what is not defined."""
+"""Estimate of an undefined quantity."""
 
 
 class Difference(NamedTuple):
-    """How much better one recipe is than another: 95 % interval, and the probability that it is better at all."""
+    """Difference between two recipes with its 95 % interval, and the probability that the first is better."""
 
     value: float
     low: float
@@ -48,8 +48,8 @@ def mean(values: Sequence[SupportsFloat] | Real[np.ndarray, " E"], bounds: Bound
 
     With `bounds`, the interval is Rubin's (1981) Bayesian bootstrap with half an episode added at each bound. For 0s
     and 1s it is Jeffreys' interval (Brown, Cai & DasGupta 2001, section 4.3). It never leaves the bounds, and it has a
-    width where all episodes agree. Without bounds, or where `values` violate them, it is Student's t interval. A single
-    episode has no interval; the mean of no episodes is unknown.
+    width even if all episodes agree. Without bounds, or if `values` violate them, it is Student's t interval. A
+    single episode has no interval; the mean of no episodes is unknown.
     """
     array = np.sort(np.asarray(values, float))
     if not len(array):
@@ -67,6 +67,7 @@ def _posterior_means(values: Float[np.ndarray, " E"], bounds: Bounds) -> Float[n
     """Means of `values` and `bounds` under Dirichlet(1, ..., 1, 1/2, 1/2) weights, in blocks that fit a cache."""
     rng, means = np.random.default_rng(0), []
     for _ in range(N_DRAWS // BLOCK):
+        # Dirichlet weights are independent gamma variables divided by their sum.
         episodes = rng.standard_exponential((BLOCK, len(values)))
         ends = rng.standard_gamma(0.5, (BLOCK, 2))
         means.append((episodes @ values + ends @ np.array(bounds)) / (episodes.sum(1) + ends.sum(1)))
@@ -85,15 +86,15 @@ def proportion(successes: SupportsInt, n: int) -> Estimate:
 
 
 def crossed_mean(scores: Real[np.ndarray, "S E"], bounds: Bounds | None = None) -> Estimate:
-    """Mean of S training seeds on the same E environment seeds, with a 95 % interval for all the seeds there are.
+    """Mean of S training seeds on the same E environment seeds, with a 95 % interval for the population of all seeds.
 
     Two-way random effects (Searle, Casella & McCulloch 1992, chapter 4). With `bounds`, the variance shrinks towards
     them as that of a share does, so the interval stays inside (see `_score_interval`).
 
     S = 1 is `mean`: it speaks of this one checkpoint and says nothing about what another training seed would score, so
-    as an interval for the recipe it is too narrow wherever training seeds differ. E = 1 likewise is the interval over
-    training seeds, in this one episode. A single score has no interval. With S = 2 and training seeds that differ much,
-    95 % are nearer 90 (docs/results.md).
+    as an interval for the recipe it is too narrow wherever training seeds differ. E = 1 is the interval over training
+    seeds in this one episode. A single score has no interval. With S = 2 and training seeds that differ much, 95 % are
+    nearer 90 (docs/results.md).
 
     Raises:
         ValueError: there are no scores.
@@ -118,13 +119,13 @@ def paired_difference(
     """Mean of `a` minus mean of `b`: training seeds are independent, the E environment seeds (columns) are shared.
 
     The interval is for all the training and environment seeds there are. Of two recipes with several training seeds
-    each has its own spread; one with a single training seed borrows the other's, and where its own is larger the
-    interval is too narrow. Sa = Sb = 1 leaves the paired t interval over episodes: it compares two checkpoints, says
-    nothing about what other training seeds would score, and `p_better` is as overconfident.
+    each has its own spread; one with a single training seed borrows the other's, and if its own is larger, the interval
+    is too narrow. Sa = Sb = 1 leaves the paired t interval over episodes: it compares two checkpoints, says nothing
+    about what other training seeds would score, and `p_better` is as overconfident.
 
     `p_better` is the posterior probability that a's true mean is the higher one under a flat prior (the t
-    distribution's CDF at difference / standard error), and 0.5 where nothing is known. `bounds` of the scores cut the
-    interval where no difference can be, and give it a width where all episodes agree.
+    distribution's CDF at difference / standard error), and 0.5 if nothing is known. `bounds` of the scores cut off
+    impossible differences, and give the interval a width if all episodes agree.
 
     Raises:
         ValueError: there are no scores, or the two were not made on as many environment seeds.
@@ -140,6 +141,7 @@ def paired_difference(
     variance, df = _variance_of_mean(columns, [a, b])
     value, low, high = _t_interval(float(columns.mean()), variance, df)
     if bounds is not None:
+        # A difference of bounded scores is at most as large as the range.
         most = max(bounds[1] - bounds[0], float(abs(columns).max()))
         if variance < NO_VARIANCE:
             value, low, high = mean(columns, (-most, most))
@@ -153,17 +155,18 @@ def _check_not_empty(scores: Real[np.ndarray, "S E"]) -> None:
 
 
 def _variance_of_mean(columns: Float[np.ndarray, "E"], tables: list[np.ndarray]) -> tuple[float, float]:
-    """Variance of `columns.mean()`, and its degrees of freedom; (inf, 0) where a single score leaves it unknown.
+    """Variance of `columns.mean()`, and its degrees of freedom; (inf, 0) if a single score leaves it unknown.
 
     `columns` are the means over training seeds of the one table, or the differences between those of two. In mean
-    squares it is (MS_seed + MS_env - MS_residual) / SE: the residual is in both of the others. Neither is let below it,
-    since no variance component is negative. Degrees of freedom: Satterthwaite (1946), but at least the fewest that
+    squares it is (MS_seed + MS_env - MS_residual) / SE: the residual is in both of the others. Neither may fall below
+    it, since no variance component is negative. Degrees of freedom: Satterthwaite (1946), but at least the fewest that
     went in, which the subtraction could undercut.
     """
     n_env = len(columns)
     single = sum(len(table) == 1 for table in tables)
     terms = [_seed_terms(table, 1 / len(table) + single) for table in tables if len(table) > 1]  # `single` borrow it
     residual = sum(r for _, r, _ in terms)
+    # Add the mean squares of seeds without their residual part, then those of environments.
     variance = sum(max(seed - r, 0.0) for seed, r, _ in terms)
     squares = [(seed, df) for seed, _, df in terms]
     if n_env > 1:
@@ -177,8 +180,9 @@ def _variance_of_mean(columns: Float[np.ndarray, "E"], tables: list[np.ndarray])
 
 
 def _seed_terms(table: Real[np.ndarray, "S E"], share: float) -> tuple[float, float, int]:
-    """`share` of the variance between the S means, of the part in it that is residual, and degrees of freedom."""
+    """`share` of the variance between the S means and of its residual part, and degrees of freedom."""
     n_seeds, n_env = table.shape
+    # Mean squares of the two-way layout: rows are seeds, the residual is their interaction.
     rows = table.mean(1, keepdims=True) - table.mean()
     residual = ((table - table.mean(0) - rows) ** 2).sum() / max(n_env - 1, 1) / n_env  # 0 where E = 1
     return share * (rows**2).sum() / (n_seeds - 1), share * residual / (n_seeds - 1), n_seeds - 1
@@ -202,6 +206,7 @@ def _score_interval(value: float, variance: float, df: float, bounds: Bounds) ->
 
     low, width = bounds[0], bounds[1] - bounds[0]
     m, t = (value - low) / width, float(stdtrit(df, 0.975))
+    # Wilson's formula for a share m of n trials, in units of the bounds.
     n = m * (1 - m) * width**2 / variance
     centre = (m + t**2 / (2 * n)) / (1 + t**2 / n)
     half = t / (1 + t**2 / n) * math.sqrt(m * (1 - m) / n + t**2 / (4 * n**2))

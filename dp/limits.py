@@ -1,4 +1,4 @@
-"""Ranges of numbers, for annotations: what an argument accepts is said where the argument is declared.
+"""Ranges of numbers for annotations, which declare what an argument accepts.
 
 Upper limits are far above what anybody needs. They stop a typo, or a stranger's file, before it takes all memory.
 """
@@ -20,16 +20,16 @@ Width = Annotated[int, Interval(ge=1, le=65_536)]
 """Features of a layer, rows of a batch, pixels of a side."""
 
 Widths = Annotated[Sequence[Width], Len(1, 12)]
-"""Of the layers or levels of a network."""
+"""Widths of the layers or levels of a network."""
 
 Workers = Annotated[int, Interval(ge=0, le=1024)]
 """Processes or threads."""
 
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
-"""Of torch and of numpy's generators."""
+"""Seeds of torch's and numpy's generators."""
 
 EnvSeed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
-"""Of environments: gymnasium and numpy's older generator take 32 bits."""
+"""Seeds of environments: gymnasium and numpy's older generator take 32 bits."""
 
 Size = Annotated[float, Interval(gt=0)]
 """A finite number above 0."""

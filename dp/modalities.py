@@ -105,7 +105,7 @@ class Normalizer(nn.Module):
     def fit(cls, specs: Mapping[str, Spec], arrays: Mapping[str, Tensor]) -> "Normalizer":
         """Statistics of `arrays`: name -> (N, *shape), any units. Those of rgb entries are not needed.
 
-        Raises ValueError where a value is not finite.
+        Raises ValueError if a value is not finite.
         """
         normalizer = cls(specs)
         for name, spec in normalizer._low_dim.items():
@@ -164,5 +164,6 @@ def _linear_map(option: str | Mapping[str, Any], array: Tensor, low: Tensor, hig
     if isinstance(option, Mapping):
         low, high = (torch.as_tensor(option[end]).float().expand_as(low) for end in ("low", "high"))
         constant = torch.zeros_like(constant)
+    # Map [low, high] to [-1, 1], and a constant channel to 0.
     scale = 2 / torch.where(constant, 2.0, high - low)
     return scale, torch.where(constant, -low, -1 - scale * low)

@@ -93,5 +93,5 @@ def check_finite(action: Float[Tensor, "*shape"], policy: Policy) -> None:
         n_steps = getattr(objective, "num_inference_steps", None)
         raise ValueError(
             f"{sampler}{f' with num_inference_steps={n_steps}' if n_steps else ''} sampled actions that are not "
-            "finite: set another scheduler.num_inference_steps or scheduler. If none helps, the weights are damaged"
+            "finite: set another scheduler.num_inference_steps or scheduler. If nothing helps, the weights are damaged"
         )

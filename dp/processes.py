@@ -1,4 +1,4 @@
-"""Work spread over processes, its results in order."""
+"""Spreads work over processes and yields its results in order."""
 
 import contextlib
 import multiprocessing.spawn
@@ -35,7 +35,7 @@ SOCKET_PATH_BYTES = 104
 """The longest path of a Unix socket, with its final zero: 104 on macOS, 108 on Linux."""
 
 AHEAD = 4
-"""Pieces of work a process that are begun before they are asked for."""
+"""Pieces of work per process that start before their results are needed."""
 
 
 def forkserver() -> ForkServerContext:
@@ -50,7 +50,7 @@ def forkserver() -> ForkServerContext:
 def shorten_socket_paths() -> None:
     """Makes multiprocessing keep its sockets in /tmp if TMPDIR is too long for them, as batch systems make it.
 
-    To call before the first process starts. Raises ValueError if /tmp cannot be written either.
+    Call it before the first process starts. Raises ValueError if /tmp cannot be written either.
     """
     longest = len(os.fsencode(tempfile.gettempdir())) + len("/pymp-12345678/listener-12345678") + 1
     if longest <= SOCKET_PATH_BYTES:
@@ -69,7 +69,7 @@ def shorten_socket_paths() -> None:
 
 
 def check_main_guard() -> None:
-    """To call before waiting for what the parent process holds while it starts workers.
+    """Call this before waiting for something that the parent process holds while it starts workers.
 
     Raises RuntimeError, in Python's own words, in a worker that imports the user's script again because the script has
     no `if __name__ == "__main__":`.
@@ -85,7 +85,7 @@ def in_processes(
     n_workers: processes, started with forkserver, one thread each; 0 works in this one. They end when the iterator
     does or is closed, at once and in the middle of their work; and when this process dies, however it does.
 
-    Raises what `function` raises, and ChildProcessError where a process dies.
+    Raises what `function` raises, and ChildProcessError if a process dies.
     """
     if n_workers == 0:
         yield from ((argument, function(argument)) for argument in arguments)
@@ -95,6 +95,7 @@ def in_processes(
     pool = ProcessPoolExecutor(n_workers, context, _begin_worker, (theirs,))
     pending: deque[tuple[A, Future[R]]] = deque()
     try:
+        # Keep AHEAD pieces per worker in flight, and yield the oldest.
         for argument in arguments:
             pending.append((argument, pool.submit(function, argument)))
             if len(pending) == AHEAD * n_workers:
@@ -106,7 +107,8 @@ def in_processes(
     except BrokenProcessPool:
         among = ", ".join(str(argument)[:40] for argument, _ in pending)
         raise ChildProcessError(
-            f"a worker process died, at work on one of {among}: it was killed (out of memory?), or see its error above"
+            f"a worker process died while it worked on one of {among}: it was killed (out of memory?), or see its "
+            "error above"
         ) from None
     finally:
         if pending:
@@ -124,7 +126,7 @@ def _begin_worker(lifeline: Connection) -> None:
 
 
 def _leave_with(lifeline: Connection) -> None:
-    """Nothing is ever sent: the parent lets go of its end, or it is dead."""
+    """Waits until the parent closes its end or dies, and exits. Nothing is ever sent."""
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
     os._exit(1)

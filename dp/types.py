@@ -1,4 +1,4 @@
-"""The legend of shapes, and the protocols by which the parts meet.
+"""The legend of shapes, and the protocols that connect the parts.
 
 | symbol | meaning |
 |---|---|
@@ -46,7 +46,7 @@ class ObsEncoder(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network over a noisy action sequence. `t` holds n times of each sample: one, or two where an objective says so
+    """A network over a noisy action sequence. `t` holds n times of each sample: one, or two if the objective says so
     (`n_times`). `cond` keeps its observation steps apart; a network that wants them flat flattens them."""
 
     def __call__(

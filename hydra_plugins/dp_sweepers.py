@@ -1,6 +1,6 @@
 """Hydra finds its plugins in this package, and only here: the sweepers behind `python run.py -m`.
 
-What a sweep is lives in `workspaces/sweep.py`. Hydra imports this file at every start: it must cost nothing.
+`workspaces/sweep.py` implements sweeps. Hydra imports this file at every start, so it imports next to nothing.
 """
 
 import inspect
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class _Sweeper(Sweeper):
-    """What both have in common.
+    """Base class of both sweepers.
 
     Args:
-        params: override -> values, as on the command line, which has the last word.
+        params: override -> values, as on the command line, which takes precedence.
         status_s: seconds between two status tables.
     """
 
@@ -53,7 +53,7 @@ class _Sweeper(Sweeper):
 
 
 class GridSweeper(_Sweeper):
-    """Every combination of the values given."""
+    """Runs every combination of the given values."""
 
     def sweep(self, arguments: list[str]) -> Any:
         with self.begin(arguments) as sweep:
@@ -61,12 +61,12 @@ class GridSweeper(_Sweeper):
 
 
 class OptunaSweeper(_Sweeper):
-    """Optuna chooses the values, to make the score that a job returns as large as it can.
+    """Lets Optuna choose the values that maximise the score that a job returns.
 
     Args:
         n_trials: jobs in all.
         n_parallel: jobs that are chosen, and launched, at once.
-        sampler: what Optuna chooses with: any of `optuna.samplers`.
+        sampler: any of `optuna.samplers`.
     """
 
     def __init__(

@@ -28,15 +28,19 @@ DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((R
 ALWAYS = ["device=cpu", "n_threads=1", "logger.mode=disabled"]
 ROLLOUTS = [
     "env_runner.n_episodes=2", "env_runner.max_steps=9", "env_runner.n_workers=0", "env_runner.n_train_episodes=0",
-    "env_runner.n_videos=0",
+    "env_runner.n_videos=0", "env_runner.n_envs=2",
 ]  # fmt: skip
 TRAINING = [
-    "workspace.num_steps=2", "workspace.every={log: 1, validate: 2, rollout: 2, checkpoint: 1}",
-    "workspace.batch_size=4", "lr_schedule.num_warmup_steps=1", "dataset.val_ratio=0.2",
+    "workspace.num_steps=2", "workspace.every={log: 1, validate: 2, rollout: 2, checkpoint: 2}", "workspace.n_best=1",
+    "workspace.batch_size=4", "workspace.precision=fp32", "lr_schedule.num_warmup_steps=1", "dataset.val_ratio=0.2",
     "scheduler.num_train_timesteps=20",
 ]  # fmt: skip
 NETWORK = ["denoiser.channels=[16,32]", "denoiser.step_embed_dim=16"]
-COLLECTION = ["workspace.n_episodes=1", "workspace.n_workers=1", "workspace.filter.success_only=false"]
+COLLECTION = ["workspace.n_episodes=1", "workspace.n_workers=0", "workspace.filter.success_only=false"]
+PLANNER = ["collector.n_samples=8", "collector.n_iterations=1", "collector.n_attempts=1"]
+REPORT = ["report.n_films=0"]
+SWEEPS = {"+sweep=horizon": "horizon=8,10"}
+"""Values that replace those of a sweep by name."""
 BY_HAND = ["collector=mouse"]
 """Commands with these arguments wait for a person: they are only composed."""
 
@@ -61,11 +65,13 @@ def small(arguments: list[str]) -> list[str]:
     """The same command in a second or two."""
     if "--help" in arguments or "--cfg" in arguments:
         return arguments
-    added = list(ALWAYS)
+    added = ALWAYS + [SWEEPS[argument] for argument in arguments if argument in SWEEPS]
     if verb(arguments) == "evaluate" or "collector=checkpoint" in arguments:
         added += ROLLOUTS
     if verb(arguments) == "collect":
-        added += COLLECTION
+        added += COLLECTION + (PLANNER if not any("collector=" in argument for argument in arguments) else [])
+    if verb(arguments) == "report":
+        added += REPORT
     if verb(arguments) == "train":
         added += _training(arguments)
     return [*_fewer(arguments), *added] if "-m" in arguments else [*arguments, *added]
@@ -74,7 +80,9 @@ def small(arguments: list[str]) -> list[str]:
 def _training(arguments: list[str]) -> list[str]:
     if not any(re.match(r"\+experiment=|task=", argument) for argument in arguments):  # a run that is resumed
         return ["workspace.num_steps=3"] if any("num_steps" in argument for argument in arguments) else []
-    return [*ROLLOUTS, *TRAINING, *([] if "denoiser=mlp" in arguments else NETWORK)]
+    network = [] if "denoiser=mlp" in arguments else NETWORK
+    encoder = ["encoder=cnn"] if "+experiment=pusht_image" in arguments else []  # a ResNet's checkpoints are large
+    return [*ROLLOUTS, *TRAINING, *network, *encoder]
 
 
 def _fewer(arguments: list[str]) -> list[str]:
@@ -88,6 +96,7 @@ def _fewer(arguments: list[str]) -> list[str]:
 def run_py(monkeypatch: pytest.MonkeyPatch, small_zarr: Path) -> Iterator[Callable[[list[str]], None]]:
     """`python run.py ARGUMENTS` in this process. Raises AssertionError where it exits with an error."""
     monkeypatch.setattr(startup, "tune", lambda: None)  # the tests' process keeps its allocator
+    monkeypatch.setattr("workspaces.report.figures.pdf", lambda figure: b"")  # takes as long as all other files
     before, handlers, path = Singleton.get_state(), logging.getLogger().handlers[:], sys.path[:]
 
     def call(arguments: list[str]) -> None:

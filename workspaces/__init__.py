@@ -1,1 +1,1 @@
-"""Verbs: the life of one run each. They wire the nouns of `dp`, drive them, log and save."""
+"""Verbs, each the life of one run. They wire the nouns of `dp`, drive them, log and save."""

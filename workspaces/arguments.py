@@ -1,4 +1,4 @@
-"""Whether values fit the arguments they are meant for. What an argument accepts is what its annotation declares.
+"""Compares values with the annotations of the arguments that they are meant for.
 
 Configurations hold plain values, so only plain types are compared: numbers, texts, booleans, null, choices (`Literal`),
 lists and dictionaries, with limits from `annotated_types` (`Annotated[int, Ge(1)]`). Any other type accepts everything.
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 
 MISSING = "???"
-"""A value that Hydra has not been given. The code that needs it says so."""
+"""Hydra's mark for a missing value. The code that needs the value complains."""
 
 WORDS = {
     int: "a whole number",
@@ -52,7 +52,7 @@ def check_arguments(
     """Compares `settings`, the values under `key`, with the signature of the class or function `make`.
 
     Args:
-        given: names of the arguments that come from elsewhere.
+        given: names of arguments that other code supplies.
 
     Raises:
         ValueError: for an argument that `make` does not have, a value that does not fit, or one that is missing.
@@ -139,7 +139,7 @@ def _entries_fit(values: Sequence[object], annotations: tuple[Any, ...]) -> bool
 def _alternatives(annotation: Any) -> list[Any]:
     """int | Literal["auto"] | Tensor -> [int, Literal["auto"]].
 
-    Types that no plain value has are left out where the others say what may be written.
+    Types that no plain value has are left out if the others say what may be written.
     """
     if get_origin(annotation) not in (typing.Union, types.UnionType):
         return [annotation]
@@ -184,7 +184,7 @@ def _within(value: Any, limit: Any) -> bool:
 
 
 def words(annotation: Any, value: object = None) -> str:
-    """What `annotation` declares, to follow "expected". Far limits are named only where `value` is beyond them."""
+    """Words for what `annotation` declares, to follow "expected". Far limits are named only if `value` exceeds them."""
     limits: list[Any] = []
     if get_origin(annotation) is Annotated:
         annotation, *metadata = get_args(annotation)
@@ -246,7 +246,7 @@ def _bound(limit: Any) -> str:
 
 
 def shown(value: object) -> str:
-    """As a user types it, and not too long."""
+    """`value` as a user types it, cut if it is long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     text = f"[{', '.join(map(shown, value[:40]))}]" if isinstance(value, list) else str(value)
@@ -259,7 +259,7 @@ def listed(choices: Sequence[str]) -> str:
 
 
 def suggestion(typed: str, known: Iterable[str]) -> str:
-    """The names closest to what was typed, or all where there are few."""
+    """The names closest to what was typed, or all of them if there are few."""
     known = list(known)
     close = difflib.get_close_matches(typed, known, n=3, cutoff=0.6)
     if not close:  # what the user typed may be the last part of a longer name

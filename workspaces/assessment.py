@@ -1,4 +1,4 @@
-"""How good a policy in training is: loss, validation, rollouts, and checkpoints of the best policies."""
+"""Assesses a policy in training: loss, validation, rollouts, and checkpoints of the best policies."""
 
 import logging
 import sys
@@ -24,12 +24,12 @@ from workspaces.train_state import TrainState
 log = logging.getLogger(__name__)
 
 MAX_VAL_WINDOWS, MAX_SAMPLED_WINDOWS = 512, 64
-"""Windows that the validation loss is averaged over, and those that actions are sampled for."""
+"""Most windows in the validation loss, and in the error of sampled actions."""
 
 SIGN_OF_LIFE_S = 30
 
 VAL_METRIC = "val/action_mse"
-"""The metric that chooses the best checkpoints of a task without a simulator: the smallest."""
+"""Metric of the best checkpoints of a task without a simulator. Smaller is better."""
 
 
 class Assessment:
@@ -44,7 +44,7 @@ class Assessment:
         env_runner: rolls the policy out; None for a task without a simulator.
         train_seeds: env seeds that training demonstrations begin from.
         run_dir: receives rollouts, videos and checkpoints.
-        about: what checkpoints hold next to the weights.
+        about: further entries of checkpoints.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Assessment:
         self._said, self._logged = time.monotonic(), False
         if env_runner is None and not len(val_windows):
             log.warning(
-                "There is neither a simulator nor a validation window to tell which checkpoint is best: only last.pt "
-                "is kept. dataset.val_ratio=0.02 holds episodes out."
+                "Neither a simulator nor a validation window can tell which checkpoint is best, so only last.pt is "
+                "kept. Set dataset.val_ratio=0.02 to hold episodes out."
             )
 
     def due(self, what: str) -> bool:
-        """Whether this step is one for `what`. The last step is one for everything."""
+        """Whether `what` is due at this step. Everything is due at the last step."""
         step, settings = self.state.step, self.config["workspace"]
         return step > 0 and (step % settings["every"][what] == 0 or step == settings["num_steps"])
 
     def assess(self) -> None:
-        """Validates and rolls out, if they are due. Changes nothing that training depends on."""
+        """Validates and rolls out, if they are due. Training does not depend on it."""
         if self.due("validate") or self.due("rollout"):
             self.state.check_finite(self.run_dir)
         if self.due("validate") and len(self.val_windows):
@@ -102,7 +102,7 @@ class Assessment:
         state.pending, self._logged = [], True
 
     def log_sign_of_life(self) -> None:
-        """A line every SIGN_OF_LIFE_S seconds until the first regular one: that may take long to come."""
+        """Logs a line every SIGN_OF_LIFE_S seconds until the first regular one, which may take long."""
         if self._logged or time.monotonic() - self._said < SIGN_OF_LIFE_S:
             return
         self._said, state = time.monotonic(), self.state
@@ -113,7 +113,7 @@ class Assessment:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Loss and action error on held-out episodes, with the same noise every time."""
+        """Logs loss and action error on held-out episodes, with the same noise every time."""
         step, start = self.state.step, time.perf_counter()
         batch_size, seed = self.config["workspace"]["batch_size"], self.config["seed"]
         metrics = _validation(self.state.ema.model, self.val_windows, batch_size, seed)
@@ -124,7 +124,7 @@ class Assessment:
             log.info("step %d: %s %.4g", step, VAL_METRIC, mse)
 
     def _roll_out(self, env_runner: EnvRunner) -> None:
-        """Episodes from the test seeds and from the training seeds."""
+        """Runs episodes from the test seeds and from the training seeds."""
         step, policy, start = self.state.step, self.state.ema.model, time.perf_counter()
         if not sys.stderr.isatty():  # no bar will tell
             log.info("step %d: rolling out %d episodes", step, len(env_runner.seeds))
@@ -143,6 +143,7 @@ class Assessment:
     def keep_if_best(self, value: str, scores: dict[str, Any]) -> None:
         """Writes best-<step>-<value>.pt if `scores["score"]`, the larger the better, is among the best so far."""
         state = self.state
+        # Rank this step among the best, earlier steps first if scores are equal.
         entry = {"step": state.step, "file": f"best-{state.step:06d}-{value}.pt", **scores}
         others = [e for e in state.best if e["step"] != state.step]  # an assessment that a signal cut short is repeated
         ranked = sorted([*others, entry], key=lambda e: (-e["score"], e["step"]))[: self.config["workspace"]["n_best"]]
@@ -161,7 +162,7 @@ class Assessment:
 
 
 def facts_of(data: Demonstrations, train_windows: WindowDataset, val_windows: WindowDataset) -> str:
-    """A line about what is trained on, and what is validated on."""
+    """Describes the training data and the validation data in a line."""
     return (
         f"{' + '.join(map(str, data.paths))}, {len(train_windows)} training windows of {len(data.train_episodes)} "
         f"episodes, {len(val_windows)} validation windows of {len(data.split.val)} episodes"

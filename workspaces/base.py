@@ -1,4 +1,4 @@
-"""What all commands share: an exclusive run directory, logging, device selection, a recorded exit status."""
+"""Base of all commands: an exclusive run directory, logging, device selection, a recorded exit status."""
 
 import contextlib
 import itertools
@@ -38,10 +38,10 @@ class Workspace:
     """
 
     computes: ClassVar[bool] = True
-    """Whether the command runs a policy. One that only reads files starts at once: no threads to time, no wandb."""
+    """Whether the command runs a policy. Commands that only read files time no threads and start no wandb."""
 
     resolves: ClassVar[bool] = True
-    """Whether its settings are its own. Those of a verb that opens a checkpoint follow from what is in there."""
+    """Whether the settings are the command's own. A command that opens a checkpoint takes most from there."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -60,11 +60,11 @@ class Workspace:
         self._redirect = logging_redirect_tqdm()
 
     def run(self) -> float | None:
-        """Does the work. What it returns is what a sweep optimises."""
+        """Does the work. A sweep optimises the return value."""
         raise NotImplementedError
 
     def close(self, failed: bool) -> None:
-        """Lets go of what `run` opened."""
+        """Closes everything that `run` opened."""
 
     def use_threads(self, n_threads: int | Literal["auto"]) -> None:
         """Lets the CPU compute with `n_threads`; auto: with one or all it has, whichever is faster now.
@@ -81,22 +81,20 @@ class Workspace:
         torch.set_num_threads(n_threads)
 
     def take_run_dir(self) -> None:
-        """Creates the run directory and takes it for this process alone. Raises ValueError where another one has it."""
+        """Creates the run directory and locks it for this process. Raises ValueError if another process has it."""
         if self.config["run_dir"] is None:
             self.run_dir = create_new(self.run_dir)
         check_inside(self.run_dir)
         self._lock = lock(self.run_dir / ".lock")
         if self._lock is None:
-            raise ValueError(f"{self.run_dir} is in use by another process: wait for it or give another run_dir")
+            raise ValueError(f"{self.run_dir} is in use by another process: wait for it or set another run_dir")
         self._inode = _inode(self.run_dir)
 
     def check_run_dir(self) -> None:
-        """Raises ValueError where the run directory is no longer the one that this process took. Writing would create
-        it again, without what was in it."""
+        """Raises ValueError if the run directory is no longer the one that this process took. Writing would create it
+        again, empty."""
         if self._inode is not None and self._inode != _inode(self.run_dir):
-            raise ValueError(
-                f"{self.run_dir} was deleted or replaced while the run was at work: nothing more is written there"
-            )
+            raise ValueError(f"{self.run_dir} was deleted or replaced during the run: nothing more is written there")
 
     def begin_run(self, verb: str, **facts: object) -> None:
         """Begins run.log and run.json, with `facts` in it, and writes config.yaml, in the run directory."""
@@ -123,7 +121,7 @@ class Workspace:
         return self
 
     def _set_up_process(self) -> None:
-        """Sets what is global in a process: how workers start, and how torch computes."""
+        """Sets what is global in a process: the start of workers, and torch's arithmetic."""
         if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
             multiprocessing.set_start_method(None, force=True)  # a job of joblib's: our workers do not know its method
         if self.computes:
@@ -165,9 +163,9 @@ class Workspace:
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGHUP as a request: kept until a safe moment, or raised at once within `interrupting`.
+    """Turns SIGINT, SIGTERM and SIGHUP into a request: kept until a safe moment, or raised within `interrupting`.
 
-    More signals within PATIENCE_S seconds of the first change nothing, so that a burst still saves. Later ones raise
+    Further signals within PATIENCE_S seconds change nothing, so that a burst still saves. Later ones raise
     KeyboardInterrupt. Once a signal has come, this stays so until the process ends.
     """
 
@@ -200,7 +198,7 @@ class Signals:
             self.interruptible = False
 
     def restore(self) -> None:
-        """Handles signals as before."""
+        """Restores the earlier handlers of signals."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -217,17 +215,17 @@ class Signals:
         self.received, self._since = number, time.monotonic()
         name = self.NAMES[signal.Signals(number)]
         with contextlib.suppress(OSError):  # not through a stream, whose buffer may be in use
-            os.write(2, f"\n{name}: saving. Again after {self.PATIENCE_S} s: stop at once\n".encode())
+            os.write(2, f"\n{name}: saving. Repeat after {self.PATIENCE_S} s to stop at once\n".encode())
         if self.interruptible:
             raise StopNow
 
 
 class StopNow(BaseException):
-    """A signal came while nothing could be left half done. Not an Exception: nothing on the way may swallow it."""
+    """A signal came while stopping was safe. It is not an Exception, so that no handler on the way swallows it."""
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
-    """What tells a directory from another one of the same name; None where there is none."""
+    """Identity of a directory, whatever its name; None if there is none."""
     try:
         stat = path.stat()
     except OSError:
@@ -236,7 +234,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def create_new(path: Path) -> Path:
-    """Creates the directory `path`, or, where others were faster, path-1, path-2 and so on. Returns which."""
+    """Creates the directory `path`, or path-1, path-2 and so on if it exists. Returns the path."""
     for number in itertools.count():
         candidate = path.with_name(f"{path.name}-{number}") if number else path
         with contextlib.suppress(FileExistsError):

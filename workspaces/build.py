@@ -40,13 +40,13 @@ GROUPS = (
     "task", "dataset", "encoder", "denoiser", "objective", "scheduler", "optimizer", "lr_schedule", "ema",
     "env_runner", "logger",
 )  # fmt: skip
-"""What training is made of: each is a class and its arguments."""
+"""Groups that training builds, each a class and its arguments."""
 
 TAKEN_APART = {"scheduler": ("num_inference_steps",), "optimizer": ("encoder_lr", "norm_decay")}
-"""Settings of a group that its class does not take: the objective does, and `train_state.parameter_groups`."""
+"""Settings that the class of their group does not take, but the objective or `train_state.parameter_groups` does."""
 
 CUSTOM = "custom"
-"""The name of numbers that no protocol of the task has."""
+"""Name of a protocol that the task does not define."""
 
 
 def workspace(composed: DictConfig) -> Workspace:
@@ -80,8 +80,8 @@ def _check_values(config: Config) -> None:
 
 
 def _check_groups(config: Config) -> None:
-    """Raises ValueError for arguments that the classes do not take, before anything takes long. Imports them, so only
-    for settings that the user composed."""
+    """Raises ValueError for arguments that the classes do not take, before any slow work. It imports the classes, so
+    call it only for settings that the user composed."""
     for group in GROUPS:
         settings = _settings(config, group)
         with _named(config, group):
@@ -114,7 +114,7 @@ def settings(composed: DictConfig) -> Config:
 
 
 def resolve(config: Config) -> Config:
-    """Puts numbers in place of what follows from other settings: `n_action_steps: auto`, and the task's protocol.
+    """Replaces settings that follow from others by numbers: `n_action_steps: auto`, and the task's protocol.
 
     Returns `config`. Raises ValueError for a protocol that the task does not have.
     """
@@ -133,7 +133,7 @@ def resolve(config: Config) -> Config:
 
 
 def auto_action_steps(config: Config) -> int:
-    """8, or as many as the horizon holds."""
+    """The value of `n_action_steps: auto`: 8, or as many as the horizon holds."""
     return max(1, min(8, config["horizon"] - config["n_obs_steps"] + 1))
 
 
@@ -152,13 +152,14 @@ def _check_batch(config: Config) -> None:
     batch_size = config["workspace"].get("batch_size")
     if not isinstance(batch_size, int):  # of a verb that does not train
         return
+    # float32 numbers of a batch: the observations, and the activations for every noisy action.
     observed = config["n_obs_steps"] * sum(math.prod(spec.shape) for spec in obs.values())
     n_bytes = 4 * batch_size * (observed + 100 * config["noise_draws"] * config["horizon"])
     if n_bytes > MEMORY:
         raise ValueError(
             f"workspace.batch_size={batch_size} with noise_draws={config['noise_draws']} and "
             f"horizon={config['horizon']} takes {n_bytes / 1e9:.0f} GB or more, but this machine has "
-            f"{MEMORY / 1e9:.0f} GB: give a smaller workspace.batch_size"
+            f"{MEMORY / 1e9:.0f} GB: set a smaller workspace.batch_size"
         )
 
 
@@ -174,10 +175,10 @@ def shape_meta(config: Config) -> tuple[dict[str, Spec], Spec]:
 
 
 def task_of(config: Config, trusted: Collection[str] = ()) -> Task:
-    """The task that a run directory's `config` names, for its facts and pictures.
+    """The task named by a run directory's `config`, for its facts and pictures.
 
-    A class that is neither ours nor in one of the packages `trusted` is not imported: then a `Task` that knows no more
-    than its name and observations, without an environment.
+    A class that is neither ours nor in one of the packages `trusted` is not imported. A `Task` with only its name and
+    observations, without an environment, stands for it.
     """
     named = config["task"]
     try:
@@ -193,7 +194,7 @@ def demonstrations(config: Config) -> Demonstrations:
 
 
 def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, WindowDataset]:
-    """The windows to train on, and those to validate on: none where no episode is held out."""
+    """The windows to train on, and those to validate on: none if no episode is held out."""
     steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
     return data.windows(data.train_episodes, *steps), data.windows(data.split.val, *steps)
 
@@ -222,7 +223,7 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
 
 
 def _networks(config: Config, obs: Mapping[str, Spec], action_dim: int, n_times: int) -> tuple[Any, Any]:
-    """Encoder and denoiser."""
+    """Builds encoder and denoiser."""
     encoder = _make(config, "encoder", specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
     denoiser = _make(
         config,
@@ -240,7 +241,7 @@ def _networks(config: Config, obs: Mapping[str, Spec], action_dim: int, n_times:
 def network_shapes(config: Config) -> dict[str, torch.Tensor]:
     """Shapes and types of the weights of the policy's networks, as tensors without memory ("meta").
 
-    Empty for networks from another package: they may compute while they are made.
+    Empty for networks from another package, whose constructors may compute.
     """
     if not all(config[place]["_target_"].startswith("dp.") for place in ("encoder", "denoiser")):
         return {}
@@ -253,7 +254,7 @@ def network_shapes(config: Config) -> dict[str, torch.Tensor]:
 
 
 def objective(config: Config) -> Objective:
-    """What the policy is trained for. Raises ValueError for a scheduler or a number of steps that it cannot use."""
+    """The training objective. Raises ValueError for a scheduler or a number of steps that it cannot use."""
     _, action = shape_meta(config)
     (action_dim,) = action.shape
     with _named(config, "scheduler"):
@@ -273,7 +274,7 @@ def collector(config: Config) -> Any:
 
 
 def env_runner(config: Config) -> EnvRunner | None:
-    """None for a task without a simulator. Raises ValueError for an environment that does not do what it must."""
+    """The runner of rollouts; None for a task without a simulator. Raises ValueError for a faulty environment."""
     its_task = task(config)
     make_env = its_task.make_env
     if make_env is None:
@@ -314,7 +315,7 @@ def logger(config: Config, workspace: Workspace, job_type: str, run_id: str | No
 
 
 def _settings(config: Config, group: str) -> dict[str, Any]:
-    """The settings of `group` as its class takes them. Raises ValueError where they name no class."""
+    """The settings of `group` as its class takes them. Raises ValueError if they name no class."""
     settings = config[group]
     if not isinstance(settings, dict) or not isinstance(settings.get("_target_"), str):
         raise ValueError(f"{group}={shown(settings)}, expected a choice ({group}=NAME) or a class and its arguments")
@@ -326,9 +327,9 @@ def _settings(config: Config, group: str) -> dict[str, Any]:
 
 
 def _make(config: Config, group: str, /, **offered: Any) -> Any:
-    """What the settings of `group` describe. Of the parts `offered`, it gets those that its signature names.
+    """Builds the object that the settings of `group` describe, from those parts `offered` that its signature names.
 
-    Raises ValueError, with what was typed, for whatever goes wrong: the settings are the user's.
+    Raises ValueError, naming what was typed, for any error, because the settings are the user's.
     """
     settings = _settings(config, group)
     with _named(config, group):
@@ -346,7 +347,7 @@ def _target(settings: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def _check(key: str, settings: Mapping[str, Any], given: Collection[str]) -> None:
-    """Compares `settings`, and what is to be made below them, with what the classes take."""
+    """Compares `settings`, and nested ones, with the signatures of their classes."""
     below = {name: value for name, value in settings.items() if isinstance(value, dict) and "_target_" in value}
     own = {name: value for name, value in settings.items() if name not in below}
     check_arguments(key, _target(settings), own, [*given, *below])
@@ -357,18 +358,21 @@ def _check(key: str, settings: Mapping[str, Any], given: Collection[str]) -> Non
 
 @contextmanager
 def _named(config: Config, group: str) -> Iterator[None]:
-    """Turns whatever is raised into a ValueError that says which of the `group`'s settings it comes from."""
+    """Turns any error into a ValueError that names those settings of the `group` that caused it."""
     try:
         yield
     except Exception as error:
         cause = cause_of(error)
         if isinstance(cause, OSError) or is_explained(cause):
             raise
-        raise ValueError(_reason(config, group, cause)) from error
+        reason = _reason(config, group, cause)
+        if isinstance(cause, ValueError) and reason == str(cause):
+            raise  # a class of errors may say more
+        raise ValueError(reason) from error
 
 
 def _reason(config: Config, group: str, error: Exception) -> str:
-    """ "skip=no, ..." becomes "denoiser.skip=no, ...". What is not ours to say follows what was typed."""
+    """ "skip=no, ..." becomes "denoiser.skip=no, ...". A message of another library follows what was typed."""
     text = str(error)
     if isinstance(error, ValueError) and is_ours(error):
         argument = re.match(r"\w+", text)

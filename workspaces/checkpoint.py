@@ -1,4 +1,4 @@
-"""Checkpoints: named state dicts, tensors and primitives, nothing that runs."""
+"""Checkpoints hold named state dicts, tensors and primitives, and no code."""
 
 import contextlib
 import importlib.metadata
@@ -21,14 +21,14 @@ from workspaces.trust import STATE, check_contents, check_weights, plain
 FORMAT = 1
 
 MAX_PICKLE_BYTES = 8 << 20
-"""Size of the part of a checkpoint that names its tensors: 140 bytes for each."""
+"""Largest pickle of a checkpoint. It names the tensors, at 140 bytes each."""
 
 NAMED = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)")
-"""What that part may name. `weights_only` lets more through, which can take any amount of memory: bytearray(10**11)."""
+"""Names that the pickle may contain. `weights_only` allows more, such as bytearray(10**11), which takes 100 GB."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes atomically. Raises OSError, with nothing lost, where the disk is full or closed to us."""
+    """Writes atomically. Raises OSError, with nothing lost, if the disk is full or not writable."""
 
     def write(file: IO[bytes]) -> None:
         try:
@@ -39,11 +39,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, write)
     except OSError as error:
-        raise OSError(f"checkpoint {path} was not saved, the one before is intact: {error}") from error
+        raise OSError(f"checkpoint {path} was not saved, but the one before is intact: {error}") from error
 
 
 def find(name: str) -> Path:
-    """The file that a user means: a checkpoint, or the last one of a run directory."""
+    """The checkpoint that a user names: a file, or the last one of a run directory."""
     path = Path(name).expanduser()
     return path / "checkpoints/last.pt" if path.is_dir() else path
 
@@ -51,8 +51,8 @@ def find(name: str) -> Path:
 def load(path: Path) -> dict[str, Any]:
     """Reads tensors and primitives only: a file from a stranger cannot run code here.
 
-    Raises ValueError where there is no checkpoint of this project, for damage (every part of the file has a checksum),
-    and for entries of other types than it writes.
+    Raises ValueError if there is no checkpoint of this project, if it is damaged (every part has a checksum), or if an
+    entry has the wrong type.
     """
     if not path.is_file():
         raise ValueError(f"checkpoint={path}: there is no such file")
@@ -90,10 +90,10 @@ def check_complete(state: Mapping[str, Any], entries: Iterable[str], where: str)
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file, read without unpickling anything; None where it is whole.
+    """Describes the damage of a file without unpickling anything; None if it is whole.
 
-    torch writes a zip file without compression, with a checksum (CRC-32) for every part. Raises OSError for a file that
-    may not be read.
+    torch writes a zip file without compression, with a checksum (CRC-32) for every part. Raises OSError for an
+    unreadable file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -101,16 +101,16 @@ def damage(path: Path) -> str | None:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or (
                 sum(part.file_size for part in parts) > path.stat().st_size
             ):
-                return "it is compressed, and could unpack to any size"
+                return "it is compressed and could unpack to any size"
             if (corrupt := archive.testzip()) is not None:
-                return f"its part {corrupt} does not have its checksum"
+                return f"its part {corrupt} does not match its checksum"
             return _unexpected_name(archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, IndexError) as error:
         return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _unexpected_name(archive: zipfile.ZipFile) -> str | None:
-    """What the pickle names that is not in `NAMED`, in words."""
+    """Describes the first name in the pickle that is not in `NAMED`."""
     pickles = [part for part in archive.infolist() if part.filename.endswith(".pkl")]
     if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
         n_bytes = sum(part.file_size for part in pickles)
@@ -126,12 +126,12 @@ def _advice(path: Path) -> str:
     """Names the newest best checkpoint next to `path` that is whole."""
     for file in sorted(path.parent.glob("best-*.pt"), reverse=True):
         if file.name != path.name and file.is_file() and damage(file) is None:
-            return f". The newest checkpoint of this run that is whole is {file}"
+            return f". The newest intact checkpoint of this run is {file}"
     return ""
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """What a run is made with: the libraries of every run, and the task's own `packages`, as far as they are there."""
+    """Versions of the libraries of every run and of the task's own `packages`, as far as they are installed."""
     found = {}
     for name in ("torch", "torchvision", "diffusers", "numpy", *packages):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

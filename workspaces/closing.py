@@ -1,4 +1,4 @@
-"""The last lines of a training: how good it is, where its best checkpoint lies, and what to type next."""
+"""The last lines of a training: its result, its best checkpoint, and the next command to type."""
 
 import logging
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def say(state: TrainState, run_dir: Path, config: Config) -> None:
 
 
 def best_of(best: Mapping[str, Any] | None) -> str:
-    """In words how good the best checkpoint is, an entry of `TrainState.best`."""
+    """Describes the best checkpoint, an entry of `TrainState.best`."""
     if best is None:
         return "last checkpoint"
     if best.get("metric") == VAL_METRIC:

@@ -1,4 +1,4 @@
-"""Makes demonstrations and stores those that pass a filter. Can be killed at any moment; the same command goes on."""
+"""Makes demonstrations and stores those that pass a filter. The same command resumes it after a kill at any moment."""
 
 import logging
 import shlex
@@ -26,14 +26,14 @@ from workspaces.settings import flatten
 log = logging.getLogger(__name__)
 
 PATIENCE = 500
-"""So many seeds in a row of which nothing passes are too many."""
+"""Seeds in a row without a stored demonstration after which collection fails."""
 
 Made = Generator[tuple[int, Demonstration | None], None, None]
-"""Seed by seed, in their order."""
+"""Demonstrations by seed, in the order of seeds."""
 
 
 class FilterSettings(TypedDict, total=False):
-    """What `Filter` takes."""
+    """Arguments of `Filter`."""
 
     success_only: bool | None
     min_final: Mapping[str, float] | None
@@ -42,18 +42,18 @@ class FilterSettings(TypedDict, total=False):
 
 
 class CollectWorkspace(Workspace):
-    """One store of demonstrations, filled up to `n_episodes`. Which they are does not depend on `n_workers`.
+    """Fills a store of demonstrations up to `n_episodes`. Its content does not depend on `n_workers`.
 
     Args:
         config: the composed configuration. `collector` is a `dp.tasks.demonstration.Collector`, or,
             with `checkpoint`, the rollouts of a policy.
         path: of the store; None: collected.zarr in the run directory if that is given, else in data/.
-        n_episodes: how many the store has in the end.
+        n_episodes: size of the store at the end.
         start_seed: of the first; the others follow.
-        n_workers: processes; 0 works in this one; auto: one a core.
-        filter: the arguments of `Filter`. A collector that `chooses` has the last word on what is a success.
+        n_workers: processes; 0 works in this one; auto: one per core.
+        filter: the arguments of `Filter`. A collector that `chooses` overrides `success_only`.
 
-    Raises ValueError for settings that make no sense.
+    Raises ValueError for unusable settings.
     """
 
     computes: ClassVar[bool] = False
@@ -153,7 +153,7 @@ class CollectWorkspace(Workspace):
                 raise StopNow
             item = next(made, None)
         if item is None:
-            raise ValueError(f"there is no seed after {self.seeds[-1]}: give a smaller workspace.start_seed")
+            raise ValueError(f"there is no seed after {self.seeds[-1]}: set a smaller workspace.start_seed")
         return item
 
     def _stop(self, store: DemonstrationStore) -> None:
@@ -174,7 +174,7 @@ class CollectWorkspace(Workspace):
 
 @dataclass(frozen=True)
 class Filter:
-    """Which demonstrations are worth storing; None: no matter.
+    """Selects the demonstrations to store. None switches a condition off.
 
     Args:
         success_only: whether the task must be solved.
@@ -195,7 +195,7 @@ class Filter:
         return {**earlier, **(self.min_final or {})}
 
     def objection(self, demonstration: Demonstration | None) -> str | None:
-        """Why it is not stored; None where it is. Raises ValueError where it lacks a quantity of `min_final`."""
+        """Reason not to store it, or None. Raises ValueError if it lacks a quantity of `min_final`."""
         if demonstration is None:
             return "given up by the collector"
         if self.success_only and not demonstration.success:
@@ -213,7 +213,7 @@ class Filter:
 
 @dataclass
 class Tally:
-    """What has become of the seeds so far."""
+    """Counts the outcomes of the seeds so far."""
 
     tried: int = 0
     successes: int = 0
@@ -235,7 +235,7 @@ class Tally:
 
 
 def _experiment_for(task: str) -> str:
-    """What to type to train on a task: the experiment of its name, the small one before the large one."""
+    """The override that trains on a task: the experiment of its name, preferably the small one."""
     folder = Path(__file__).parent.parent / "configs" / "experiment"
     names = [name for name in (f"{task}_small", task) if (folder / f"{name}.yaml").is_file()]
     return f"+experiment={names[0]}" if names else f"task={task}"

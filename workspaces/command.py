@@ -1,10 +1,10 @@
-"""Command lines that a program prints for a person to paste."""
+"""Command lines to print for a user to paste."""
 
 import re
 import shlex
 
 PLAIN = re.compile(r"[\w./-]+", re.ASCII)
-"""Characters of a value that neither a shell nor Hydra's grammar takes for anything else."""
+"""Values without special characters of a shell or of Hydra's grammar."""
 
 NOT_TEXT = re.compile(r"null|true|false|nan|inf|[+-]?[\d._]+(e[+-]?\d+)?|[+-]?inf", re.IGNORECASE)
 """Plain values that Hydra would read as something other than text."""
@@ -37,5 +37,5 @@ def run(*overrides: str) -> str:
 
 
 def _for_shell(word: str) -> str:
-    """Between double quotation marks where single ones are part of the word: that is easier to read."""
+    """Quotes a word for a shell, in double quotation marks if it contains single ones, which is easier to read."""
     return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)

@@ -1,4 +1,4 @@
-"""What a configuration is once Hydra has composed it."""
+"""The type of a composed configuration."""
 
 from typing import Any
 

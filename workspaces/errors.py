@@ -1,4 +1,4 @@
-"""What a user sees when something is wrong: one or two lines for their mistakes, a traceback for ours."""
+"""Errors as a user sees them: one or two lines for their mistakes, a traceback for ours."""
 
 import errno
 import os
@@ -53,7 +53,7 @@ def exit_with_message(error: Exception) -> int:
 
 
 def explain(error: BaseException | None) -> str:
-    """In a line or two what went wrong, also where it is not the user's doing."""
+    """Describes any error in one or two lines."""
     if not isinstance(error, Exception):
         return type(error).__name__
     error = cause_of(error)
@@ -62,7 +62,7 @@ def explain(error: BaseException | None) -> str:
 
 
 def cause_of(error: Exception) -> Exception:
-    """What a constructor raised, without Hydra's wrapping."""
+    """The error that a constructor raised, without Hydra's wrapping."""
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
@@ -79,12 +79,12 @@ def _is_in(error: BaseException, *places: Path) -> bool:
 
 
 def is_explained(error: Exception) -> bool:
-    """Whether a user gets one or two lines for it, wherever it was raised."""
+    """Whether a user gets one or two lines for the error, wherever it was raised."""
     return isinstance(error, Interrupted | HydraException | ImportError) and _explain(error) is not None
 
 
 def _explain(error: Exception) -> str | None:
-    """One or two lines, or None for what is not the user's doing."""
+    """One or two lines for a user's mistake, or None."""
     if isinstance(error, Interrupted):
         return str(error)
     reason = _in_what_was_typed(error) or _system_fault(error)
@@ -96,7 +96,7 @@ def _explain(error: Exception) -> str | None:
 
 
 def _in_what_was_typed(error: Exception) -> str | None:
-    """What is wrong with an override; None for an error of another kind."""
+    """Explains a wrong override; None for other errors."""
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
     if isinstance(error, ConfigCompositionException):
@@ -115,27 +115,27 @@ def _in_what_was_typed(error: Exception) -> str | None:
 
 
 def _deleted(error: KeyError) -> str | None:
-    """Which typed override deleted the key that is missing; None where none did."""
+    """Names the typed override that deleted the missing key; None if none did."""
     deleted = [typed for typed in _overrides() if typed.startswith("~")]
     keys = [typed[1:].partition("=")[0] for typed in deleted]
     found = [key for key in keys if error.args[:1] == (key.rpartition(".")[2],)]
-    return f"~{found[0]} deletes a setting that is needed: leave it out" if found else None
+    return f"~{found[0]} deletes a required setting: leave it out" if found else None
 
 
 FAULTS = {
     errno.ENOSPC: "free some space, or choose another run_dir",
     errno.EDQUOT: "free some space, or choose another run_dir",
     errno.EMFILE: "allow more open files: ulimit -n 4096",
-    errno.ENFILE: "close other programs: this machine has too many files open",
+    errno.ENFILE: "close other programs: this machine has too many open files",
     errno.EAGAIN: "allow more processes (ulimit -u), or use fewer: env_runner.n_workers=0 workspace.n_loader_workers=0",
-    errno.ENOMEM: "close other programs, or use less: workspace.batch_size, env_runner.n_envs, env_runner.n_workers",
-    errno.EROFS: "choose a run_dir that can be written",
+    errno.ENOMEM: "close other programs, or reduce workspace.batch_size, env_runner.n_envs or env_runner.n_workers",
+    errno.EROFS: "choose a writable run_dir",
 }
-"""What helps where the system refuses something, whichever library asked."""
+"""Advice by error of the operating system, whichever library met it."""
 
 
 def _system_fault(error: BaseException | None) -> str | None:
-    """What the system refused, anywhere in the causes of `error`, and what helps; None for an error of another kind."""
+    """Explains an error of the operating system among the causes of `error`; None for other errors."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FAULTS:
             what = str(error) if error.args[1:] else os.strerror(error.errno)
@@ -147,7 +147,7 @@ def _system_fault(error: BaseException | None) -> str | None:
 
 
 def _not_importable(error: Exception) -> str | None:
-    """What a `_target_` names, and why it cannot be imported; None for an error of another kind."""
+    """Explains why a `_target_` cannot be imported; None for other errors."""
     text = str(error)
     named = re.search(r"Error (?:loading|locating target) '([^']+)'", text)
     if named is None:
@@ -155,7 +155,7 @@ def _not_importable(error: Exception) -> str | None:
     reasons = [line for line in text.splitlines() if re.match(r"\w*(Error|Exception)\(", line)]
     missing = f" ({reasons[-1]})" if reasons else ""
     return (
-        f"{named[1]} cannot be imported{missing}. Install a package of your own (pip install -e), or put its folder on "
+        f"{named[1]} cannot be imported{missing}. Install your own package (pip install -e), or put its folder on "
         "the path: PYTHONPATH=FOLDER python run.py ..."
     )
 
@@ -163,7 +163,7 @@ def _not_importable(error: Exception) -> str | None:
 def _unknown_choice(error: MissingConfigException) -> str:
     """'encoder/resnet8' -> the closest file of that group."""
     if any(typed.startswith(("--config-path", "-cp", "--config-name", "-cn")) for typed in sys.argv):
-        return str(error).split("\n")[0] + " It is looked for where --config-path and --config-name say"
+        return str(error).split("\n")[0] + " Hydra looks for it where --config-path and --config-name say"
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if group == "":
         group, choice = choice, ""
@@ -174,7 +174,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
 
 
 def _unreadable(error: OverrideParseException) -> str:
-    """What is wrong with the text of an override, in other words than the parser's."""
+    """Explains a syntax error of an override in words other than the parser's."""
     override = error.override.strip()
     reason = str(error).strip().splitlines()[-1]
     if "while evaluating" in reason:
@@ -183,29 +183,30 @@ def _unreadable(error: OverrideParseException) -> str:
     if not equals:
         return f"{override} has no value, expected KEY=VALUE"
     if not re.fullmatch(r"[~+]{0,2}[\w$-]+([./@:][\w$-]+)*", key, re.ASCII):
-        return f"{override}: {key or 'nothing'} is no key, expected KEY=VALUE with a key such as workspace.num_steps"
+        return f"{override}: {key or 'nothing'} is not a key, expected KEY=VALUE with a key such as workspace.num_steps"
     quoted = value.strip("'\"").replace('"', '\\"')
     return (
-        f"{override} cannot be read: brackets and quotes must be closed, and a value with other signs or letters than "
-        f"ASCII, or with blanks, needs quotes within quotes: '{key}=\"{quoted}\"'"
+        f"{override} cannot be read: close brackets and quotes, and put a value with spaces, special or non-ASCII "
+        f"characters in quotes within quotes: '{key}=\"{quoted}\"'"
     )
 
 
 def _refused_by_hydra(error: ValueError) -> str:
-    """Hydra's words, but for what it says of a group that is given something else than a choice."""
+    """Hydra's message, except for a group that is set to something other than a choice."""
     text = str(error).split("\n")[0]
     if "Config group override" not in text:
         return text
     keys = {typed: typed.lstrip("+").partition("=")[0].partition("@")[0] for typed in sys.argv[1:] if "=" in typed}
     found = [typed for typed, key in keys.items() if key in {"", "hydra", *_groups()}]
     return (
-        f"{' '.join(found)}: expected KEY=VALUE, and of a group one of its choices (encoder=cnn; python run.py --help "
+        f"{' '.join(found)}: expected KEY=VALUE, and for a group one of its choices (encoder=cnn; python run.py "
+        "--help "
         "lists them)"
     )
 
 
 def _example(override: str) -> str:
-    """What a setting holds by default, to follow a comma."""
+    """Names the default of a setting, to follow a comma."""
     key = override.lstrip("+~").partition("=")[0]
     config = _loader().load_configuration("config", [], run_mode=RunMode.RUN, from_shell=False)
     held = OmegaConf.select(config, key, default=None) if "@" not in key else None
@@ -225,17 +226,17 @@ def _unknown_key(error: ConfigCompositionException) -> str:
         return first
     if first.startswith("Error merging override"):
         override = re.sub(r"^Error merging override '?|'?(: [A-Z].*)?$", "", first)
-        return f"{override} is of another kind than this setting, {_example(override)}"
+        return f"{override} has the wrong kind of value for this setting, {_example(override)}"
     typed = re.search(r"Could not override '([^']+)'|Key '([^']+)'", first)
     if typed is None:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         return " ".join(f"{first}{cause}".split("\n")[:2])
     key = (typed.group(1) or typed.group(2)).split("@")[0]
     if key in _groups():
-        return f"{key} is a group that is not chosen by default: write +{key}=... ({', '.join(_options(key))})"
+        return f"{key} is a group without a default: write +{key}=... ({', '.join(_options(key))})"
     known = [*_keys(), *_groups()]
     if any(name == key or name.startswith(f"{key}.") for name in known):
-        return f"{key} holds other keys than these: write ++{key}.KEY=VALUE for each key to add or set"
+        return f"{key} does not hold these keys: write ++{key}.KEY=VALUE for each key to add or set"
     return f"unknown key {key}. {suggestion(key, known)}"
 
 

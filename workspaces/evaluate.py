@@ -28,10 +28,10 @@ from workspaces.trust import POLICY, check_sizes, check_targets, packages_of
 log = logging.getLogger(__name__)
 
 SCHEDULE = tuple(key.removeprefix("scheduler.") for key in keys_with("identity") if key.startswith("scheduler."))
-"""What the denoiser was trained for: another sampler must keep it."""
+"""Keys of the noise schedule that the denoiser was trained with. Another sampler must keep them."""
 
 OWN = groups_with("verb", "place", "output", "speed", "protocol")
-"""Settings that are an evaluation's own; all others come from the checkpoint."""
+"""Settings that an evaluation chooses. All others come from the checkpoint."""
 
 MAY_OVERRIDE = (*OWN, *groups_with("sampling"))
 
@@ -40,8 +40,8 @@ class EvaluateWorkspace(Workspace):
     """One evaluation: evaluation.json and videos.
 
     Args:
-        config: the composed configuration. Most comes from the checkpoint; of this one count what is OWN to an
-            evaluation, and `scheduler` and `n_action_steps` where the user gave them.
+        config: the composed configuration. Only the settings in OWN count, and `scheduler` and `n_action_steps` if the
+            user gave them. The rest comes from the checkpoint.
         engine: how the policy denoises (`dp.engines`): auto, eager or graph.
         baseline: evaluate a policy without a network instead of a checkpoint: do_nothing, or replay of the
             demonstrations (which needs the data set, and env_runner.start_seed=0).
@@ -58,7 +58,7 @@ class EvaluateWorkspace(Workspace):
         super().__init__(config)
         engines.choose(engine, self.device)
         if (config["checkpoint"] is None) == (baseline is None):
-            raise ValueError("give checkpoint=PATH (or workspace.baseline=do_nothing|replay instead)")
+            raise ValueError("set checkpoint=PATH (or workspace.baseline=do_nothing|replay instead)")
         self.logger: Any = None
         self.about: dict[str, Any] = {}
         self.latency_ms = 0.0
@@ -130,7 +130,7 @@ class EvaluateWorkspace(Workspace):
 
 @dataclass(frozen=True)
 class Loaded:
-    """The policy of a checkpoint, the configuration it runs with, and where it comes from."""
+    """The policy of a checkpoint, the configuration it runs with, and its origin."""
 
     policy: DiffusionPolicy
     config: Config
@@ -138,7 +138,7 @@ class Loaded:
 
 
 def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
-    """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for one that is not usable."""
+    """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for an unusable one."""
     path = checkpoint.find(config["checkpoint"])
     state = checkpoint.load(path)
     where = f"checkpoint={path}"
@@ -165,14 +165,14 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
 
 
 def merge(saved: Config, given: Config, overrides: list[str]) -> Config:
-    """The configuration to evaluate with: the checkpoint's, with what the user may choose anew.
+    """The configuration to evaluate with: the checkpoint's, changed as far as the user may change it.
 
     Raises ValueError for overrides of what the weights depend on.
     """
     typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     for key in typed:
         if key.partition(".")[0] not in MAY_OVERRIDE:
-            raise ValueError(f"{key} is fixed by the checkpoint, which goes with: {', '.join(MAY_OVERRIDE)}")
+            raise ValueError(f"{key} is fixed by the checkpoint. You may override {', '.join(MAY_OVERRIDE)}")
     merged = saved | {key: given[key] for key in OWN if key in given} | {"training": saved["workspace"]}
     if "weights" in merged["encoder"]:
         merged["encoder"] = merged["encoder"] | {"weights": None}  # the checkpoint has its own
@@ -193,15 +193,15 @@ def _merge_schedulers(saved: dict[str, Any], given: dict[str, Any], typed: list[
 
 
 def load_weights(policy: DiffusionPolicy, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Raises ValueError, naming the first difference, where the weights are of another architecture."""
+    """Raises ValueError, naming the first difference, if the weights are of another architecture."""
     check_architecture(policy.state_dict(), weights, f"checkpoint={path}")
     policy.load_state_dict(weights)
 
 
 def check_architecture(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], where: str) -> None:
-    """Raises ValueError, naming the first difference, where `weights` do not fit a network that has `own`.
+    """Raises ValueError, naming the first difference, if `weights` do not fit a network that has `own`.
 
-    Nothing is compared where `own` is empty.
+    An empty `own` fits everything.
     """
     for name in sorted(own.keys() | weights.keys()) if own else ():
         got = list(weights[name].shape) if name in weights else "nothing"
@@ -217,7 +217,7 @@ def _of_networks(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def protocol(task: Task, runner: EnvRunner) -> dict[str, Any]:
-    """What a score must be quoted with."""
+    """The protocol, with which a score must be quoted."""
     return {
         "name": runner.protocol,
         "seeds": [runner.seeds[0], runner.seeds[-1]],

@@ -12,37 +12,37 @@ import numpy as np
 import yaml
 
 MAX_BYTES = 64 << 20
-"""Size of a file that is read as text."""
+"""Largest file that is read as text."""
 
 MAX_VIDEO_BYTES = 64 << 20
-"""Size of a video that a page shows."""
+"""Largest video that a page shows."""
 
 MAX_YAML_BYTES = 1 << 20
-"""Size of a configuration: parsing YAML takes 5 s for each megabyte."""
+"""Largest configuration. Parsing YAML takes 5 s per megabyte."""
 
 WRITTEN = (
     ".lock", "run.log", "run.json", "config.yaml", "metrics.jsonl", "evaluation.json", "sweep.json", "report.html",
     "dashboard.json", "checkpoints", "media", "rollouts", "wandb", "tables", "figures", "videos", "pictures",
 )  # fmt: skip
-"""What runs and reports write in their directories."""
+"""Names that runs and reports write in their directories."""
 
 
 def check_inside(run_dir: Path) -> None:
-    """Raises ValueError where writing what a run or a report writes would leave `run_dir`, or wait for ever.
+    """Raises ValueError if a run or a report would write outside `run_dir`, or would wait for ever.
 
-    That is for a link that leads out, and for anything that is neither a file nor a folder.
+    A link that leads out is the first case, anything that is neither a file nor a folder the second.
     """
     inside = run_dir.resolve()
     for path in _written(run_dir):
         if path.is_symlink():
             if not path.resolve().is_relative_to(inside):
-                raise ValueError(f"{path} is a link that leads out of the run directory: give another run_dir")
+                raise ValueError(f"{path} is a link that leads out of the run directory: set another run_dir")
         elif not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is neither a file nor a folder: give another run_dir")
+            raise ValueError(f"{path} is neither a file nor a folder: set another run_dir")
 
 
 def _written(run_dir: Path) -> list[Path]:
-    """What is there of `WRITTEN`, with everything below it, but for wandb's folders: each run makes a new one."""
+    """Existing paths among `WRITTEN`, with everything below them. Each run makes a new folder of wandb's: not those."""
     found = []
     for path in (run_dir / name for name in WRITTEN):
         if os.path.lexists(path):
@@ -57,15 +57,15 @@ def _written(run_dir: Path) -> list[Path]:
 def own(path: Path) -> Path:
     """`path`, of a file in a run directory. Raises ValueError for a link: it could show any file of this machine."""
     if path.is_symlink() or path.parent.is_symlink():
-        raise ValueError(f"{path.name} is a link, or lies behind one: nothing outside the run directory is read")
+        raise ValueError(f"{path.name} is a link, or lies behind one, and nothing outside the run directory is read")
     return path
 
 
 def read_text(path: Path, most: int = MAX_BYTES) -> str:
-    """The text of an ordinary file. Raises ValueError for another one, and FileNotFoundError where there is none."""
+    """The text of an ordinary file. Raises ValueError for any other, and FileNotFoundError if there is none."""
     about = own(path).lstat()
     if not stat.S_ISREG(about.st_mode):
-        raise ValueError(f"{path.name} is no ordinary file")  # opening a pipe would wait for ever
+        raise ValueError(f"{path.name} is not an ordinary file")  # opening a pipe would wait for ever
     if about.st_size > most:
         raise ValueError(f"{path.name} has {about.st_size:,} bytes, expected at most {most:,}")
     return path.read_bytes()[:most].decode(errors="replace")
@@ -77,7 +77,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The same of a text. `where`: it comes from, for the message."""
+    """The same of a text. `where`: its origin, for the message."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text, parse_constant=lambda _: None)
     raise ValueError(f"{where} is not JSON")
@@ -86,7 +86,7 @@ def parse_json(text: str, where: str) -> Any:
 def read_arrays(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file of at most `MAX_BYTES`. Raises ValueError, or what a damaged zip file raises."""
     if not own(path).is_file():
-        raise ValueError(f"{path.name} is no ordinary file")
+        raise ValueError(f"{path.name} is not an ordinary file")
     with zipfile.ZipFile(path) as archive:
         n_bytes = sum(part.file_size for part in archive.infolist())
     if n_bytes > MAX_BYTES:
@@ -96,7 +96,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases: few of them can stand for a configuration of any size, or without an end."""
+    """Refuses aliases: a few of them can stand for a configuration of any size, or an endless one."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -110,4 +110,4 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no configuration: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"{path.name} is not a configuration: {' '.join(str(error).split())[:200]}") from None

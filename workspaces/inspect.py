@@ -1,4 +1,4 @@
-"""Looks at the set-up: data, versions, the alignment of To, H and Ta, seeds. Says what is wrong and what mends it."""
+"""Checks data, versions, seeds and the alignment of To, H and Ta. Says what is wrong and how to mend it."""
 
 import importlib.metadata
 import sys
@@ -16,7 +16,7 @@ from workspaces.base import Config, Workspace
 
 
 class InspectWorkspace(Workspace):
-    """Prints what it finds and fails when something is wrong. Writes nothing but pictures, to the directory `media`."""
+    """Prints its findings and fails if something is wrong. It writes only pictures, to the directory `media`."""
 
     def __init__(self, config: Config, media: str | None) -> None:
         super().__init__(config)
@@ -25,7 +25,7 @@ class InspectWorkspace(Workspace):
         self.closing = "nothing is wrong"
 
     def run(self) -> None:
-        """Raises ValueError, after everything has been printed, where something is wrong."""
+        """Raises ValueError, after everything has been printed, if something is wrong."""
         self._section("versions", self._versions)
         self._section("timing", self._timing)
         self._section("data", self._data)
@@ -58,7 +58,7 @@ class InspectWorkspace(Workspace):
         make_env = build.task(self.config).env
         control_hz = getattr(getattr(make_env, "func", make_env), "control_hz", None)
         after = f"{ta / control_hz:g} s" if control_hz else f"{ta} steps"
-        yield f"{h - (to - 1 + ta)} predicted steps are never executed; a new look every {after}"
+        yield f"{h - (to - 1 + ta)} predicted steps are never executed; the policy looks again every {after}"
 
     def _data(self) -> Iterator[str]:
         try:
@@ -85,9 +85,9 @@ class InspectWorkspace(Workspace):
         yield f"validation episodes: {data.split.val.tolist()}"
 
     def _foreign(self, error: ValueError) -> Iterator[str]:
-        """What the stores hold that this task cannot read, and how to train on them.
+        """Describes stores that this task cannot read, and how to train on them.
 
-        Raises `error` where it is about something else, and where the user chose the task, and so said that it fits.
+        Raises `error` if it concerns something else, or if the user chose the task.
         """
         undeclared = self.config["task"]["shape_meta"] == "???"
         if self.config["dataset"].get("path") is None or not (isinstance(error, Mismatch) or undeclared):
@@ -104,7 +104,7 @@ class InspectWorkspace(Workspace):
         task = f"task={self.config['task']['name']}"
         yield f"{task} does not read them: {error}"
         self.closing = (
-            f"{task}, the default, does not read these data. The line above trains on them; inspect checks it, too"
+            f"{task}, the default, does not read these data. The line above trains on them, and inspect checks it, too"
         )
 
 

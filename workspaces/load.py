@@ -1,4 +1,4 @@
-"""Files of earlier versions in the form of today's."""
+"""Converts files of earlier versions to today's form."""
 
 import copy
 from typing import Any
@@ -14,10 +14,10 @@ MOVED = {
     "dp.collectors.mouse.Mouse": "dp.tasks.pusht.mouse.Mouse",
     "dp.rollout.EnvRunner": "dp.rollouts.EnvRunner",
 }
-"""Where classes were, and where they are."""
+"""Earlier names of classes -> today's."""
 
 VERSION_1: Schema = {"shape_meta": {"obs": dict, "action": list}, "env": dict}
-"""What version 1 says of a task."""
+"""Schema of a task in version 1."""
 
 IMAGE_ENCODERS = ("dp.encoders.CNNEncoder", "dp.encoders.ResNetEncoder")
 
@@ -39,6 +39,7 @@ def migrate(config: Config) -> Config:
     task = config.get("task")
     if isinstance(task, dict) and "_target_" not in task:
         check(task, VERSION_1, "the task")
+        # Version 1 had no names of tasks. The observations tell which of PushT's it is.
         shapes = task["shape_meta"]["obs"]
         kind = next((kind for kind in ("image", "keypoint") if kind in shapes), "state")
         obs = {
@@ -58,7 +59,7 @@ def migrate(config: Config) -> Config:
 
 
 def _name_protocol(config: Config) -> None:
-    """Version 1 had numbers alone. What had the paper's was the paper's."""
+    """Adds the protocol's name, which version 1 did not have, by its numbers."""
     runner = config.get("env_runner")
     if isinstance(runner, dict) and "protocol" not in runner:
         numbers = (runner.get("n_episodes"), runner.get("start_seed"), runner.get("max_steps"))
@@ -83,7 +84,7 @@ def _renamed(name: Any) -> Any:
 
 
 def _with_defaults(encoder: dict[str, Any]) -> dict[str, Any]:
-    """`encoder` with the arguments that image encoders have learned since, in the values that change nothing."""
+    """`encoder` with the later arguments of image encoders, set so that they change nothing."""
     more = {"norm": "group", "final_relu": False} if encoder["_target_"].endswith("ResNetEncoder") else {}
     return {**more, "mean": 0.5, "std": 0.5, **encoder}
 

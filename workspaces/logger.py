@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: metrics.jsonl always, wandb unless disabled."""
+"""Logs numbers and pictures: to metrics.jsonl always, to wandb unless disabled."""
 
 import atexit
 import contextlib
@@ -44,7 +44,7 @@ class Logger:
         job_type: the verb: "train", "evaluate", "report".
         mode: online, offline, disabled (wandb is not even imported), or auto: $WANDB_MODE or $WANDB_DISABLED if one is
             set, else online when logged in, else offline.
-        project, entity, group, tags, name, notes: wandb's. For one that is null, wandb reads its own variable
+        project, entity, group, tags, name, notes: wandb's. If one is null, wandb reads its own variable
             ($WANDB_PROJECT, $WANDB_ENTITY, $WANDB_RUN_GROUP, $WANDB_TAGS, $WANDB_NAME, $WANDB_NOTES); without it, the
             only tag is the experiment's name, and the run's name is that and the directory's.
         run_id: of the wandb run to continue, or None for a new one.
@@ -104,7 +104,7 @@ class Logger:
         except Exception as error:
             if mode == "offline":
                 raise
-            log.warning("wandb cannot be reached (%s): going on offline", error)
+            log.warning("wandb cannot be reached (%s): continuing offline", error)
             _within(TIME_LIMIT_S, wandb.teardown)  # otherwise the id counts as in use
             self._run, mode = self._init("offline", arguments), "offline"
         self.run_id = self._run.id  # a sweep agent of wandb gives its own
@@ -130,20 +130,20 @@ class Logger:
         return self._file.seek(0, os.SEEK_END)
 
     def truncate(self, offset: int) -> None:
-        """Forgets the lines of metrics.jsonl after `offset`: a resumed run writes them again, the same."""
+        """Cuts metrics.jsonl off at `offset`: a resumed run writes the later lines again, unchanged."""
         if offset > self.offset:  # lost with a power cut, or the checkpoint is not this run's
-            log.warning("%s is shorter than the checkpoint says: its last lines are lost", self._path)
+            log.warning("%s is shorter than it was at the checkpoint: its last lines are lost", self._path)
         self._file.truncate(min(offset, self.offset))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line of numbers. `step` counts optimizer steps. JSON has no NaN and no infinity: they become null."""
+        """Logs one line of numbers. `step` counts optimizer steps. NaN and infinity, which JSON lacks, become null."""
         row = {"step": step, **metrics}
         self._file.write(json.dumps(finite(row), allow_nan=False).encode() + b"\n")
         self._file.flush()
         self._send(lambda: self._run.log(row))
 
     def log_episodes(self, step: int, rows: Sequence[Mapping[str, Any]], videos: Mapping[int, Path]) -> None:
-        """Episodes as a wandb table, with the videos (seed -> file) next to it; the files stay in the run directory."""
+        """Logs episodes as a wandb table with their videos (seed -> file), which stay in the run directory."""
 
         def send() -> None:
             columns = [*rows[0]]
@@ -154,7 +154,7 @@ class Logger:
         self._send_media(send)
 
     def log_report(self, tables: Mapping[str, "pd.DataFrame"], pictures: Mapping[str, Path], page: Path) -> None:
-        """Tables and pictures by name, and the page that has them all as an artifact."""
+        """Logs tables and pictures by name, and the page that holds them all as an artifact."""
 
         def send() -> None:
             sent = {f"report/{name}": self._table(frame) for name, frame in tables.items()}
@@ -171,7 +171,7 @@ class Logger:
         return self._wandb.Table(columns=[str(c) for c in frame.columns], data=rows, allow_mixed_types=True)
 
     def summarize(self, values: Mapping[str, Any]) -> None:
-        """Values that stand for the whole run on wandb's overview."""
+        """Sets the values that wandb's overview shows for the run."""
         self._send(lambda: self._run.summary.update(dict(values)))
 
     def close(self, failed: bool) -> None:
@@ -188,7 +188,7 @@ class Logger:
                 self._leave(error)
 
     def _send_media(self, call: Callable[[], object]) -> None:
-        """The same for what may fail without the numbers: a table that cannot be staged, a video without its codec."""
+        """Sends media, which may fail while numbers still get through, for example for lack of a codec."""
         if self._run is None or not self._media:
             return
         try:
@@ -196,18 +196,18 @@ class Logger:
         except TimeoutError as error:
             self._leave(error)
         except Exception as error:
-            log.warning("wandb gets no more tables and videos (they are in the run directory): %s", error)
+            log.warning("wandb receives no more tables and videos (the run directory has them): %s", error)
             self._media = False
 
     def _leave(self, error: Exception) -> None:
-        log.warning("wandb failed and is left alone from now on (metrics.jsonl has everything): %s", error)
+        log.warning("wandb failed and is not used any more (metrics.jsonl has everything): %s", error)
         self._run = None
         if isinstance(error, TimeoutError):
             _kill_service(self._wandb)
 
 
 def start_service() -> None:
-    """Does in a thread what takes wandb a second. If it fails, the logger fails, too, and says so."""
+    """Starts wandb's service, which takes a second, in a thread. If it fails, the logger will report that."""
     with contextlib.suppress(Exception), short_turns():
         _use_writable("WANDB_CACHE_DIR", platformdirs.user_cache_path("wandb"), _temporary)
         _use_writable("WANDB_CONFIG_DIR", platformdirs.user_config_path("wandb"), _temporary)
@@ -243,7 +243,7 @@ def finite(value: Any) -> Any:
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Calls it in a thread that may be left behind. Raises what it raises, and TimeoutError if it takes longer."""
+    """Runs `call` in a thread. Raises its errors, or abandons the thread and raises TimeoutError after `seconds`."""
     outcome: list[Exception] = []
 
     def run() -> None:
@@ -256,20 +256,20 @@ def _within(seconds: float, call: Callable[[], object]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer in {seconds:.0f} s. What is in its folder can be uploaded later: wandb sync DIR")
+        raise TimeoutError(f"no answer in {seconds:.0f} s. To upload its folder later: wandb sync DIR")
     if outcome:
         raise outcome[0]
 
 
 def _kill_service(wandb: Any) -> None:
-    """Kills wandb's own process: at exit, wandb would wait for it for ever. It has no public handle."""
+    """Kills wandb's own process: at exit, wandb would wait for it endlessly. It has no public handle."""
     with contextlib.suppress(Exception):
         wandb.setup()._connection._proc._process.kill()
         _within(TIME_LIMIT_S, wandb.teardown)  # takes the hook that runs at exit away, and fails
 
 
 def _use_writable(variable: str, default: Path, instead: Callable[[], Path | str]) -> None:
-    """Points wandb elsewhere if the home directory, where it keeps this kind of file, cannot be written."""
+    """Points wandb elsewhere if the home directory, where it keeps these files, is not writable."""
     if variable not in os.environ and not _writable(default):
         os.environ[variable] = str(instead())
 

@@ -1,4 +1,4 @@
-"""Networks that do not fit in memory are refused before they take it."""
+"""Refuses networks that do not fit in memory before they take it."""
 
 import math
 import os
@@ -8,13 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-"""Bytes of this machine."""
+"""Memory of this machine in bytes."""
 
 
 class MemoryLimit(TorchDispatchMode):
-    """Within it, weights are made up to `n_bytes` in all. Layers ask for their weights' memory before they fill it.
+    """Limits the weights made within it to `n_bytes` in all. Layers allocate their weights before they fill them.
 
-    Raises ValueError for more.
+    Raises ValueError beyond that.
     """
 
     def __init__(self, n_bytes: int) -> None:
@@ -28,7 +28,7 @@ class MemoryLimit(TorchDispatchMode):
             self.left -= math.prod(args[0]) * dtype.itemsize
             if self.left < 0:
                 raise ValueError(
-                    f"its weights take more than {self.limit / 1e9:.0f} GB, half of this machine's memory: give "
+                    f"its weights take more than {self.limit / 1e9:.0f} GB, half of this machine's memory: set "
                     "smaller sizes"
                 )
         return func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""run.json: what a run is, what it runs on, and how it ended. Sweeps and reports go by it."""
+"""run.json records a run's settings, machine and end, for sweeps and reports."""
 
 import os
 import platform
@@ -21,11 +21,11 @@ from workspaces.schema import COUNT, NUMBER, Maybe, Schema, Time, check
 FILE = "run.json"
 
 State = Literal["waiting", "running", "interrupted", "failed", "finished"]
-"""waiting: not begun. running: a process has the directory now. interrupted: it was killed, or asked to stop, before
-its end. failed: an error ended it. finished: its results are complete."""
+"""waiting: not begun. running: a process holds the directory. interrupted: killed or stopped before the end. failed:
+ended by an error. finished: the results are complete."""
 
 MAX_ERROR = 2000
-"""Characters of an error that are kept."""
+"""Longest recorded error, in characters."""
 
 SCHEMA: Schema = {
     "verb": Maybe(str, null=False),
@@ -41,7 +41,7 @@ SCHEMA: Schema = {
     "versions": Maybe({str: str}),
     "commit": Maybe(str),
 }
-"""What run.json holds. Earlier versions had fewer fields."""
+"""Fields of run.json. Earlier versions wrote fewer."""
 
 
 def begin(
@@ -52,8 +52,8 @@ def begin(
     typed: Sequence[str] | None = None,
     **facts: object,
 ) -> None:
-    """A process takes the run up. typed: overrides that describe the run, by default those of this process. facts: more
-    of what the run is computed with."""
+    """Records that this process begins or resumes the run. typed: overrides that describe the run, by default those of
+    this process. facts: further fields."""
     before = read_or_none(run_dir) or {}
     _write(
         run_dir,
@@ -76,13 +76,13 @@ def begin(
 
 
 def end(run_dir: Path, state: State, score: float | None = None, error: str | None = None) -> None:
-    """The process leaves the run, for the reason that `state` gives."""
+    """Records that this process leaves the run in `state`."""
     error = error and error[:MAX_ERROR]
     _write(run_dir, {**(read_or_none(run_dir) or {}), "state": state, "score": score, "error": error, "ended": _now()})
 
 
 def read(run_dir: Path) -> dict[str, Any] | None:
-    """What run.json holds; None where there is none. Raises ValueError for a file that is not ours, and what is odd."""
+    """The content of run.json; None if there is none. Raises ValueError for any other content."""
     try:
         record = read_json(run_dir / FILE)
         check(record, SCHEMA, FILE)
@@ -94,7 +94,7 @@ def read(run_dir: Path) -> dict[str, Any] | None:
 
 
 def read_or_none(run_dir: Path) -> dict[str, Any] | None:
-    """The same with None for a damaged file, which whoever asks will replace."""
+    """The same, with None for a damaged file, which the caller will replace."""
     try:
         return read(run_dir)
     except ValueError:
@@ -102,14 +102,14 @@ def read_or_none(run_dir: Path) -> dict[str, Any] | None:
 
 
 def is_ours(run_dir: Path) -> bool:
-    """Whether it was this process that took the run up last."""
+    """Whether this process was the last to begin or resume the run."""
     return (read_or_none(run_dir) or {}).get("pid") == os.getpid()
 
 
 def state_of(run_dir: Path) -> State:
-    """How the run in `run_dir` stands. A process that was killed cannot say so: its lock is free.
+    """The state of the run in `run_dir`. A killed process records nothing, but its lock is free.
 
-    A damaged run.json says nothing either: the run is to be taken up again, which writes it anew.
+    A run with a damaged run.json counts as interrupted: resuming it writes the file anew.
     """
     if in_use(run_dir):
         return "running"
@@ -123,17 +123,17 @@ def state_of(run_dir: Path) -> State:
 
 
 def in_use(run_dir: Path) -> bool:
-    """Whether a process has the directory (`Workspace.take_run_dir`)."""
+    """Whether a process holds the directory (`Workspace.take_run_dir`)."""
     return files.in_use(run_dir / ".lock")
 
 
 def overrides() -> list[str]:
-    """What the user typed, as Hydra understood it."""
+    """The overrides that the user typed, as Hydra understood them."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Host, processor and cores; the GPU if the run is on one."""
+    """Host, processor and cores, and the GPU if the run uses one."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -145,7 +145,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The code's commit, with "+changes" where files differ from it; None where it is not under git."""
+    """The code's commit, with "+changes" where files differ from it; None if it is not under git."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True)

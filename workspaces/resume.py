@@ -1,4 +1,4 @@
-"""A run that goes on from what its own directory says: `python run.py run_dir=DIR`, with nothing else to choose."""
+"""Resumes a run from its own directory: `python run.py run_dir=DIR`, without other choices."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ from workspaces.trust import check_part, check_targets, packages_of, plain
 TRAINING = "workspaces.train.TrainWorkspace"
 
 MAX_BYTES = 1_000_000
-"""Size of the largest config.yaml that is read."""
+"""Largest config.yaml that is read, in bytes."""
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 PARTS = ("dataset", "optimizer", "lr_schedule", "ema", "env_runner", "logger", "workspace")
-"""Groups that only a training instantiates. `trust.TRUSTED` has the others."""
+"""Groups that only a training instantiates. `trust.TRUSTED` lists the others."""
 
 MAY_DIFFER = keys_with("length", "source", "speed", "arithmetic", "place", "output", "verb")
 """Keys that may differ when a run resumes."""
@@ -35,11 +35,11 @@ SAYS_NOTHING = keys_with("length", "source", "speed", "arithmetic", "place", "ou
 def own_config(composed: Config, typed: Sequence[str]) -> Config | None:
     """The configuration of the run in `composed["run_dir"]`, with the `typed` overrides applied to it.
 
-    None where the user chose something (an experiment, another group), or says what to train in a new directory.
+    None if the user chose something (an experiment, another group), or says what to train in a new directory.
 
     Raises:
-        ValueError: `typed` differs from the run where it must not, the directory holds no training, or its
-            configuration names code that is not to be trusted.
+        ValueError: if `typed` differs from the run in a fixed setting, the directory holds no training, or its
+            configuration names untrusted code.
     """
     keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in typed]
     if composed["run_dir"] is None or any(key in HydraConfig.get().runtime.choices for key in keys):
@@ -49,9 +49,7 @@ def own_config(composed: Config, typed: Sequence[str]) -> Config | None:
     run_dir = Path(composed["run_dir"])
     if not (run_dir / "config.yaml").exists():
         if all(key.startswith(SAYS_NOTHING) for key in keys):
-            raise ValueError(
-                f"run_dir={run_dir} holds no run to go on with. To begin one there, choose +experiment=..."
-            )
+            raise ValueError(f"run_dir={run_dir} holds no run to resume. To begin one there, choose +experiment=...")
         return None
     saved = _read(run_dir)
     config = _with(saved, typed)
@@ -61,20 +59,20 @@ def own_config(composed: Config, typed: Sequence[str]) -> Config | None:
 
 
 def hydra_run_dir() -> str | None:
-    """DIR of `hydra.run.dir=DIR`, which other Hydra projects spell so: it means `run_dir=DIR` here, too."""
+    """DIR of `hydra.run.dir=DIR`, which means `run_dir=DIR`, as in other Hydra projects."""
     if HydraConfig.initialized() and any(o.startswith("hydra.run.dir=") for o in HydraConfig.get().overrides.hydra):
         return HydraConfig.get().runtime.output_dir
     return None
 
 
 def check_same(saved: Config, config: Config, run_dir: Path, left_open: tuple[object, ...] = ()) -> None:
-    """Raises ValueError where `run_dir` holds a run, begun with `saved`, that `config` cannot resume.
+    """Raises ValueError if `run_dir` holds a run, begun with `saved`, that `config` cannot resume.
 
     left_open: values of `config` that something else decides.
     """
     if differing := differences(saved, config, lambda key: not key.startswith(MAY_DIFFER), left_open):
         raise ValueError(
-            f"{run_dir} holds another run: {differing}. To go on with it, leave these out: "
+            f"{run_dir} holds another run: {differing}. To resume it, leave these out: "
             f"{command.run(command.override('run_dir', run_dir))}. To begin another one, choose another run_dir"
         )
 
@@ -97,14 +95,14 @@ def differences(
 
 
 def recorded(run_dir: Path, typed: Sequence[str]) -> list[str]:
-    """The overrides that the run was begun with, and what is `typed` now."""
+    """The overrides that the run was begun with, and those `typed` now."""
     now = {override.lstrip("+").partition("=")[0] for override in typed}
     before = (record.read_or_none(run_dir) or {}).get("overrides") or []
     return [*(o for o in before if o.lstrip("+").partition("=")[0] not in now), *typed]
 
 
 def how_to_resume(run_dir: Path, config: Config, *more: str) -> str:
-    """The command that goes on with the run in `run_dir`, or extends it with the overrides `more`."""
+    """The command that resumes the run in `run_dir`, or extends it with the overrides `more`."""
     return command.run(command.override("run_dir", run_dir), *more, *_trust([*packages_of(config), *_foreign(config)]))
 
 
@@ -126,17 +124,17 @@ def _read(run_dir: Path) -> Config:
         verb = config["workspace"]["_target_"]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{file} is damaged ({reason}): give the settings that the run was begun with") from None
+        raise ValueError(f"{file} is damaged ({reason}): repeat the settings that the run was begun with") from None
     if verb != TRAINING:
         raise ValueError(
-            f"run_dir={run_dir} holds no training, only trainings go on by themselves. The overrides of what it holds "
-            f"are in {run_dir / record.FILE}"
+            f"run_dir={run_dir} holds no training, and only trainings resume from their directory. The overrides of "
+            f"its run are in {run_dir / record.FILE}"
         )
     return config
 
 
 def _with(saved: Config, typed: Sequence[str]) -> Config:
-    """`saved` with typed values. What the file says about where it lies, and whom to trust, does not count."""
+    """`saved` with typed values. The file's own `run_dir` and `trust` do not count."""
     config: Any = OmegaConf.create({**saved, "trust": []})
     for override in OverridesParser.create().parse_overrides(list(typed)):
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
@@ -144,7 +142,7 @@ def _with(saved: Config, typed: Sequence[str]) -> Config:
 
 
 def _check_code(config: Config, trusted: Collection[str]) -> None:
-    """Raises ValueError where building a part of the training could run a stranger's code."""
+    """Raises ValueError if building a part of the training could run a stranger's code."""
     check_targets(config, trusted)
     for part in PARTS:
         check_part(config.get(part), part, _named(part), trusted)

@@ -24,13 +24,13 @@ def metrics_of(test: RolloutResult, train: RolloutResult | None) -> dict[str, fl
 
 
 def named(name: str, estimate: Estimate) -> dict[str, float]:
-    """A value and its 95 % interval under the names that they have everywhere; what is not known is left out."""
+    """A value and its 95 % interval under their usual names, without unknown ones."""
     numbers = dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), estimate, strict=True))
     return {key: number for key, number in numbers.items() if not math.isnan(number)}
 
 
 def text_of(estimate: Estimate, percent: bool = False, sign: bool = False) -> str:
-    """0.975 [0.966, 0.982], or 45.8 % [41.5, 50.2]; a dash for what is not defined."""
+    """0.975 [0.966, 0.982], or 45.8 % [41.5, 50.2]; a dash if it is undefined."""
     if math.isnan(estimate.value):
         return "–"
     scale, form = (100, ".1f") if percent else (1, ".3f")
@@ -39,15 +39,15 @@ def text_of(estimate: Estimate, percent: bool = False, sign: bool = False) -> st
 
 
 def save_rollouts(run_dir: Path, step: int, test: RolloutResult, train: RolloutResult | None) -> dict[int, Path]:
-    """Writes rollouts/<step>.json, and what `save_media` does. Returns seed -> video."""
+    """Writes rollouts/<step>.json, and the files of `save_media`. Returns seed -> video."""
     rows = [e.row() for e in [*test.episodes, *(train.episodes if train else [])]]
     write_json(run_dir / "rollouts" / f"{step}.json", rows)
     return save_media(run_dir, step, test)
 
 
 def save_media(run_dir: Path, step: int, result: RolloutResult) -> dict[int, Path]:
-    """Writes the recorded episodes as media/<step>-<seed>.mp4, and what it takes to film the others later:
-    rollouts/<step>.npz, seed -> executed actions (T, 2) float32. Returns seed -> video."""
+    """Writes the recorded episodes as media/<step>-<seed>.mp4, and rollouts/<step>.npz, from which the others can be
+    filmed later: seed -> executed actions (T, 2) float32. Returns seed -> video."""
     actions = {str(e.seed): np.stack(e.actions) for e in result.episodes}
     write_atomically(run_dir / "rollouts" / f"{step}.npz", lambda file: np.savez_compressed(file, **actions))  # type: ignore[arg-type]
     videos = {e.seed: run_dir / "media" / f"{step}-{e.seed}.mp4" for e in result.episodes if e.frames}

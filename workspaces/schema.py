@@ -1,4 +1,4 @@
-"""Declared types and ranges of what a file says, checked where it is read.
+"""Declared types and ranges of the content of files, checked when a file is read.
 
 A schema is written as the data look: a dict of fields, a list with the schema of its items, a tuple of alternatives, a
 `Range`, a pattern or a set of texts, a `Dense` tensor, or a plain type. The key `str` stands for every other field.
@@ -16,7 +16,7 @@ from torch import Tensor
 Schema = Any
 
 MAX_TEXT = 10_000
-"""Characters of one text."""
+"""Longest text, in characters."""
 
 
 class Range(NamedTuple):

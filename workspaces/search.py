@@ -1,7 +1,7 @@
-"""Optuna (Akiba et al. 2019) as a sweeper: it chooses, the jobs of a sweep run, it is told.
+"""Optuna (Akiba et al. 2019) as a sweeper: it chooses values and learns the scores of their jobs.
 
 Hydra's own plugin holds Optuna at 2.10, whose storage does not work with today's SQLAlchemy. A journal file does: a
-search that was killed goes on, its unfinished trials first.
+killed search resumes with its unfinished trials.
 """
 
 import json
@@ -28,14 +28,14 @@ FILE = "optuna.journal"
 def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: Any) -> None:
     """Runs `n_trials` jobs, `n_parallel` at once, with values that Optuna chooses to make the score large.
 
-    A trial whose job fails counts, as failed. Raises ValueError where nothing is to be searched, or how is not said.
+    A trial whose job fails counts, as failed. Raises ValueError if no key has a range, or a value is not one.
     """
     space = {key: distribution(key, override) for key, override in sweep.swept.items()}
     if not space:
-        raise ValueError("nothing to search: give a range, for example 'optimizer.lr=tag(log,interval(1e-4,1e-3))'")
+        raise ValueError("nothing to search: set a range, for example 'optimizer.lr=tag(log,interval(1e-4,1e-3))'")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if lost := mend(sweep.dir / FILE):
-        sweep.say(f"{sweep.dir / FILE} was damaged: its last {lost:,} bytes are left out, in {FILE}.damaged")
+        sweep.say(f"{sweep.dir / FILE} was damaged: its last {lost:,} bytes were moved to {FILE}.damaged")
     study = optuna.create_study(
         study_name=sweep.dir.name,
         storage=JournalStorage(JournalFileBackend(str(sweep.dir / FILE))),
@@ -55,9 +55,9 @@ def search(sweep: Sweep, n_trials: int, n_parallel: int, sampler: Any) -> None:
 
 
 def mend(journal: Path) -> int:
-    """Leaves out what follows the last whole line of a journal, which Optuna would refuse for ever. Returns bytes.
+    """Cuts off an incomplete last line of a journal, which Optuna would refuse. Returns its bytes.
 
-    A process that is killed while it writes leaves half a line, and the next one would write behind it.
+    A process that is killed while it writes leaves half a line, and the next one appends to it.
     """
     content = journal.read_bytes() if journal.is_file() else b""
     whole = 0
@@ -76,7 +76,7 @@ def mend(journal: Path) -> int:
 def _next(
     study: optuna.Study, space: dict[str, BaseDistribution], n_trials: int, n_parallel: int
 ) -> dict[int, dict[str, Any]]:
-    """Number and values of the trials to run now: those that were not told, then new ones."""
+    """Number and values of the trials to run now: those without a score, then new ones."""
     left = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
     if left:
         return {trial.number: trial.params for trial in left}
@@ -96,7 +96,7 @@ def distribution(key: str, override: Override) -> BaseDistribution:
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     if override.is_range_sweep():
         if any(not isinstance(n, int) for n in (value.start, value.stop, value.step)):
-            raise ValueError(f"{key}: a range of whole numbers was expected, interval(a,b) is for others")
+            raise ValueError(f"{key}: expected a range of whole numbers, interval(a,b) is for others")
         return IntDistribution(value.start, value.stop - 1, log=log, step=1 if log else value.step)
     if override.is_interval_sweep():
         return FloatDistribution(float(value.start), float(value.end), log=log)

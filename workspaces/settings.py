@@ -1,4 +1,4 @@
-"""The settings of a run: one table that says what each key is for, and the checks that need no more than their values.
+"""The settings of a run: one table with the role of each key, and the checks that need only their values.
 
 Everything that treats keys differently derives from `TABLE`: which may change when a run resumes, which an evaluation
 takes from its checkpoint, which a sweep need not train for, which tell two rows of a report apart.
@@ -35,7 +35,7 @@ Role = Literal[
 
 
 class Entry(NamedTuple):
-    """What a role means, and the keys that have it: `a.b` is that key alone, `a.*` is `a` and every key below it."""
+    """A role's meaning and its keys: `a.b` is that key alone, `a.*` is `a` and every key below it."""
 
     meaning: str
     keys: str
@@ -43,54 +43,54 @@ class Entry(NamedTuple):
 
 TABLE: dict[Role, Entry] = {
     "identity": Entry(
-        "What a policy is. Its checkpoint fixes it.",
+        "Identity of a policy, which its checkpoint fixes.",
         "name task.* encoder.* denoiser.* objective.* init_from horizon n_obs_steps noise_draws "
         "scheduler.num_train_timesteps scheduler.beta_schedule scheduler.beta_start scheduler.beta_end "
         "scheduler.prediction_type",
     ),
     "training": Entry(
-        "How a policy is trained. Only training reads it, and a run keeps it to its end.",
+        "Method of training. Only training reads it, and a run keeps it to its end.",
         "experiment optimizer.* lr_schedule.* ema.* dataset.* workspace.batch_size workspace.grad_accumulation "
         "workspace.max_grad_norm",
     ),
-    "length": Entry("How long a policy is trained. A finished run may be given more.", "workspace.num_steps"),
+    "length": Entry("Length of a training. A finished run may be extended.", "workspace.num_steps"),
     "run": Entry(
-        "What one training of a setting has to itself: its seed, how often it writes, how much it keeps.",
+        "Settings of a single training: its seed, how often it writes, how much it keeps.",
         "seed workspace.every.* workspace.n_best workspace.small_experiment",
     ),
-    "data": Entry("Which data a policy is trained on, wherever they lie.", "dataset.sha256"),
+    "data": Entry("Data that a policy is trained on, wherever they lie.", "dataset.sha256"),
     "source": Entry(
-        "Where the data lie. `dataset.sha256` says whether they are the same.", "dataset.path dataset.source"
+        "Places of the data. `dataset.sha256` says whether the data are the same.", "dataset.path dataset.source"
     ),
     "sampling": Entry(
-        "How actions are drawn from a trained policy. An evaluation may choose anew.", "scheduler.* n_action_steps"
+        "Sampling of actions from a trained policy. An evaluation may choose anew.", "scheduler.* n_action_steps"
     ),
     "protocol": Entry(
-        "What a policy is tested in, and under which rules.",
+        "Environment and rules of a policy's test.",
         "debug env_runner env_runner._target_ env_runner.protocol env_runner.max_steps env_runner.n_train_episodes "
         "task.env.* task.protocols.*",
     ),
     "episodes": Entry(
-        "Which episodes are rolled out, and which of them are filmed.",
+        "Episodes to roll out, and those to film.",
         "env_runner.start_seed env_runner.n_episodes env_runner.n_videos",
     ),
     "speed": Entry(
-        "How many processes and threads compute, and with which kernels. Results differ by rounding at most.",
+        "Numbers of processes and threads, and kernels. Results differ by rounding at most.",
         "n_threads kernels env_runner.n_envs env_runner.n_workers workspace.loader workspace.n_loader_workers",
     ),
     "arithmetic": Entry(
-        "How a training step is computed. Rounding differs, the method does not.",
+        "Arithmetic of a training step. Rounding differs, the method does not.",
         "workspace.precision workspace.engine",
     ),
-    "place": Entry("On what a run computes, and whose code it may import.", "device launcher.* trust"),
+    "place": Entry("Device and launcher of a run, and the packages that it may import.", "device launcher.* trust"),
     "output": Entry("Where results go.", "run_dir logger.*"),
     "verb": Entry(
-        "What is done, and to which checkpoint.",
+        "The command, and its checkpoint.",
         "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
         "workspace.n_episodes workspace.start_seed workspace.n_workers workspace.filter.*",
     ),
     "outside": Entry(
-        "No part of a run: Hydra's own, the report's, the copy of its training's settings that an evaluation has.",
+        "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",
         "hydra.* sweep runs report.* training.*",
     ),
 }
@@ -127,14 +127,14 @@ VALUES: dict[str, Any] = {
     "report.n_films": limits.Count,
     "report.publish": Literal["wandb"] | None,
 }
-"""What a value must be where no constructor of ours declares it: settings of a whole run, and arguments of other
-people's classes that these take and ignore, or fail with later."""
+"""Types of values that no constructor of ours declares: settings of a whole run, and arguments that classes of other
+libraries would ignore, or fail with later."""
 
 _ROLES: dict[str, Role] = {key: role for role, entry in TABLE.items() for key in entry.keys.split()}
 
 
 def known_role(key: str) -> Role | None:
-    """The role of `key` by the closest entry of the table; None where there is none."""
+    """The role of `key` by the closest entry of the table; None if there is none."""
     if key in _ROLES:
         return _ROLES[key]
     parts = key.split(".")
@@ -153,7 +153,7 @@ def group(typed: str) -> str:
 
 
 def keys_with(*roles: Role) -> tuple[str, ...]:
-    """What the keys with these roles begin with, for `str.startswith`."""
+    """Prefixes of the keys with these roles, for `str.startswith`."""
     groups = {key.partition(".")[0] for key in _ROLES if "." in key}
     having = [key.removesuffix(".*") for key, role in _ROLES.items() if role in roles]
     return tuple(key for key in having if key not in groups or f"{key}.*" in _ROLES)
@@ -200,7 +200,7 @@ def check(config: Config) -> None:
 
 
 def check_values(config: Config) -> None:
-    """Raises ValueError where a setting of `VALUES` has a value that it cannot have."""
+    """Raises ValueError if a setting of `VALUES` has a value that it cannot have."""
     for key, declared in VALUES.items():
         group, _, name = key.rpartition(".")
         held = config.get(group) if group else config

@@ -1,4 +1,4 @@
-"""Process tuning: what `run.py` sets before and while it starts. Imports nothing but the standard library."""
+"""Process tuning by `run.py` before and during its start. Imports only the standard library."""
 
 import atexit
 import contextlib
@@ -15,10 +15,10 @@ ENVIRONMENT = {
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",
     "WANDB_ERROR_REPORTING": "false",  # wandb's reports about itself hold the end of a run up for a minute when offline
 }
-"""Variables that libraries read when they are imported. What the user has set stays."""
+"""Variables that libraries read when they are imported. Values set by the user stay."""
 
 LAUNCH = ENVIRONMENT | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**63)}
-"""The environment in which a process starts as `tune` makes it, for programs that do not begin with `run.py`."""
+"""The environment in which a process starts as `tune` makes it, for programs that do not start with `run.py`."""
 
 SWITCH_INTERVAL_S = 1e-4
 
@@ -28,9 +28,9 @@ SHOWS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--in
 
 
 def greet(arguments: list[str]) -> None:
-    """Says that the program has started: what it imports next takes seconds. Without arguments it shows its help.
+    """Says that the program has started, because its imports take seconds. Without arguments it shows the help.
 
-    Exits where the working directory is gone, which every library would report in its own way.
+    Exits if the working directory is gone, which every library would report in its own way.
     """
     if len(arguments) == 1:
         arguments.append("--help")
@@ -44,7 +44,7 @@ def greet(arguments: list[str]) -> None:
 
 
 def close_stdout() -> None:
-    """Lets what is still to be written to a pipe that nobody reads disappear, without an error at exit."""
+    """Discards output that is left for a pipe that nobody reads, without an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -56,7 +56,7 @@ def tune() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """New tensors take the place of freed ones. glibc would return that memory to the system, and pay for each page."""
+    """Lets new tensors reuse freed memory. glibc would return it to the system, and pay for each new page."""
     with contextlib.suppress(AttributeError):  # another libc
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
@@ -64,10 +64,11 @@ def _keep_freed_memory() -> None:
 
 
 def import_parts() -> None:
-    """Imports what a job needs, with the garbage collector off: it would take a seventh of the time and find nothing.
+    """Imports the libraries of a job with the garbage collector off, which would take a seventh of the time for
+    nothing.
 
-    Imported modules stay, so the collector never looks at them again. It is on afterwards, and the process's later jobs
-    leave it alone: what an earlier job left must be found.
+    Imported modules stay, so the collector never looks at them again. It is on afterwards, and stays on for later jobs
+    of this process, to collect what earlier ones left.
     """
     if "workspaces.build" in sys.modules:
         return

@@ -1,7 +1,7 @@
-"""Many runs from one command: which there are, where each lives, what is still to be done, and how it stands.
+"""Many runs from one command: their directories, their states, and the work that is left.
 
-The directories are the truth. A sweep launches the jobs whose directories are not finished and looks again, so that it
-survives whatever kills a job, a worker or itself: the same command goes on.
+The directories are the truth. A sweep launches the jobs whose directories are not finished and looks again, so the same
+command resumes it, whatever killed a job, a worker or the sweep itself.
 """
 
 import contextlib
@@ -41,10 +41,10 @@ from workspaces.trust import packages_of
 FILE = "sweep.json"
 
 SCHEMA: Schema = {"jobs": [{"dir": COMPONENT, "verb": Maybe(str), "overrides": Maybe([str]), "needs": Maybe(str)}]}
-"""What the manifest holds."""
+"""Fields of the manifest."""
 
 MAX_DEATHS = 3
-"""A job that was killed is launched again in the same sweep, so often at the most."""
+"""Most launches of a job that keeps being killed, in one sweep."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Job:
 
 
 class Sweep:
-    """A directory of jobs. A context manager: leaving tells how they stand, and fails unless all have finished.
+    """A directory of jobs. A context manager: leaving it reports their states and fails unless all have finished.
 
     Args:
         config: as Hydra composed it without the values that are swept.
@@ -71,7 +71,7 @@ class Sweep:
         params: overrides from a file, `arguments`: from the command line, which has the last word.
         status_s: seconds between two status tables.
 
-    Raises ValueError for overrides that a sweep cannot have.
+    Raises ValueError for overrides that do not suit a sweep.
     """
 
     in_this_process = False
@@ -89,7 +89,7 @@ class Sweep:
         overrides = {o.get_key_element(): o for o in OverridesParser.create(loader).parse_overrides(typed)}
         overrides.pop("+sweep", None)
         if "run_dir" in overrides:
-            raise ValueError("run_dir names one directory and a sweep needs many: give hydra.sweep.dir=DIR instead")
+            raise ValueError("run_dir names one directory, but a sweep needs many: set hydra.sweep.dir=DIR instead")
         self.swept = {key: o for key, o in overrides.items() if o.is_sweep_override()}
         fixed = {key: o for key, o in overrides.items() if key not in self.swept}
         self.fixed = {key: f"{key}={o.get_value_element_as_str()}" for key, o in fixed.items()}
@@ -109,10 +109,10 @@ class Sweep:
         self._reporter = threading.Thread(target=self._report_now_and_then, daemon=True)
 
     def grid(self) -> list[list[Job]]:
-        """Every combination of the values, in phases: jobs of one need nothing but those of the phases before."""
+        """Every combination of the values, in phases: jobs need only those of earlier phases."""
         for override in self.swept.values():
             if not override.is_discrete_sweep():
-                raise ValueError(f"{override.input_line} is not a list of values: give one, or hydra/sweeper=optuna")
+                raise ValueError(f"{override.input_line} is not a list of values: set one, or use hydra/sweeper=optuna")
         inference = {key: o for key, o in self.swept.items() if role(key) == "sampling"}
         if self.verb != "train" or not inference:
             return [[self.job(values) for values in _combinations(self.swept)]]
@@ -121,7 +121,7 @@ class Sweep:
         return [training, [self._evaluation(job, v) for job in training for v in _combinations(inference)]]
 
     def job(self, values: Mapping[str, str], prefix: str = "") -> Job:
-        """The job with these values of what is swept."""
+        """The job with these values of the swept keys."""
         swept = [f"{key}={value}" for key, value in values.items()]
         return Job(_name(values, prefix), self.verb, (*self.fixed.values(), *swept, *self._group()))
 
@@ -178,14 +178,14 @@ class Sweep:
         return [f"\nbest score {scores[best]:.3f}: {self.dir / best}", f"report: {report}"]
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """Takes jobs into the manifest. Raises ValueError where the directory of one holds something else."""
+        """Adds jobs to the manifest. Raises ValueError if the directory of one holds another run."""
         for job in jobs:
             held = self._record(job)
             if held is not None:
                 there = Job(job.name, job.verb, tuple(held["overrides"]))
                 if there.identity != job.identity:
                     differing = ", ".join(sorted(there.identity ^ job.identity))
-                    raise ValueError(f"{self.dir / job.name} holds another run ({differing}): give hydra.sweep.dir=DIR")
+                    raise ValueError(f"{self.dir / job.name} holds another run ({differing}): set hydra.sweep.dir=DIR")
         self.jobs += jobs
         names = [job.name for job in self.jobs]
         assert len(set(names)) == len(names)
@@ -198,23 +198,23 @@ class Sweep:
         write_json(self.dir / FILE, {"command": shlex.join(sys.argv), "jobs": [*kept, *described]})
 
     def _manifest(self) -> list[dict[str, Any]]:
-        """The jobs of earlier commands. None where the file is damaged: the directories are the truth."""
+        """The jobs of earlier commands. None if the file is damaged: the directories are the truth."""
         try:
             return read_manifest(self.dir / FILE)
         except FileNotFoundError:
             return []
         except ValueError as error:
-            self.say(f"{self.dir / FILE} is damaged ({error}): written anew, with the jobs of this command alone")
+            self.say(f"{self.dir / FILE} is damaged ({error}): writing it anew with the jobs of this command")
             return []
 
     def run(self, phases: Sequence[Sequence[Job]]) -> None:
-        """Brings every job to its end that can be brought there."""
+        """Runs all jobs that are not finished, phase by phase."""
         self.add([job for phase in phases for job in phase])
         for phase in phases:
             self.run_jobs(phase)
 
     def run_jobs(self, jobs: Sequence[Job]) -> None:
-        """The same for jobs that do not need each other."""
+        """Runs jobs that do not depend on each other."""
         while unfinished := [job for job in jobs if self._to_be_done(job)]:
             free = [job for job in unfinished if self.state(job) != "running"]
             if free:
@@ -226,7 +226,7 @@ class Sweep:
         return record.state_of(self.dir / job.name)
 
     def score(self, job: Job) -> float | None:
-        """What the job returned; None where it has not finished."""
+        """Score of the job; None if it has not finished."""
         held = self._record(job)
         return held["score"] if held is not None and held["state"] == "finished" else None
 
@@ -243,7 +243,8 @@ class Sweep:
             self._launch(typed, self.jobs.index(jobs[0]))
         except Exception as error:  # a worker died, or what runs them: the directories tell which jobs it hit
             reason = explain(error)
-            self.say(f"the launcher stopped ({reason}): looking which jobs are left")
+            self.say(f"the launcher stopped ({reason}): checking which jobs are left")
+        # A job whose record changed has run. It is settled if it failed, or was killed too often.
         run = [job for job in jobs if self._record(job) != before[job]]
         for job in run:
             state = self.state(job)
@@ -257,19 +258,19 @@ class Sweep:
         return device_of(number, self.launcher, self.device, torch.cuda.device_count())
 
     def _typed(self, job: Job) -> list[str]:
-        """Everything that a launcher gets."""
+        """Overrides of the job, for a launcher."""
         where = [f"hydra.sweep.dir={quoted(str(self.dir.absolute()))}", f"hydra.sweep.subdir={quoted(job.name)}"]
         return [*job.overrides, *where, "hydra.mode=MULTIRUN"]
 
     def _record(self, job: Job) -> dict[str, Any] | None:
-        """What the job's run.json says. None where it is damaged: the job is run once more, and writes it anew."""
+        """Content of the job's run.json. None if it is damaged: then the job runs again and writes it anew."""
         try:
             return record.read(self.dir / job.name)
         except ValueError:
             return None
 
     def status(self, whole: bool) -> str:
-        """How the jobs stand, as a table: all of them, or those that somebody may want to look at now."""
+        """A table of the jobs' states: all of them, or the interesting ones."""
         states = {job: self.state(job) for job in self.jobs}
         counts = ", ".join(f"{n} {state}" for state, n in sorted(Counter(states.values()).items()))
         title = f"\n{self.dir}: {counts} ({(time.time() - self._begun) / 60:.1f} min)"
@@ -291,14 +292,14 @@ class Sweep:
 
     @staticmethod
     def say(text: str) -> None:
-        """To whoever watches."""
+        """Prints a text for the person who watches."""
         print(text, file=sys.stderr, flush=True)
 
 
 def leave_job(error: Exception) -> None:
-    """Ends a job of a sweep that went wrong: written down where the sweep looks, and raised for it to see.
+    """Ends a failed job of a sweep: records the error in run.json and raises it for the launcher.
 
-    Raises KeyboardInterrupt where a signal meant the whole sweep, because it runs in this process.
+    Raises KeyboardInterrupt if a signal meant the whole sweep, because it runs in this process.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if not record.in_use(run_dir) and not record.is_ours(run_dir):  # it did not even begin
@@ -319,7 +320,7 @@ def _says_interrupted(run_dir: Path) -> bool:
 def _tells(override: str) -> bool:
     """Whether an override says what a job is, and not only where and how fast it runs.
 
-    What counts is its first part, so that a sweep keeps its directory: env_runner.n_workers says something, too.
+    Its group decides, so that a sweep keeps its directory: env_runner.n_workers counts, too.
     """
     return role(group(override)) not in ("place", "output", "speed")
 
@@ -328,12 +329,12 @@ def _combinations(swept: Mapping[str, Override]) -> Iterable[dict[str, str]]:
     values = [list(dict.fromkeys(override.sweep_string_iterator())) for override in swept.values()]
     for override, its_values in zip(swept.values(), values, strict=True):
         if not its_values:
-            raise ValueError(f"{override.input_line} has no values to sweep over: give one or more, KEY=VALUE,VALUE")
+            raise ValueError(f"{override.input_line} has no values to sweep over: set one or more, KEY=VALUE,VALUE")
     return [dict(zip(swept, combination, strict=True)) for combination in itertools.product(*values)]
 
 
 def _name(values: Mapping[str, str], prefix: str) -> str:
-    """A directory's name: readable, another one for other values, and to be typed after `checkpoint=` as it is."""
+    """A directory's name: readable, unique for its values, and valid after `checkpoint=` without quotes."""
     full = "+".join(filter(None, [prefix, *(f"{_short(key)}-{value}" for key, value in values.items())])) or "run"
     clean = re.sub(r"[^\w.+-]", "_", full)
     return clean if clean == full and len(full) <= 120 else f"{clean[:100]}-{_digest([full])}"
@@ -359,7 +360,7 @@ def _progress(run_dir: Path) -> tuple[str, str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file; none where it cannot be read."""
+    """The lines of a text file; none if it cannot be read."""
     try:
         return read_text(file).splitlines()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How fast training is, and how long it will take."""
+"""Measures the speed of training and predicts its end."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ class Timer:
         self.start(0)
 
     def start(self, step: int) -> None:
-        """Training begins now, at `step`."""
+        """Starts the clock at `step`."""
         self._pauses_s = self._pauses_since_mark_s = 0.0
         self._begin = self._mark = time.perf_counter()
         self._first_step = self._mark_step = step

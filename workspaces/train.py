@@ -1,4 +1,4 @@
-"""Trains a policy, with rollouts in the loop. Killed at any moment, the same run directory goes on, to the bit."""
+"""Trains a policy, with rollouts in the loop. A run that is killed at any moment resumes to the bit."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Every(TypedDict):
-    """Optimizer steps between two of each."""
+    """Periods in optimizer steps."""
 
     log: limits.Positive
     validate: limits.Positive
@@ -60,7 +60,7 @@ class TrainWorkspace(Workspace):
                     state.timer.warn_if_slow(state.step, self.num_steps, self.small_experiment)
 
     def _assess_and_save(self) -> None:
-        """Does what is due at this step, and leaves if a signal has come."""
+        """Assesses and saves if due, and stops if a signal has come."""
         state, due = self.state, self.assessment.due
         with state.timer.paused():
             if not state.evaluated:
@@ -96,7 +96,7 @@ class TrainWorkspace(Workspace):
         self.signals, self.env_runner, self.logger, self.loader = Signals(), *[cast(Any, None)] * 3
 
     def run(self) -> float | None:
-        """Trains to `num_steps`. Returns the best score, the larger the better; None where nothing gives one."""
+        """Trains to `num_steps`. Returns the best score, larger is better, or None if there is none."""
         torch.manual_seed(self.config["seed"])
         self._build()
         self._open()
@@ -113,7 +113,7 @@ class TrainWorkspace(Workspace):
             except StopNow:
                 if self.state.evaluated:  # it came in a first step: random numbers have been drawn for it
                     raise self.signals.interrupted(
-                        "stopped before the first step. To start: the same command"
+                        "stopped before the first step. To start, repeat the command"
                     ) from None
                 self._save_and_leave()
             except Exception as error:
@@ -122,7 +122,7 @@ class TrainWorkspace(Workspace):
                 command = resume.how_to_resume(self.run_dir, self.config, "workspace.n_loader_workers=0")
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise ChildProcessError(
-                    f"a worker of the DataLoader died, out of memory or of /dev/shm? ({reason:.200}) "
+                    f"a worker of the DataLoader died, perhaps out of memory or of /dev/shm ({reason:.200}). "
                     f"What was saved before is intact. To go on without workers: {command}"
                 ) from error
 
@@ -142,7 +142,7 @@ class TrainWorkspace(Workspace):
             self.env_runner.start()  # what fails in it fails before step 1
 
     def _open(self) -> None:
-        """Opens the run directory, and resumes the run that it holds, if it does."""
+        """Opens the run directory, and resumes its run if there is one."""
         self.take_run_dir()
         saved = load_run(self.run_dir, self.config)
         self.config["workspace"]["precision"] = choose_precision(self.precision, self.device, saved)
@@ -174,7 +174,10 @@ class TrainWorkspace(Workspace):
         step = engines.EagerStep(state.policy, state.optimizer, loader.load, self.max_grad_norm, bf16)
         train_step = engines.training_step(self.engine, step)
         if not train_step.warm:
-            log.info("compiling the training step, for minutes the first time (workspace.engine=eager starts at once)")
+            log.info(
+                "compiling the training step, which takes minutes the first time (workspace.engine=eager starts "
+                "at once)"
+            )
         return iter(loader), train_step
 
     def _save(self) -> None:

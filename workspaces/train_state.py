@@ -1,4 +1,4 @@
-"""The state of a training run: all that the next step, and everything after it, depends on."""
+"""The state of a training run: everything that its next steps depend on."""
 
 import logging
 import math
@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 
 
 MAX_SAVING = 0.05
-"""Share of the time that periodic checkpoints may take. A GPU makes 1,000 steps while 1.2 GB are written twice."""
+"""Share of the time that periodic checkpoints may take. A GPU makes 1,000 steps in the time that it takes to write 1.2
+GB twice."""
 
 
 class TrainState:
-    """What a checkpoint of a training holds, next to the configuration. Restored, training goes on to the bit.
+    """The content of a training checkpoint, next to the configuration. Training resumes from it to the bit.
 
-    step: optimizer steps taken. evaluated: whether what is due at this step has been done. best: the best checkpoints,
+    step: optimizer steps taken. evaluated: whether this step's assessment is done. best: the best checkpoints,
     best first, each {"step", "file", "score", ...}. pending: (loss, gradient norm) of each step since the last log, on
     the device. metrics_offset: bytes of metrics.jsonl that belong to the state. precision: fp32 or bf16. n_threads: CPU
     threads of the process that saved the state; None if they are not known.
@@ -91,10 +92,10 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` returned, except for `precision` (`choose_precision`).
+        """Restores what `state_dict` returned, except for `precision` (`choose_precision`).
 
-        Checkpoints of earlier versions may lack `n_threads` and `precision`. Raises ValueError, with nothing taken up,
-        for a state that is not of this policy and optimizer.
+        Checkpoints of earlier versions may lack `n_threads` and `precision`. Raises ValueError, with nothing restored,
+        for a state of another policy or optimizer.
         """
         self._check_fits(state)
         self.policy.load_state_dict(state["policy"])
@@ -111,7 +112,7 @@ class TrainState:
             torch.get_device_module(kind).set_rng_state(state["rng_cuda"])
 
     def _check_fits(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError where a part of `state` is not what it is to replace."""
+        """Raises ValueError if a part of `state` does not match the part that it replaces."""
         for name, part in (("policy", self.policy), ("optimizer", self.optimizer), ("lr_schedule", self.lr_schedule)):
             check_like(state[name], part.state_dict(), name)
         check_like(state["ema"]["model"], self.ema.model.state_dict(), "ema.model")
@@ -126,7 +127,7 @@ class TrainState:
         self._check_moments(state["optimizer"]["state"])
 
     def _check_moments(self, moments_of: Mapping[Any, Any]) -> None:
-        """Raises ValueError where the optimizer's running averages are of other parameters."""
+        """Raises ValueError if the optimizer's running averages are of other parameters."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, moments in moments_of.items():
             if number not in range(len(parameters)) or not isinstance(moments, dict):
@@ -136,7 +137,8 @@ class TrainState:
                     check_like(moment, parameters[number].detach(), f"optimizer.state[{number}].{name}")
 
     def save(self, run_dir: Path, about: Mapping[str, Any]) -> None:
-        """Writes checkpoints/last.pt, with `about` next to the state, and deletes what is no longer among the best.
+        """Writes checkpoints/last.pt, with `about` next to the state, and deletes files that are no longer among the
+        best.
 
         Raises ValueError instead if the weights are not finite any more.
         """
@@ -172,9 +174,9 @@ class TrainState:
 def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
     """Gives a fresh state the averaged weights of the checkpoint `config["init_from"]`, with its normalisation.
 
-    The normalisation belongs to the weights: new data are mapped with the old statistics, so that the policy computes
-    at first what it computed there. A run that has begun in `run_dir` needs the file no more. Raises ValueError where
-    the weights are of another architecture, naming the first difference; warns where they fit, but were trained for
+    The normalisation belongs to the weights: new data are mapped with the old statistics, so that the policy first
+    computes what it computed there. A run that has begun in `run_dir` no longer needs the file. Raises ValueError if
+    the weights are of another architecture, naming the first difference; warns if they fit, but were trained for
     something else.
     """
     last = run_dir / "checkpoints/last.pt"
@@ -202,7 +204,7 @@ def _says_what_weights_mean(key: str) -> bool:
 
 
 def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> list[Any]:
-    """The parameters of `policy`, in groups with settings of their own where `settings` of the optimizer have them.
+    """The parameters of `policy`, in groups, if `settings` of the optimizer treat them differently.
 
     encoder_lr: learning rate of the encoder; None: lr. norm_decay: weight decay of norms and biases, which are the
     parameters with one dimension; None: weight_decay. Raises ValueError for the rate of an encoder without weights.
@@ -213,6 +215,7 @@ def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> li
     encoder = {id(p) for name, p in policy.named_parameters() if name.startswith("encoder.")}
     if encoder_lr is not None and not encoder:
         raise ValueError(f"optimizer.encoder_lr={encoder_lr}, but this encoder has no weights: leave it out")
+    # Up to four groups, by whether the parameter is the encoder's and whether it has one dimension.
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for p in policy.parameters():
         groups.setdefault(
@@ -227,33 +230,33 @@ def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> li
 
 
 def warn_if_short(config: Config) -> None:
-    """Warns where the learning rate only rises, and never reaches what `optimizer.lr` says."""
+    """Warns if the learning rate only rises and never reaches `optimizer.lr`."""
     warm_up, num_steps = config["lr_schedule"].get("num_warmup_steps"), config["workspace"]["num_steps"]
     if isinstance(warm_up, int) and warm_up >= num_steps:
         log.warning(
             "lr_schedule.num_warmup_steps=%d, but the run has only workspace.num_steps=%d: the learning rate never "
-            "reaches optimizer.lr. Give lr_schedule.num_warmup_steps=%d, for example",
+            "reaches optimizer.lr. Set lr_schedule.num_warmup_steps=%d, for example",
             warm_up, num_steps, num_steps // 10,
         )  # fmt: skip
 
 
 def warn_if_inexact(saved: Mapping[str, Any], precision: str) -> None:
-    """Warns where the user chose to compute otherwise than the run in `saved` did."""
+    """Warns if the user chose another way to compute than the run in `saved`."""
     before = {"workspace.precision": saved.get("precision"), "n_threads": saved.get("n_threads")}
     now = {"workspace.precision": precision, "n_threads": torch.get_num_threads()}
     changed = [f"{key}={now[key]} (before: {old})" for key, old in before.items() if old not in (None, now[key])]
     if changed:
-        log.warning("the run goes on with %s: not to the bit as it would have without", " and ".join(changed))
+        log.warning("the run resumes with %s: not to the bit as it would have without", " and ".join(changed))
 
 
 def choose_precision(precision: str, device: torch.device, saved: Mapping[str, Any] | None) -> str:
-    """fp32 or bf16: what auto means on `device`, or, when a run resumes, what it meant when `saved` was."""
+    """fp32 or bf16. auto is timed on `device`; a resumed run keeps the choice in `saved`."""
     if precision == "auto" and saved is not None:
         return saved.get("precision", saved["config"]["workspace"]["precision"])
     with torch.random.fork_rng(devices=[]):  # timing draws numbers, and the weights have been drawn already
         pays = precision != "fp32" and bf16_pays(device)
     if precision == "bf16" and not pays:
-        log.warning("This device emulates bfloat16, slowly: workspace.precision=auto takes what is faster.")
+        log.warning("This device emulates bfloat16, slowly. workspace.precision=auto takes the faster one.")
     return precision if precision != "auto" else "bf16" if pays else "fp32"
 
 
@@ -275,10 +278,10 @@ def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
 
 
 def check_length(step: int, config: Config, run_dir: Path) -> None:
-    """Raises ValueError where the run in `run_dir` has done more steps than `config` wants."""
+    """Raises ValueError if the run in `run_dir` has done more steps than `config` wants."""
     wanted = config["workspace"]["num_steps"]
     if step > wanted:
         raise ValueError(
-            f"workspace.num_steps={wanted}, but the run in {run_dir} has done {step} steps already. Give "
-            f"workspace.num_steps={step} or more to go on with it, or another run_dir to begin a shorter run"
+            f"workspace.num_steps={wanted}, but the run in {run_dir} has already done {step} steps. Set "
+            f"workspace.num_steps={step} or more to resume it, or another run_dir to begin a shorter run"
         )

@@ -1,6 +1,6 @@
-"""What a file may say when somebody else wrote it: plain values, within limits, and names of classes that are ours.
+"""Checks files of strangers: they may hold plain values within limits, and names of our own classes.
 
-Reading such a file with `weights_only=True` keeps pickles from running code. Three ways remain, and are closed here: a
+Reading such a file with `weights_only=True` keeps pickles from running code. This module closes the remaining ways: a
 class or function that the configuration names (`_target_`), a container that only a later conversion turns into a
 dictionary with a `_target_` in it, and a value that becomes part of a path.
 """
@@ -24,7 +24,7 @@ from workspaces.schema import COMPONENT, COUNT, MAX_TEXT, NUMBER, Dense, Maybe, 
 
 @runtime_checkable
 class Steppable(Protocol):
-    """What tells an environment's class from others."""
+    """Methods that tell an environment's class from others."""
 
     def observe(self) -> Any: ...
 
@@ -32,13 +32,13 @@ class Steppable(Protocol):
 
 
 MAX_DEPTH, MAX_VALUES = 20, 20_000
-"""Limits of a configuration: nesting, and number of values."""
+"""Limits of a configuration: depth, and number of values."""
 
 MAX_ENTRIES = 500_000
-"""Values in a checkpoint, tensors counted as one."""
+"""Most values in a checkpoint, where a tensor counts as one."""
 
 MAX_VALUES_OBSERVED = 2**24
-"""Numbers in one observation: an image of 2,300 x 2,300 pixels."""
+"""Most numbers in one observation: an image of 2,300 x 2,300 pixels."""
 
 TRUSTED: dict[str, tuple[str, type]] = {
     "encoder": ("dp.encoders.", nn.Module),
@@ -48,13 +48,13 @@ TRUSTED: dict[str, tuple[str, type]] = {
     "task": ("dp.tasks.", Task),
     "task.env": ("dp.tasks.", Steppable),
 }
-"""What the configuration of a checkpoint may instantiate: at each place a subclass of that kind from that package."""
+"""Classes that the configuration of a checkpoint may instantiate: place -> package, and class to inherit from."""
 
 PARTIAL, OPTIONAL = ("task.env",), ("task.env",)
-"""Places where a class is made later, and where there may be none."""
+"""Places with `_partial_: true`, and places that may be null."""
 
 OURS = ("dp", "workspaces", "hydra_plugins", "torch", "torchvision", "diffusers", "hydra", "optuna")
-"""Packages whose classes this project's own configurations name. Naming them says nothing about trust."""
+"""Packages whose classes this project's own configurations name. Naming them does not trust a package."""
 
 _SIZES = {"shape": [Range(1, 2**16)], "type": Maybe(str), "key": Maybe(str)}
 
@@ -95,7 +95,7 @@ CONFIG: Schema = {
     "logger": Maybe({"mode": Maybe(str), "project": Maybe(str), "group": Maybe(str)}),
     "training": Maybe({"num_steps": Maybe(Range(1, 10**12))}),
 }
-"""What every verb's configuration says, as far as it is used from a file. The limits are sizes that a machine bears."""
+"""Schema of every verb's configuration, as far as it is used from a file. Machines can bear its upper limits."""
 
 POLICY: Schema = CONFIG | {
     **dict.fromkeys(("horizon", "n_obs_steps", "n_action_steps", "noise_draws"), Range(1, 4096)),
@@ -103,7 +103,7 @@ POLICY: Schema = CONFIG | {
     "scheduler": CONFIG["scheduler"].inner | {"num_inference_steps": Range(1, 10_000)},
     "env_runner": CONFIG["env_runner"].inner,
 }
-"""What a configuration says from which a policy is built."""
+"""Schema of a configuration from which a policy is built."""
 
 MAX_SIZE, MAX_LAYERS = 2**16, 64
 """Limits of each whole number and each list among the arguments of a network of ours."""
@@ -115,7 +115,7 @@ BEST: Schema = {
     "metric": Maybe(str),
     str: Maybe((NUMBER, float)),
 }
-"""One of the best checkpoints. The ends of an interval may be nan."""
+"""Schema of an entry of the best checkpoints. The ends of an interval may be nan."""
 
 STATE: Schema = {
     "step": Maybe(COUNT, null=False),
@@ -137,7 +137,7 @@ STATE: Schema = {
     "rng_cuda": Maybe(Dense(torch.uint8, (None,))),
     "pending": Maybe(Dense(torch.float32, (None, 2)), null=False),
 }
-"""Entries of a checkpoint. Those that are missing belong to a training, or to later versions."""
+"""Schema of a checkpoint. Optional entries belong to trainings, or to later versions."""
 
 TRAINING = (
     "step", "evaluated", "metrics_offset", "training_s", "config", "ema", "policy", "optimizer", "lr_schedule", "best",
@@ -149,7 +149,7 @@ TRAINING = (
 def plain(value: object, where: str) -> Any:
     """A copy of `value`, which must consist of dict, list, str, int, float, bool and None: exactly these types.
 
-    Instantiation works on the copy, so nothing can turn into something else after it was checked.
+    Instantiation works on the copy, so nothing can change after the check.
 
     Raises:
         ValueError: another type, a key that is not text, an interpolation `${...}`, a cycle, or too large a value.
@@ -159,7 +159,9 @@ def plain(value: object, where: str) -> Any:
     def copied(value: object, at: str, depth: int) -> Any:
         left[0] -= 1
         if depth > MAX_DEPTH or left[0] < 0:
-            raise ValueError(f"{where} is nested or repeated too far at {at:.60}, not to be trusted: not loaded")
+            raise ValueError(
+                f"{where} is nested or repeated too far at {at:.60}, which is not to be trusted: not loaded"
+            )
         if type(value) is dict:
             for key in value:
                 if type(key) is not str or len(key) > MAX_TEXT:
@@ -180,13 +182,14 @@ def plain(value: object, where: str) -> Any:
 
 
 def check_component(value: object, key: str) -> None:
-    """Raises ValueError unless `value` can be the name of a file or folder and nothing else."""
+    """Raises ValueError unless `value` is the name of a file or folder, without a path."""
     if type(value) is not str or not COMPONENT.fullmatch(value):
         raise ValueError(f"{key}={value!r:.60}, expected a name of letters, digits and _ . + - (a part of a path)")
 
 
 def check_contents(state: object, where: str) -> None:
-    """Raises ValueError unless `state` consists of plain values, containers and dense tensors that hold what they show.
+    """Raises ValueError unless `state` consists of plain values, containers and dense tensors with memory for all their
+    values.
 
     A tensor of a few bytes can show itself as one of any size, and a few nested lists as any number of values.
     """
@@ -212,9 +215,9 @@ def check_contents(state: object, where: str) -> None:
 def _check_tensor(tensor: Tensor, at: str, where: str) -> None:
     name = at.lstrip(".")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise ValueError(f"{where}: {name} is no dense tensor: not loaded")
+        raise ValueError(f"{where}: {name} is not a dense tensor: not loaded")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{where}: {name} shows {tuple(tensor.shape)} and holds less: not loaded")
+        raise ValueError(f"{where}: {name} claims shape {tuple(tensor.shape)} but holds less: not loaded")
 
 
 def check_weights(weights: object, where: str) -> None:
@@ -223,15 +226,15 @@ def check_weights(weights: object, where: str) -> None:
         raise ValueError(f"{where} holds no weights: not loaded")
     for name, tensor in weights.items():
         if type(name) is not str or not isinstance(tensor, Tensor):
-            raise ValueError(f"{where}: {name!r:.60} is no tensor: not loaded")
+            raise ValueError(f"{where}: {name!r:.60} is not a tensor: not loaded")
         if tensor.is_complex() or (tensor.is_floating_point() and not torch.isfinite(tensor).all()):
-            raise ValueError(f"{where}: {name} has values that are not finite, or not real: not loaded")
+            raise ValueError(f"{where}: {name} has values that are not finite or not real: not loaded")
 
 
 def check_like(value: object, own: object, where: str) -> None:
-    """Raises ValueError where `value` has another type, length or tensor shape than `own`, which it is to replace.
+    """Raises ValueError if `value` has another type, length or tensor shape than `own`, which it replaces.
 
-    Fields that only one of them has, and None, are left to whoever takes the value up: versions of torch differ there.
+    Fields that only one of them has, and None, are left to the caller, because versions of torch differ there.
     """
     if value is None or own is None:
         return
@@ -258,9 +261,9 @@ def check_like(value: object, own: object, where: str) -> None:
 
 
 def check_sizes(config: Config, where: str) -> None:
-    """Raises ValueError where a policy of this configuration could take any amount of memory.
+    """Raises ValueError if a policy of this configuration could take any amount of memory.
 
-    This looks at single arguments. `workspaces.evaluate` compares what they amount to with the weights in the file.
+    This checks single arguments. `workspaces.evaluate` compares the whole network with the weights in the file.
     """
 
     def look(value: object, at: str) -> None:
@@ -284,10 +287,10 @@ def _items(value: object) -> Iterable[tuple[object, object]]:
 
 
 def check_targets(config: Config, trusted: Collection[str] = (), places: Collection[str] = tuple(TRUSTED)) -> None:
-    """Raises ValueError where instantiating one of `places` of a checkpoint's `config` could run a stranger's code.
+    """Raises ValueError if instantiating one of `places` of a checkpoint's `config` could run a stranger's code.
 
-    `config` is what `plain` returned. Its targets must be the classes we expect, not merely names that begin well
-    ("dp.rollouts.pool.os.system" does), or come from one of the packages `trusted`.
+    `config` is what `plain` returned. Its targets must be the expected classes, not merely names with the right
+    beginning ("dp.rollouts.pool.os.system" does), or come from one of the packages `trusted`.
     """
     for place in places:
         package, kind = TRUSTED[place]
@@ -352,7 +355,7 @@ def _node(config: Config, place: str) -> Any:
 
 def _distrust(what: str, target: object) -> str:
     root = target.partition(".")[0] if isinstance(target, str) else ""
-    advice = f". If that package is yours, or you trust it, add trust=[{root}]" if root.isidentifier() else ""
+    advice = f". If the package is yours, or you trust it, add trust=[{root}]" if root.isidentifier() else ""
     return f"the checkpoint names {what}, which is not to be trusted: not loaded{advice if root not in OURS else ''}"
 
 
@@ -366,14 +369,14 @@ def _is_ours(target: object, package: str, kind: type) -> bool:
 
 
 def _is_from(target: object, trusted: Collection[str]) -> bool:
-    """Whether `target` is defined in one of these packages: a name that another module lends them is not."""
+    """Whether `target` is defined in one of these packages: a name that they import from elsewhere is not."""
     if not isinstance(target, str) or target.partition(".")[0] not in trusted:
         return False
     found = _imported(target)
     if found is None:
         raise ValueError(
-            f"{target} cannot be imported, although trust names its package: pip install -e it, or put it on the path "
-            "with PYTHONPATH=FOLDER"
+            f"{target} cannot be imported, although trust names its package: install it (pip install -e), or put its "
+            "folder on the path (PYTHONPATH=FOLDER)"
         )
     return callable(found) and getattr(found, "__module__", "").partition(".")[0] == target.partition(".")[0]
 
@@ -387,7 +390,7 @@ def _imported(target: str) -> Any:
 
 
 def _check_nested(value: object, place: str, trusted: Collection[str]) -> None:
-    """Raises ValueError for a key that means something to Hydra, unless it names something that is trusted."""
+    """Raises ValueError for a key with a meaning for Hydra, unless it names a trusted target."""
     if isinstance(value, dict):
         special = {key for key in value if key.startswith("_")}
         if special and not (special <= {"_target_", "_partial_"} and _is_from(value.get("_target_"), trusted)):

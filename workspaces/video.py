@@ -1,4 +1,4 @@
-"""Rollouts as H.264 videos."""
+"""Writes rollouts as H.264 videos."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dp.rollouts.runner import EpisodeResult
 
 MARGIN = 32
-"""Height in pixels of the strip above the picture that the text is written in."""
+"""Height in pixels of the strip for text above the picture."""
 
 
 def write_video(path: Path, episode: EpisodeResult) -> None:
@@ -32,12 +32,13 @@ def write_video(path: Path, episode: EpisodeResult) -> None:
 
 
 def annotate(episode: EpisodeResult) -> list[UInt8[np.ndarray, "Y X 3"]]:
-    """The frames with a margin above each that says how far the episode is and how well it goes."""
+    """The frames with a margin above each that shows step and reward."""
     font = ImageFont.load_default(size=16)
     rewards = [0.0, *episode.rewards]
     annotated = []
     for step, frame in enumerate(episode.frames):
         height, width = frame.shape[:2]
+        # A white margin above the frame holds the text.
         even = (width + width % 2, height + height % 2 + MARGIN)  # as video codecs need
         canvas = Image.new("RGB", even, "white")
         canvas.paste(Image.fromarray(frame), (0, MARGIN))

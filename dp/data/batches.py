@@ -1,4 +1,4 @@
-"""Batches in an order that is a pure function of (seed, position): the ground of exact resume."""
+"""Batches in an order that is a pure function of (seed, position), on which exact resumption rests."""
 
 import multiprocessing
 import shutil
@@ -19,14 +19,14 @@ from dp.processes import shorten_socket_paths
 from dp.types import Batch
 
 WORKER_TIMEOUT_S = 300
-"""Longest wait for a batch of the DataLoader's workers. Without shared memory they would wait for ever."""
+"""Longest wait, in seconds, for a batch of the DataLoader's workers. Without shared memory they wait for ever."""
 
 
 class BatchOrder(Sampler):
     """Window indices of batch `start`, `start + 1`, ... without end.
 
     Window p of the run is entry p mod n of the permutation of epoch p div n, which is drawn from (seed, epoch). A batch
-    may span two epochs, so every window is seen once an epoch whatever the batch size.
+    may span two epochs, so every window is seen once per epoch whatever the batch size.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, start: int = 0) -> None:
@@ -72,14 +72,14 @@ class ResidentLoader:
         return prepare(self.dataset.gather(inputs.to(self.device, non_blocking=True)))
 
     def close(self) -> None:
-        """Nothing is to be ended."""
+        """Does nothing: there are no workers."""
 
 
 class StreamedLoader:
     """The same batches through torch's DataLoader, for data that does not fit on the device: it yields them raw.
 
-    Raises ValueError where /dev/shm has no room for what its workers hand over: they would wait for ever. Iterating
-    raises an error that `lost_worker` knows if a worker dies, or gives no batch for `WORKER_TIMEOUT_S`.
+    Raises ValueError if /dev/shm has no room for the batches of its workers, which would wait for ever. Iterating
+    raises an error that `lost_worker` recognises if a worker dies or delivers nothing for `WORKER_TIMEOUT_S`.
     """
 
     def __init__(self, dataset: WindowDataset, order: BatchOrder, device: torch.device, n_workers: int) -> None:
@@ -111,7 +111,7 @@ class StreamedLoader:
         return prepare(inputs, self.device)
 
     def close(self) -> None:
-        """Ends the workers, also those that wait for one that was killed."""
+        """Ends the workers, even those that wait for a killed one."""
         if self._workers:
             signal.signal(signal.SIGCHLD, self._sigchld or signal.SIG_DFL)  # torch's would raise at their end
         for worker in self._workers:
@@ -125,18 +125,18 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def check_shared_memory(needed: int, place: Path = SHARED_MEMORY) -> None:
-    """Raises ValueError where `place`, through which workers hand over batches, has fewer than `needed` bytes free."""
+    """Raises ValueError if `place`, through which workers hand over batches, has fewer than `needed` bytes free."""
     free = shutil.disk_usage(place).free if place.is_dir() else needed
     if free < needed:
         raise ValueError(
-            f"workspace.loader=dataloader: its workers need {needed / 1e6:.0f} MB of shared memory, {place} has "
-            f"{free / 1e6:.1f} MB free. Give workspace.n_loader_workers=0, or more of it (docker run --shm-size=1g)"
+            f"workspace.loader=dataloader: its workers need {needed / 1e6:.0f} MB of shared memory, but {place} has "
+            f"{free / 1e6:.1f} MB free. Set workspace.n_loader_workers=0, or provide more (docker run --shm-size=1g)"
         )
 
 
 def lost_worker(error: BaseException) -> bool:
     """Whether `error` comes from a worker of a DataLoader that was killed or hangs: by torch's own check, which may
-    raise anywhere, or because nobody is at the other end of its connection."""
+    raise anywhere, or because its connection has no other end."""
     if isinstance(error, (ConnectionError, EOFError)):
         return True
     text = str(error)
@@ -148,7 +148,7 @@ def lost_worker(error: BaseException) -> bool:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Signals reach the whole group. The parent decides, and still needs its workers."""
+    """Ignores signals, which reach the whole process group: the parent decides, and still needs its workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -159,7 +159,8 @@ def _nbytes(batch: Any) -> int:
 
 
 class _Gather(Dataset):
-    """Lets the sampler's index tensors through to `WindowDataset.gather`: one gather a batch, not one a window."""
+    """Lets the sampler's index tensors through to `WindowDataset.gather`: one gather per batch instead of one per
+    window."""
 
     def __init__(self, dataset: WindowDataset) -> None:
         self.dataset = dataset

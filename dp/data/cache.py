@@ -21,12 +21,12 @@ from dp.processes import check_main_guard
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 40
-"""Of this machine."""
+"""Memory of this machine in bytes."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Images that are not decoded yet.
+    """Images that have not been decoded yet.
 
     key: a digest that changes whenever the images do. shape: (N, Y, X, 3). write: fills a uint8 array of this shape.
     """
@@ -45,14 +45,14 @@ def default_cache_dir() -> Path:
 def load_images(parts: Sequence[Frames], cache_dir: Path | None = None) -> np.ndarray:
     """The images of all parts, one after the other: uint8 (N, Y, X, 3), mapped from one file in `cache_dir`.
 
-    `cache_dir` defaults to `default_cache_dir`. Where it cannot be written, the images stay in memory, with a
-    warning.
+    `cache_dir` defaults to `default_cache_dir`. If it cannot be written, the images stay in memory, with a warning.
     """
     folder = cache_dir or default_cache_dir()
     if len(parts) == 1:
         return cached(folder / f"{parts[0].key}.npy", parts[0].shape, parts[0].write)
 
     def write(images: np.ndarray) -> None:
+        # Copy the parts that are cached, and decode the others.
         start = 0
         for part in parts:
             rows = images[start : start + part.shape[0]]
@@ -100,7 +100,7 @@ def cached(file: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None
 
 
 def read_cache(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array in `file`; None where there is none, or one that is damaged or of another shape."""
+    """The array in `file`; None if there is none, or one that is damaged or of another shape."""
     try:
         images = np.load(file, mmap_mode="r")
     except FileNotFoundError:
@@ -121,14 +121,14 @@ def _uncached(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], error:
         raise ValueError(
             f"images of {math.prod(shape) / 1e9:.0f} GB fit neither into memory nor into the cache ({error})"
         )
-    log.warning("images are not cached, the next start will be slow too: %s", error)
+    log.warning("images are not cached, so the next start will be slow, too: %s", error)
     images = np.empty(shape, np.uint8)
     fill(images)
     return images
 
 
 def _on_disk(file: Path, shape: tuple[int, ...]) -> np.memmap:
-    """An array that is a file. Raises OSError where the disk has no room: later, writing to it would kill us."""
+    """An array that is a file. Raises OSError if the disk has no room: later, writing to it would kill us."""
     images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):  # macOS has none
         with file.open("r+b") as stream:

@@ -73,40 +73,40 @@ class Demonstrations:
         largest = float(self._action.abs().max())
         if normalizer.clamps("action") and largest > REACHED:
             log.warning(
-                "actions reach %.2f in the units of the policy, whose samples are clipped to [-1, 1]: these data lie "
+                "actions reach %.2f in the policy's units, but its samples are clipped to [-1, 1]: these data lie "
                 "outside the range it was trained with. Train from the start instead, without init_from", largest,
             )  # fmt: skip
 
     def windows(self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int) -> WindowDataset:
-        """The windows of `episodes`. Raises ValueError where there are none."""
+        """The windows of `episodes`. Raises ValueError if there are none."""
         table = window_table(self.episodes, episodes, horizon, n_obs_steps, n_action_steps)
         if len(episodes) and not len(table):
-            raise ValueError(f"no episode is long enough for horizon={horizon}: choose a smaller one")
+            raise ValueError(f"no episode is long enough for horizon={horizon}: set a smaller horizon")
         return WindowDataset(self._obs, self._action, torch.from_numpy(table), n_obs_steps)
 
     @property
     def train_seeds(self) -> Sequence[int]:
-        """Seeds from which the environment starts as training episodes do, in their order. Here none is known."""
+        """Seeds from which the environment starts as training episodes do, in their order. This class knows none."""
         return ()
 
     def recorded_actions(self) -> dict[int, Float[np.ndarray, "T Da"]]:
-        """Seed -> the actions that were recorded from its initial state, raw. Here none is known."""
+        """Seed -> the actions that were recorded from its initial state, raw. This class knows none."""
         return {}
 
     def doubts(self) -> Iterator[str]:
-        """What the data hold that is probably not meant, a sentence each."""
+        """Yields a sentence for each property of the data that is probably a mistake."""
         for name, spec in self.normalizer.specs.items():
             if spec.type == "low_dim":
                 yield from _doubts(name, spec, self.episodes.arrays[name])
 
     def describe(self) -> Iterator[str]:
-        """Lines for people. Raises ValueError, after the last line, where something is wrong with the data."""
+        """Lines for people. Raises ValueError, after the last line, if something is wrong with the data."""
         for path in self.paths:
             yield from describe(ZarrStore(path))
 
     def save_pictures(self, folder: Path) -> Iterator[str]:
         """Writes pictures of the episodes to `folder`. Yields lines that say which."""
-        yield f"no pictures: {', '.join(map(str, self.paths))} belong to no task that draws them"
+        yield f"no pictures: the task of {', '.join(map(str, self.paths))} does not draw any"
 
 
 def open_zarr(
@@ -128,7 +128,7 @@ def open_zarr(
         episode_ends: the array of episode ends; None finds it.
 
     Raises:
-        ValueError: where there are no data, where they are not sound, not as declared, or not those of `sha256`.
+        ValueError: if there are no data, or they are damaged, not as declared, or not those of `sha256`.
     """
     paths = check_paths(path)
     specs = {**obs, "action": action}
@@ -153,7 +153,7 @@ def check_paths(path: str | Sequence[str] | None) -> list[Path]:
 
 
 def check_sha256(expected: str | None, found: str, paths: Sequence[Path]) -> None:
-    """Raises ValueError where the data are not the expected ones."""
+    """Raises ValueError if the data are not the expected ones."""
     if expected not in (None, found):
         raise ValueError(
             f"dataset.sha256={expected}, but {', '.join(map(str, paths))} has {found}: these are other demonstrations. "
@@ -167,14 +167,14 @@ def _doubts(name: str, spec: Spec, array: np.ndarray) -> Iterator[str]:
         if (low < spec.normalize["low"]).any() or (high > spec.normalize["high"]).any():
             yield (
                 f"{name} ranges from {low.min():g} to {high.max():g}, outside {key_of(name)}.normalize="
-                f"{{low: {spec.normalize['low']}, high: {spec.normalize['high']}}}: choose limits that hold all values"
+                f"{{low: {spec.normalize['low']}, high: {spec.normalize['high']}}}: set limits that include all values"
             )
         return
     tiny = (high > low) & (high - low < CONSTANT_RANGE)
     if tiny.any() and spec.normalize != "none":
         yield (
             f"{name} varies by {(high - low)[tiny].max():g} in {tiny.sum()} of its {tiny.size} dimensions, which "
-            f"counts as constant below {CONSTANT_RANGE:g}: give it in smaller units if the difference matters"
+            f"counts as constant below {CONSTANT_RANGE:g}: use smaller units if the difference matters"
         )
 
 

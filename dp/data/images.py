@@ -13,13 +13,13 @@ OVERSHOOT = 0.01
 def channels_first(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """Returns whether frames of `shape` have their channels first. `expected` is (3, Y, X).
 
-    Raises ValueError where frames of this shape are not the expected image, or where either layout would fit.
+    Raises ValueError if frames of this shape are not the expected image, or if either layout would fit.
     """
     first, last = shape == expected, shape == (*expected[1:], 3)
     if first and last:
         raise ValueError(f"frames of shape {shape} may have their channels first or last")
     if not first and not last:
-        raise ValueError(f"frames of shape {shape} are no image of shape {list(expected)}")
+        raise ValueError(f"frames of shape {shape} are not images of shape {list(expected)}")
     return first
 
 
@@ -42,7 +42,7 @@ def stored_frames(store: ZarrStore, name: str, expected: tuple[int, ...], n_fram
 
 
 def _decode(store: ZarrStore, name: str, first: bool, images: np.ndarray, scale: int) -> bool:
-    """Writes the images times `scale`. Returns True, having stopped, where they need another scale: 1 instead of 255.
+    """Writes the images times `scale`. Stops and returns True if they need another scale: 1 instead of 255.
 
     Raises ValueError for values that are in neither range.
     """

@@ -1,4 +1,4 @@
-"""From stores to `Episodes`: what `shape_meta` declares is found, compared, and only then read."""
+"""Finds what `shape_meta` declares in a store, compares the two, and only then reads `Episodes`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ def read(
     specs: observations by name, and "action". episode_ends: the array of episode ends; None: found by `find_ends`.
 
     Raises:
-        Mismatch: where a store lacks an array, or holds another shape or type than is declared. Nothing large has been
-            read by then.
-        ValueError: for a damaged store, values that are not finite, and ends that are none.
+        Mismatch: if a store lacks an array, or holds another shape or type than is declared. It is raised before
+            anything large is read.
+        ValueError: for a damaged store, values that are not finite, and unusable ends.
     """
     found = [compare(store, specs, episode_ends) for store in stores]
     arrays = {}
@@ -59,7 +59,7 @@ def compare(store: ZarrStore, specs: Mapping[str, Spec], episode_ends: str | Non
     names = {name: find(store, spec, key_of(name)) for name, spec in specs.items()}
     lengths = {array: store.open(array).shape[0] for array in names.values()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{store.path}: arrays differ in their number of frames: {lengths}, expected one number")
+        raise ValueError(f"{store.path}: arrays have different numbers of frames: {lengths}, expected equal ones")
     n_frames = next(iter(lengths.values()))
     return Found(store, names, find_ends(store, n_frames, episode_ends))
 
@@ -79,7 +79,7 @@ def find(store: ZarrStore, spec: Spec, key: str) -> str:
         )
     array = store.open(name)
     shape, declared = array.shape[1:], f"{key} declares {spec.type} {list(spec.shape)}"
-    held = f"{store.path}: {name} holds {array.dtype} {shape} a frame"
+    held = f"{store.path}: {name} holds {array.dtype} {shape} per frame"
     if not numeric(array):
         raise Mismatch(f"{held}, but {declared}: expected numbers, set {key}.key to another array")
     if spec.type == "rgb":
@@ -88,12 +88,12 @@ def find(store: ZarrStore, spec: Spec, key: str) -> str:
         except ValueError as error:
             raise Mismatch(f"{held}, but {declared} ({error}): {_image_advice(shape, key)}") from None
     elif (shape or (1,)) != spec.shape:
-        raise Mismatch(f"{held}, but {declared}: set {key}.shape={list(shape or (1,))}, or give other data")
+        raise Mismatch(f"{held}, but {declared}: set {key}.shape={list(shape or (1,))}, or use other data")
     return name
 
 
 def numeric(array: Any) -> bool:
-    """Whether the array holds real numbers, one row a frame."""
+    """Whether the array holds real numbers, one row per frame."""
     return array.ndim > 0 and array.dtype.kind in "fiub"
 
 
@@ -103,19 +103,19 @@ def _image_advice(shape: tuple[int, ...], key: str) -> str:
     ]
     if len(shape) != 3 or not fitting:
         return "expected three channels, first or last, so convert the images"
-    return f"set {key}.shape={fitting[0]}, or give images of the declared size"
+    return f"set {key}.shape={fitting[0]}, or use images of the declared size"
 
 
 def find_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> np.ndarray:
-    """Episode ends, int64 (E,), from the array that `name_of_ends` finds. Raises ValueError where they are no ends."""
+    """Episode ends, int64 (E,), from the array that `name_of_ends` finds. Raises ValueError if they cannot be ends."""
     return _ends(store, name_of_ends(store, n_frames, name), n_frames)
 
 
 def name_of_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> str:
     """The array of episode ends: `name`, or the one array that can be nothing else.
 
-    That is one called episode_ends, or else the one-dimensional integer array that increases strictly and ends at
-    `n_frames`. Raises ValueError where there is none, and where there are several.
+    It is the array called episode_ends, or else the one-dimensional integer array that increases strictly and ends at
+    `n_frames`. Raises ValueError if there is none, or several.
     """
     if name is not None:
         found = store.find(name)
@@ -181,5 +181,5 @@ def read_low_dim(store: ZarrStore, name: str, spec: Spec, n_frames: int | None =
     finite = np.isfinite(array).reshape(len(array), -1).all(1)
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
-        raise ValueError(f"{store.path / name} is not finite at frame {at}, as float32: mend or leave out this episode")
+        raise ValueError(f"{store.path / name} is not finite at frame {at}, as float32: repair or remove this episode")
     return array

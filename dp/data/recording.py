@@ -2,9 +2,9 @@
 
     data/<array> (N, ...) for every frame   meta/episode_ends (E,)   meta/<fact> (E, ...) for every episode
 
-Chunks are written before the lengths that make them visible, `meta/episode_ends` last: an episode is there from the
-moment that one small file has its new name. zarr's own `append` would make the array longer first and fill it later,
-so the files are written here; version 2 of the format, which both versions of zarr read, is two kinds of file.
+Chunks are written before the lengths that make them visible, `meta/episode_ends` last: an episode exists once that one
+small file has its new name. zarr's own `append` would make the array longer first and fill it later, so the files are
+written here; version 2 of the format, which both versions of zarr read, is two kinds of file.
 """
 
 import json
@@ -22,7 +22,7 @@ from dp.files import lock, write_bytes, write_json
 from dp.tasks.demonstration import Demonstration
 
 COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
-"""The official data set's."""
+"""Compressor of the official data set."""
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]
 """Array -> (dtype, shape of one row)."""
@@ -33,16 +33,16 @@ CHUNK_ROWS = {"data": 4096, "meta": 1024}
 """A thousand episodes are some 150 files, and an append rewrites one chunk of each array, however many there are."""
 
 MAX_CHUNK_BYTES = 4 << 20
-"""Of images: an append rewrites the last chunk."""
+"""Largest chunk of images, because an append rewrites the last chunk."""
 
 SETTINGS = "collected_with"
 """The attribute of the store that says how it was made."""
 
 
 class DemonstrationStore:
-    """The store at `path`, for this process alone; made where there is none. A context manager.
+    """The store at `path`, for this process alone, created if it does not exist. A context manager.
 
-    What a process that was killed has left half done is cut off.
+    Half-written rows that a killed process left are cut off.
 
     Args:
         path: a directory.
@@ -51,7 +51,7 @@ class DemonstrationStore:
         aliases: values in the settings of an earlier version -> today's.
 
     Raises:
-        ValueError: where `path` holds something else, or demonstrations made with other settings, or is in use.
+        ValueError: if `path` holds something else, or demonstrations made with other settings, or is in use.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DemonstrationStore:
         self._specs |= {f"meta/{name}": spec for name, spec in facts.items()}
         self._lock = lock(path.with_name(f".{path.name}.lock"))
         if self._lock is None:
-            raise ValueError(f"{path} is in use by another process: wait for it or give another workspace.path")
+            raise ValueError(f"{path} is in use by another process: wait for it or set another workspace.path")
         try:
             if not path.exists():
                 _create(path, settings, self._specs)
@@ -89,12 +89,13 @@ class DemonstrationStore:
             column.show()
 
     def append(self, demonstrations: Sequence[Demonstration], source: str) -> None:
-        """Adds whole episodes, in this order. They are all on the disk when it returns."""
+        """Adds whole episodes, in this order. When it returns, all of them are on the disk."""
         if not demonstrations:
             return
         ends = self.n_frames + np.cumsum([len(d) for d in demonstrations])
         frames = [demonstration.frames() for demonstration in demonstrations]
         facts = [{**demonstration.facts(), "source": source} for demonstration in demonstrations]
+        # New rows lie behind the ends of the arrays until `show` writes the new lengths.
         for name, column in self._columns.items():
             group, _, array = name.partition("/")
             of_all = [episode[array] for episode in (frames if group == "data" else facts)]
@@ -106,7 +107,7 @@ class DemonstrationStore:
 
     @property
     def last_seed(self) -> int | None:
-        """Of the last episode; None where there is none."""
+        """Seed of the last episode; None if there is none."""
         return int(_read(self.path / "meta/seed")[-1]) if self.n_episodes else None
 
     def close(self) -> None:
@@ -121,7 +122,7 @@ class DemonstrationStore:
 
 
 class _Column:
-    """One array: rows are written behind its end first, and shown by a new length afterwards."""
+    """One array. Rows are written behind its end first; a new length then shows them."""
 
     def __init__(self, store: Path, name: str, dtype: str, row: tuple[int, ...], length: int) -> None:
         self.folder, self.dtype, self.row, self.length = store / name, dtype, row, length
@@ -133,6 +134,7 @@ class _Column:
         rows = np.concatenate([self._open_chunk, np.asarray(values, self.dtype)])
         number = self.length // self.chunk_rows
         self.length += len(rows) - len(self._open_chunk)
+        # Rewrite the last, partly filled chunk and write the chunks after it, padded with zeros.
         for start in range(0, len(rows), self.chunk_rows):
             self._open_chunk = rows[start : start + self.chunk_rows]
             padded = np.zeros((self.chunk_rows, *self.row), self.dtype)
@@ -148,7 +150,7 @@ class _Column:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """How the store at `path` was collected; None where it was not."""
+    """The settings with which the store at `path` was collected; None if it was not."""
     if not (path / ".zattrs").is_file():  # opening a pipe would wait for ever
         return None
     try:
@@ -160,7 +162,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def _create(path: Path, settings: Mapping[str, Any], specs: Columns) -> None:
-    """An empty store, there whole or not at all."""
+    """Creates an empty store, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for group in ("", "data", "meta"):
@@ -176,7 +178,7 @@ def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Map
     if held is not None:
         held = {key: aliases.get(value, value) if isinstance(value, str) else value for key, value in held.items()}
     else:
-        raise ValueError(f"{path} holds something that was not collected: give another workspace.path")
+        raise ValueError(f"{path} holds something that was not collected: set another workspace.path")
     differing = [
         f"{key}={json.dumps(held.get(key))} there, {json.dumps(settings.get(key))} here"
         for key in sorted(held.keys() | settings.keys())
@@ -184,12 +186,12 @@ def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Map
     ]
     if differing:
         raise ValueError(
-            f"{path} was collected with other settings ({', '.join(differing)}): give another workspace.path"
+            f"{path} was collected with other settings ({', '.join(differing)}): set another workspace.path"
         )
     missing = [name for name in (*specs, ENDS) if not (path / name / ".zarray").is_file()]
     if missing:
         raise ValueError(
-            f"{path} has no {', '.join(missing)} (another version may have collected it): give another workspace.path"
+            f"{path} has no {', '.join(missing)} (another version may have collected it): set another workspace.path"
         )
 
 

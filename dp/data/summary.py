@@ -1,4 +1,4 @@
-"""What a store holds, for people who bring one, and the `shape_meta` that fits it."""
+"""Describes a user's store and guesses the `shape_meta` that fits it."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from dp.data.reading import find_ends, name_of_ends
 
 
 def describe(store: ZarrStore) -> Iterator[str]:
-    """Lines: every array with shape, type and range, and the episodes."""
+    """Yields a line for every array with its shape, type and range, and one for the episodes."""
     yield f"{store.path}: {len(store.names)} arrays"
     n_frames = count_frames(store)
     for name in store.names:
@@ -25,8 +25,7 @@ def describe(store: ZarrStore) -> Iterator[str]:
         return
     low, middle, high = lengths.min(), np.median(lengths), lengths.max()
     yield (
-        f"{len(lengths)} episodes, {n_frames} frames; lengths {low} to {high}, median {middle:.0f} steps, by the "
-        f"ends in {name}"
+        f"{len(lengths)} episodes, {n_frames} frames; lengths {low} to {high}, median {middle:.0f} steps, from {name}"
     )
 
 
@@ -38,7 +37,7 @@ def count_frames(store: ZarrStore) -> int:
 
 
 def guess(store: ZarrStore) -> dict[str, Any]:
-    """A `shape_meta` for the store, guessed from names, shapes and types. "???" in place of the action: none is found.
+    """A `shape_meta` for the store, guessed from names, shapes and types. The action is "???" if none is found.
 
     Arrays of four dimensions with three channels are images, the one called action or actions is the action, and other
     arrays of floats are observations.
@@ -77,7 +76,7 @@ def _last(name: str) -> str:
 
 
 def _range(store: ZarrStore, name: str) -> str:
-    """Lowest and highest value of numbers that are no images, and the first frame that is not finite."""
+    """Lowest and highest value of an array of numbers, unless they are images, and the first frame that is not finite."""
     array = store.open(name)
     if array.dtype.kind not in "fiu" or not 0 < array.ndim < 4 or 0 in array.shape:
         return ""

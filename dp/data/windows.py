@@ -21,6 +21,7 @@ def window_table(
     A window may begin To-1 steps before its episode and end Ta-1 steps after it; frames outside are the nearest one
     inside (replicate padding is index clipping). Reference: `create_indices` with pad_before=To-1, pad_after=Ta-1.
     """
+    # Each start gives one row of indices, clipped to its episode.
     offsets = np.arange(horizon)
     windows = [np.empty((0, horizon), np.int64)]
     for low, high in zip(data.episode_starts[episodes], data.episode_ends[episodes], strict=True):

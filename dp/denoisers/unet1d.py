@@ -111,6 +111,7 @@ class UNet1d(nn.Module):
         film = self.mish(step), memoize(self.mish, cond)
 
         h = F.pad(x, (0, 0, 0, -horizon % self.stride)).transpose(0, 1)  # (L, B, C) from here on
+        # Down, through the middle, and up again, where each level meets its skip connection.
         skips = []
         for level in self.down_modules:
             first, second, down = level.children()

@@ -21,7 +21,7 @@ class CNNEncoder(ImageEncoder):
         mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
 
     Raises:
-        ValueError: where there is no camera, or for a crop that does not fit or that the convolutions shrink to
+        ValueError: if there is no camera, or for a crop that does not fit or that the convolutions shrink to
             nothing, or for lists of unequal length.
     """
 
@@ -39,11 +39,12 @@ class CNNEncoder(ImageEncoder):
         if not len(channels) == len(kernel_sizes) == len(strides):
             raise ValueError(
                 f"channels={list(channels)}, kernel_sizes={list(kernel_sizes)} and strides={list(strides)}: expected "
-                "as many of each, one per convolution"
+                "lists of equal length, one entry per convolution"
             )
 
         def network(size: Size) -> nn.Module:
             layers: list[nn.Module] = []
+            # The linear layer needs the size of the last map.
             height, width = size
             for inputs, outputs, kernel, stride in zip((3, *channels), channels, kernel_sizes, strides, strict=False):
                 layers += [nn.Conv2d(inputs, outputs, kernel, stride), nn.ReLU(inplace=True)]
@@ -51,7 +52,7 @@ class CNNEncoder(ImageEncoder):
             if height < 1 or width < 1:
                 raise ValueError(
                     f"crop={crop} leaves {size[0]} x {size[1]} pixels, too small for {len(channels)} strided "
-                    "convolutions: give a larger crop, larger images, or fewer encoder.channels"
+                    "convolutions: set a larger crop or fewer encoder.channels, or use larger images"
                 )
             convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
             flat = channels[-1] * height * width

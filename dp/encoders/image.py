@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
         feature_dim: number of features per camera.
 
     Raises:
-        ValueError: where `specs` has no camera, one that is smaller than the crop, or for unusable numbers.
+        ValueError: if `specs` has no camera, one that is smaller than the crop, or for unusable numbers.
     """
 
     def __init__(
@@ -90,7 +90,8 @@ class ImageEncoder(nn.Module):
         cameras = {name: spec for name, spec in specs.items() if spec.type == "rgb"}
         if not cameras:
             raise ValueError(
-                f"an image encoder needs an observation of type rgb, the task has {sorted(specs)}: use encoder=state"
+                f"an image encoder needs an observation of type rgb, but the task has {sorted(specs)}: use "
+                "encoder=state"
             )
         sizes = {name: crop_size(crop, name, spec) for name, spec in cameras.items()}
         self.cameras = {name: name.replace(".", "_") for name in cameras}  # torch allows no dots in a module's name
@@ -112,7 +113,7 @@ class ImageEncoder(nn.Module):
 
 
 def crop_size(crop: Crop, name: str, spec: Spec) -> Size:
-    """The size of a crop from the camera `name`. Raises ValueError where the crop is unusable or does not fit."""
+    """The size of a crop from the camera `name`. Raises ValueError if the crop is unusable or does not fit."""
     height, width = spec.shape[1:]
     match crop:
         case None:
@@ -133,7 +134,7 @@ def crop_size(crop: Crop, name: str, spec: Spec) -> Size:
     if not (1 <= size[0] <= height and 1 <= size[1] <= width):
         raise ValueError(
             f"crop={crop} does not fit {name}, whose images have {height} x {width} pixels: "
-            "give a smaller crop, or encoder.crop=null for none"
+            "set a smaller crop, or encoder.crop=null for none"
         )
     return size
 

@@ -32,7 +32,7 @@ class ResNetEncoder(ImageEncoder):
         mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
 
     Raises:
-        ValueError: where there is no camera, for a crop that does not fit, for another norm, and where `weights` is
+        ValueError: if there is no camera, for a crop that does not fit, for another norm, and where `weights` is
             missing or is not a ResNet-18.
     """
 
@@ -97,6 +97,7 @@ class SpatialSoftmax(nn.Module):
 
     def forward(self, x: Float[Tensor, "N C Y X"]) -> Float[Tensor, "N K2"]:
         height, width = x.shape[-2:]
+        # The expected x sums attention over rows, the expected y over columns.
         attention = self.heatmaps(x).float().flatten(2).softmax(-1).unflatten(2, (height, width))  # (N, K, Y, X)
         along_x = attention.sum(2) @ torch.linspace(-1, 1, width, device=x.device)  # (N, K)
         along_y = attention.sum(3) @ torch.linspace(-1, 1, height, device=x.device)

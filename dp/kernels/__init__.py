@@ -1,4 +1,4 @@
-"""Layers with torch's names, arguments and state dicts that compute faster where they can, and their one switch.
+"""Layers with torch's names, arguments and state dicts that compute faster if they can, and their one switch.
 
 `Conv1d`, `ConvTranspose1d` and `GroupNorm` read (L, B, C) where torch's layers read (B, C, L). In `use("reference")`
 every layer computes with torch's own operator.

@@ -1,7 +1,7 @@
 """1-d convolutions over (L, B, C), written as matrix products.
 
 Short sequences (L = 16) leave `nn.Conv1d` far below a processor's peak. One GEMM of concatenated shifted views reaches
-it, and `winograd` needs half of that GEMM's multiplications where it can be used. A weight has its dimensions in the
+it, and `winograd` needs half of that GEMM's multiplications if it applies. A weight has its dimensions in the
 order in which the GEMM reads it, which makes flattening it a view. In a state dict it has `nn.Conv1d`'s name, shape and
 value, so weights are interchangeable.
 """
@@ -25,7 +25,7 @@ PANEL = 64
 class GemmOrder(_ConvNd):
     """A convolution of torch's whose `weight` is (K, Cin, Cout), except in state dicts.
 
-    Not merely a view that lies so: AdamW's fused kernel makes a contiguous copy of every gradient on a CPU (and does
+    It is not merely a view: AdamW's fused kernel makes a contiguous copy of every gradient on a CPU (and does
     not use it), which took a sixth of a large network's training step.
     """
 
@@ -33,7 +33,7 @@ class GemmOrder(_ConvNd):
     to_torch: tuple[int, int, int]
 
     def reset_parameters(self) -> None:
-        """Torch's distribution, drawn where the weight is to lie."""
+        """Draws from torch's distribution, directly into the weight's own layout."""
         (kernel,), inputs, outputs = self.kernel_size, self.in_channels, self.out_channels
         bound = (kernel * inputs) ** -0.5
         self.weight = nn.Parameter(torch.empty(kernel, inputs, outputs).uniform_(-bound, bound))
@@ -68,6 +68,7 @@ class Conv1d(GemmOrder, nn.Conv1d):
         bias = self.get_parameter("bias")
         if stride == 1 and winograd.pays(x, kernel):
             return winograd.conv1d(x, self.weight, self.pad) + bias
+        # Concatenate the shifted views of x, one per tap, so that one product with the weight convolves.
         if (kernel, stride, self.pad) != (1, 1, 0):
             x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
             last = x.shape[0] - kernel + 1
@@ -87,7 +88,7 @@ def _panels(weight: Float[Tensor, "K Cin Cout"]) -> Float[Tensor, "panels KCin P
     """The GEMM's matrix, cut between output channels.
 
     With few rows a GEMM takes as long as reading its matrix does, and strips of a wide one are read at half of the
-    memory's speed. Threads share several products, too, but not one of few rows.
+    memory's speed. Several products are also shared between threads, unlike one with few rows.
     """
     width = math.gcd(weight.shape[2], PANEL)
     return torch.cat([tap.unflatten(1, (-1, width)).transpose(0, 1) for tap in weight], dim=1)

@@ -9,7 +9,7 @@ from dp.kernels import winograd
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d`, for channels-last images through `winograd` where that pays."""
+    """`nn.Conv2d`, for channels-last images through `winograd` if that pays."""
 
     @classmethod
     def like(cls, layer: nn.Conv2d) -> "Conv2d":

@@ -1,4 +1,4 @@
-"""Results that stay the same through a sampling loop are computed in its first step only."""
+"""Computes results that stay the same through a sampling loop only in its first step."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager

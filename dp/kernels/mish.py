@@ -30,6 +30,7 @@ class _Mish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         wide = x.float()
+        # tanh(softplus(x)) = n / d, and the slope is tanh + 4 x e (1 + e) / d^2. Most operations work in place.
         e = wide.clamp(max=20).exp_()
         rise = torch.addcmul(e, e, e)  # e (1 + e)
         n = e.add_(rise)

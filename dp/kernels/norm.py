@@ -24,13 +24,14 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _GroupNorm(torch.autograd.Function):
-    """Long sums are taken over L first, in the order of memory, then over the channels of a group.
+    """Sums over L first, in the order of memory, then over the channels of a group.
 
     Shapes: L length, B sequences, C channels, G groups of S channels each.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, n_groups: int, eps: float) -> Tensor:
+        # Normalise by the mean and variance of each group, then scale and shift each channel.
         groups = x.unflatten(-1, (n_groups, -1))  # (L, B, G, S)
         count = len(groups) * groups.shape[-1]
         mean = x.sum(0).unflatten(-1, (n_groups, -1)).sum(-1, keepdim=True) / count  # (B, G, 1)
@@ -46,6 +47,7 @@ class _GroupNorm(torch.autograd.Function):
         centred, rstd, scale = ctx.saved_tensors
         grad = grad.unflatten(-1, scale.shape[1:])  # (L, B, G, S)
         count = len(centred) * centred.shape[-1]
+        # The gradient passes through the normalised values, the mean and the variance of a group.
         of_bias, of_scale = grad.sum(0), (grad * centred).sum(0)  # (B, G, S)
         of_mean = (of_bias * scale).sum(-1, keepdim=True) / -count  # (B, G, 1)
         of_variance = (of_scale * scale).sum(-1, keepdim=True) * rstd.square() / -count

@@ -9,8 +9,8 @@ from torch import Tensor
 CHOICES = ("auto", "reference")
 
 BLOCK = 8
-"""Batch size from which the CPU kernels pay off. Smaller batches are computed in another way, which rounds differently;
-in multiples of it no row depends on how many there are, to the bit on a CPU (a GPU promises less). Rollouts therefore
+"""Batch size from which the CPU kernels pay off. Smaller batches are computed in another way, which rounds differently.
+In multiples of it, a row does not depend on their number, to the bit on a CPU (a GPU promises less). Rollouts therefore
 pad their batches to a multiple of it."""
 
 _enabled = True

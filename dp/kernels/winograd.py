@@ -2,9 +2,9 @@
 
 m neighbouring outputs of a filter with K taps take m K products. They are also coefficients of a product of
 polynomials, which is known from its values at m + K - 1 points: one product each (Winograd 1980; in networks Lavin &
-Gray 2016, arXiv 1509.09308). Over channels each product is a GEMM; what evaluates at points and interpolates again are
-small constant matrices over positions. In float32 the result is off by some 1e-6 of the largest output; bfloat16 is too
-coarse for it.
+Gray 2016, arXiv 1509.09308). Over channels each product is a GEMM. Small constant matrices over positions evaluate at
+the points and interpolate. In float32 the result is off by some 1e-6 of the largest output; bfloat16 is too coarse for
+it.
 """
 
 import functools
@@ -80,6 +80,7 @@ def _filtered(
     x: Float[Tensor, "L B Cin"], taps: Float[Tensor, "K Cin Cout"], matrices: Matrices
 ) -> Float[Tensor, "Lout B Cout"]:
     evaluate, interpolate, transform = matrices
+    # Evaluate the inputs at P points, multiply channels at each point, interpolate the outputs.
     values = (evaluate @ x.flatten(1)).view(len(transform), -1, x.shape[2])  # (P, tiles * B, Cin)
     products = torch.bmm(values, memoize(_transform, taps, transform)).view(interpolate.shape[1], -1)
     return (interpolate @ products).view(-1, x.shape[1], taps.shape[2])
@@ -97,6 +98,7 @@ def matrices(length: int, kernel: int, padding: int) -> Matrices:
     """Returns the matrices for a sequence."""
     outputs = length + 2 * padding - kernel + 1
     longest = min(LONGEST_TILE, len(POINTS) + 2 - kernel)
+    # Choose the tile with the fewest products over the whole length.
     tile = min(range(1, longest + 1), key=lambda m: math.ceil(outputs / m) * (m + kernel - 1))
     tiles, points = math.ceil(outputs / tile), tile + kernel - 1
 
@@ -108,6 +110,7 @@ def matrices(length: int, kernel: int, padding: int) -> Matrices:
     inputs = np.linalg.inv(powers(points)).T
     scale = np.abs(inputs).max(1, keepdims=True)  # keeps values at all points of one size
     evaluate, interpolate = np.zeros((points, tiles, length)), np.zeros((outputs, points, tiles))
+    # Place the small matrices of a tile at its inputs and outputs. Inputs outside are zero padding.
     for t in range(tiles):
         first = t * tile - padding
         inside = [j for j in range(points) if 0 <= first + j < length]
@@ -122,6 +125,7 @@ def matrices_2d(height: int, width: int, kernel: int, padding: int) -> Matrices:
     """Returns the matrices for an image, row by row: Kronecker products of those along its two sides."""
     (along_y, back_y, taps_y), (along_x, back_x, taps_x) = (matrices(n, kernel, padding) for n in (height, width))
     p, q = len(taps_y), len(taps_x)
+    # A tile of the image is a pair of tiles, and a point a pair of points, one along each side.
     evaluate = torch.einsum("pty,qux->pqtuyx", along_y.unflatten(0, (p, -1)), along_x.unflatten(0, (q, -1)))
     interpolate = torch.einsum("ypt,xqu->yxpqtu", back_y.unflatten(1, (p, -1)), back_x.unflatten(1, (q, -1)))
     return (

@@ -1,4 +1,4 @@
-"""What a denoiser is trained to predict, and how actions are sampled with it. One file each."""
+"""Training targets of a denoiser, each with its sampler. One file per objective."""
 
 from dp.objectives.diffusion import Diffusion
 

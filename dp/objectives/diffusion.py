@@ -33,7 +33,7 @@ class Diffusion(nn.Module):
         self.prediction_type = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
         abar = getattr(scheduler, "alphas_cumprod", None)
         if not isinstance(abar, Tensor):
-            raise self._refusal("it has no `alphas_cumprod`, the noise schedule to train with")
+            raise self._refusal("it has no `alphas_cumprod`, the noise schedule for training")
         if self.prediction_type not in TARGETS:
             raise ValueError(f"prediction_type={self.prediction_type}, expected epsilon, sample or v_prediction")
         if not 1 <= num_inference_steps <= len(abar):

@@ -19,7 +19,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Level, Level], Tensor]] = {
     "sample": lambda action, noise, signal, sigma: action,
     "v_prediction": lambda action, noise, signal, sigma: signal * noise - sigma * action,
 }
-"""What a denoiser predicts, by `prediction_type`, where x = signal * action + sigma * noise.
+"""Prediction target of a denoiser by `prediction_type`, where x = signal * action + sigma * noise.
 
 "v_prediction": Salimans and Ho 2022, appendix D.
 """
@@ -66,7 +66,7 @@ class NoSetting(ValueError):
 def setting_for(scheduler: Scheduler, evaluations: int) -> int:
     """The largest argument of `set_timesteps` that costs at most `evaluations` of the denoiser.
 
-    Heun, KDPM2 and PNDM evaluate it more often than they are asked for. Raises NoSetting where nothing fits.
+    Heun, KDPM2 and PNDM evaluate it more often than `set_timesteps` says. Raises NoSetting if nothing fits.
     """
     name, least = type(scheduler).__name__, 0
     for setting in range(evaluations, 0, -1):
@@ -126,7 +126,7 @@ MIN_SCHEDULE = 50
 
 
 def fault_of(scheduler: Scheduler, setting: int, prediction_type: str) -> str | None:
-    """How samples of known data differ from the data, or None. The denoiser is exact, so the scheduler is to blame.
+    """Describes how samples of known data differ from the data; None if they agree. The denoiser is exact.
 
     Finds schedulers that cannot be stepped, that step with another noise schedule than their `alphas_cumprod`, and that
     need a denoiser trained otherwise (consistency models). It takes milliseconds and no global random number.
@@ -165,6 +165,7 @@ def _samples_of(data: Gaussian, scheduler: Scheduler, setting: int, prediction_t
     exact = ExactDenoiser(data, scheduler.alphas_cumprod, prediction_type)  # type: ignore[attr-defined]
     scheduler.set_timesteps(setting)
     first = scheduler.timesteps.tolist()[0]
+    # Start from 256 quantiles of the noisy data, in the units in which `sample` takes noise.
     start = exact.noisy(torch.special.ndtri((torch.arange(256) + 0.5) / 256)[:, None, None], first)
     unit = _scaled(scheduler, torch.ones(1, 1, 1), first) * _first_scale(scheduler)
     with torch.random.fork_rng(devices=[]):  # some schedulers draw noise that no generator can be given for

@@ -28,7 +28,7 @@ class DoNothing:
 
 
 class Replay:
-    """Plays the actions of demonstrations open loop; after the last one it repeats it.
+    """Plays the actions of demonstrations open loop, and repeats the last one.
 
     Args:
         actions: seed of the initial state -> (T, Da), raw.

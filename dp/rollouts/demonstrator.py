@@ -15,8 +15,8 @@ def rollouts(
 ) -> Generator[tuple[int, Demonstration], None, None]:
     """Yields (seed, what the policy did from there) in the order of `seeds`, which may have no end.
 
-    The runner denoises many episodes in one batch. What they executed runs once more under `record`, which begins a
-    recording from a seed.
+    The runner denoises many episodes in one batch. Their actions run once more under `record`, which begins a recording
+    from a seed.
     """
     started, ordered = itertools.tee(seeds)
     due, ended = next(ordered, None), {}

@@ -1,4 +1,4 @@
-"""An episode as a policy lives it: To observations in, Ta actions out."""
+"""An episode as a policy sees it: To observations in, Ta actions out."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ class Chunk:
     """Outcome of a chunk of actions.
 
     obs: name -> (To, ...), the last observations, raw; empty when the episode has ended.
-    rewards: one for each step taken. info: the environment's named quantities after the last step. success: whether
-    the task was solved after any of the steps; None where the environment does not say. ended: whether the episode is
-    over. control_hz: control steps a second. frames: pictures for people, if wanted.
+    rewards: one per step taken. info: the environment's named quantities after the last step. success: whether
+    the task was solved after any of the steps; None if the environment does not say. ended: whether the episode is
+    over. control_hz: control steps per second. frames: pictures for people, if wanted.
     """
 
     obs: dict[str, np.ndarray]
@@ -30,7 +30,7 @@ class Chunk:
 
 
 class Episode:
-    """Runs action chunks in an environment and keeps the last To observations; looks only when the policy will.
+    """Runs action chunks in an environment. It keeps the last To observations and draws no others.
 
     Args:
         env: an environment, reset by this class.

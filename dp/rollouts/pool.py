@@ -22,7 +22,7 @@ ARENA_BYTES = 8 * 2**20
 
 @dataclass
 class _Running:
-    """What it takes to bring an episode to where it is: its reset, and every chunk of actions since."""
+    """An episode's reset and every chunk of actions since, from which it can be run again."""
 
     reset: tuple[int, int, bool]
     actions: list[np.ndarray] = field(default_factory=list)
@@ -30,10 +30,10 @@ class _Running:
 
 
 class EnvPool:
-    """Episodes, by number, spread over `n_workers` processes (0: in this process). One message a chunk and worker.
+    """Episodes, by number, spread over `n_workers` processes (0: in this process). One message per chunk and worker.
 
     Workers are started with forkserver, by `start` or when they are first needed, so that they inherit neither CUDA nor
-    threads. What an episode computes does not depend on where it runs. Arrays come back through shared memory. A worker
+    threads. An episode computes the same in every process. Arrays come back through shared memory. A worker
     that dies is replaced and its episodes run again, to the same state.
     """
 
@@ -44,7 +44,7 @@ class EnvPool:
         self._running: dict[int, _Running] = {}
 
     def start(self) -> None:
-        """Starts the workers without waiting for them: if processes, sockets or shared memory fail, they fail now.
+        """Starts the workers without waiting for them: if processes, sockets or shared memory fail, they fail here.
 
         Raises OSError and ValueError.
         """
@@ -59,7 +59,7 @@ class EnvPool:
     def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, Chunk]:
         """`actions`: number -> (Ta, Da).
 
-        Raises RuntimeError, with the seed, where an episode kills its worker for the second time.
+        Raises RuntimeError, with the seed, if an episode kills its worker for the second time.
         """
         for env, chunk in actions.items():
             self._running[env].actions.append(chunk)
@@ -91,6 +91,7 @@ class EnvPool:
         shares: dict[int, dict[int, tuple]] = {}
         for env, args in arguments.items():
             shares.setdefault(env % len(self._workers), {})[env] = args
+        # Send to all workers first, then receive, so that they work at the same time.
         dead = [number for number, share in shares.items() if not self._worker(number).send(method, share)]
         chunks: dict[int, Chunk] = {}
         for number, share in shares.items():
@@ -105,7 +106,7 @@ class EnvPool:
         return worker
 
     def _run_again(self, number: int, wanted: Any) -> dict[int, Chunk]:
-        """Replaces a dead worker. Its episodes run again, one at a time, so that a second death tells whose it is."""
+        """Replaces a dead worker. Its episodes run again, one at a time, so that a second death names its episode."""
         lost = {env: run for env, run in self._running.items() if env % len(self._workers) == number}
         exit_code = self._bury(number)
         for run in lost.values():
@@ -132,7 +133,7 @@ class EnvPool:
         seeds = [str(run.reset[0]) for run in episodes.values() if run.deaths > 1]
         if seeds:
             raise RuntimeError(
-                f"an env worker died (exit code {exit_code}) for the second time while it ran the episode of seed "
+                f"an env worker died (exit code {exit_code}) for the second time while running the episode of seed "
                 + " or ".join(seeds)
             )
 
@@ -147,7 +148,7 @@ class _Worker:
         theirs.close()
 
     def send(self, method: str, share: Mapping[int, tuple]) -> bool:
-        """Whether somebody is there to receive it."""
+        """Returns whether the worker is there to receive it."""
         try:
             self._connection.send((method, share))
         except OSError:
@@ -155,7 +156,7 @@ class _Worker:
         return True
 
     def receive(self) -> dict[int, Chunk] | None:
-        """The answer, or None where the worker died over it. Raises what the episode raised."""
+        """The answer, or None if the worker died over it. Raises what the episode raised."""
         try:
             pickled, buffers = self._connection.recv()
         except (EOFError, OSError):
@@ -204,7 +205,7 @@ def _serve(connection: Connection, arena: ctypes.Array, make_episode: MakeEpisod
 
 
 def _pack(answer: Any, memory: memoryview) -> tuple[bytes, list]:
-    """The answer without its arrays, and where those lie in the shared memory (or themselves, where it is full)."""
+    """The answer without its arrays, and their places in the shared memory (or the arrays, if it is full)."""
     arrays: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(answer, protocol=5, buffer_callback=arrays.append)
     buffers: list[slice | bytes] = []

@@ -22,13 +22,13 @@ from dp.rollouts.pool import EnvPool
 from dp.types import Env, Obs, Policy
 
 Episodes = Annotated[int, Interval(ge=1, le=10**7)]
-"""How many, and of how many control steps at the most."""
+"""Number of episodes, or of an episode's control steps."""
 
 
 @dataclass
 class EpisodeResult:
-    """One episode: `seed` of its initial state, best reward, whether the task was ever solved (None where the
-    environment does not say), control steps taken and how many make a second, the environment's named quantities at the
+    """One episode: `seed` of its initial state, best reward, whether the task was ever solved (None if the
+    environment does not say), control steps taken, control steps per second, the environment's named quantities at the
     end, the executed actions, each (Da,), with their rewards, and pictures (Y, X, 3) uint8, if recorded."""
 
     seed: int
@@ -42,7 +42,7 @@ class EpisodeResult:
     rewards: list[float] = field(default_factory=list)
 
     def add(self, chunk: Chunk, actions: np.ndarray) -> None:
-        """What came of `actions` (Ta, Da), the last of which may not have been executed."""
+        """Adds the outcome of `actions` (Ta, Da), the last of which may not have been executed."""
         self.actions += list(actions[: len(chunk.rewards)])
         self.rewards += chunk.rewards
         self.max_reward = max([self.max_reward, *chunk.rewards])
@@ -52,7 +52,7 @@ class EpisodeResult:
         self.frames += chunk.frames
 
     def row(self) -> dict[str, int | float | bool | None]:
-        """What is written about the episode."""
+        """The episode's row in rollouts/<step>.json and evaluation.json."""
         row = {name: getattr(self, name) for name in ("seed", "max_reward", "success", "length")}
         return row | {f"final_{name}": value for name, value in self.info.items()}
 
@@ -71,7 +71,7 @@ class RolloutResult:
 
     @property
     def success(self) -> Estimate:
-        """Share of episodes in which the task was solved; unknown where the environment does not say."""
+        """Share of episodes in which the task was solved; unknown if the environment does not say."""
         judged = [e.success for e in self.episodes if e.success is not None]
         return intervals.proportion(sum(judged), len(judged))
 
@@ -90,7 +90,7 @@ class RolloutResult:
 
 
 class EnvRunner:
-    """Runs one episode a seed.
+    """Runs one episode per seed.
 
     All live environments are denoised in one batch; a finished one stops and makes room for the next seed. Every
     episode draws its noise from a generator of its own, seeded by the episode's seed, so results depend neither on
@@ -102,8 +102,8 @@ class EnvRunner:
         n_episodes: test episodes, from seed `start_seed` on.
         start_seed: env seed of the first test episode.
         n_train_episodes: episodes from the initial states of training demonstrations.
-        max_steps: control steps of an episode at the most; or seed -> steps, where they differ.
-        protocol: the name of this way to test, for whoever quotes a score.
+        max_steps: most control steps of an episode, or seed -> steps if they differ.
+        protocol: name of this test, quoted with every score.
         obs_names: what the policy sees of an environment's observations; None: all of them.
         bounds: of the reward ("reward") and of named quantities, for intervals that respect them.
         n_envs: environments at once.
@@ -112,7 +112,7 @@ class EnvRunner:
         n_videos: test episodes to record, from the first on.
 
     Raises:
-        ValueError: for counts that make no sense, and where the last seed is none that environments take.
+        ValueError: for impossible counts, and if the last seed is larger than environments accept.
     """
 
     def __init__(
@@ -142,15 +142,15 @@ class EnvRunner:
         self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps, obs_names), min(n_workers, n_envs))
 
     def start(self) -> None:
-        """Starts the worker processes in the background, so that what fails in it fails before the first rollout."""
+        """Starts the worker processes in the background, so that errors appear before the first rollout."""
         self._pool.start()
 
     def run(self, policy: Policy, device: torch.device) -> RolloutResult:
-        """The test episodes."""
+        """Runs the test episodes."""
         return self._run(policy, device, self.seeds, self.n_videos, "rollouts")
 
     def run_train(self, policy: Policy, device: torch.device, seeds: Sequence[int]) -> RolloutResult | None:
-        """Episodes from the initial states of the first training demonstrations, whose seeds are given."""
+        """Runs episodes from the initial states of training demonstrations, whose seeds are given."""
         first = list(seeds[: self.n_train_episodes])
         return self._run(policy, device, first, 0, "train seeds") if first else None
 
@@ -171,12 +171,13 @@ class EnvRunner:
     def stream(
         self, policy: Policy, device: torch.device, seeds: Iterable[int], n_videos: int = 0
     ) -> Iterator[EpisodeResult]:
-        """One episode a seed, in the order in which they end. `seeds` may have no end."""
+        """Yields one episode per seed, in the order in which they end. `seeds` may be endless."""
         waiting = iter(enumerate(seeds))
         running: dict[int, EpisodeResult] = {}  # by env
         generators: dict[int, torch.Generator] = {}
         chunks: dict[int, Chunk] = {}  # env -> its latest chunk
         while True:
+            # Idle environments start the next seeds.
             idle = [env for env in range(self.n_envs) if env not in running]
             starting = {env: (seed, number < n_videos) for env, (number, seed) in zip(idle, waiting, strict=False)}
             if starting:
@@ -186,6 +187,7 @@ class EnvRunner:
                 generators[env] = torch.Generator(device).manual_seed(seed)
             if not running:
                 return
+            # All running environments get a chunk of actions, and those that end make room.
             actions = _act(policy, [chunks[env] for env in running], [generators[env] for env in running], device)
             planned = dict(zip(running, actions, strict=True))
             chunks = self._pool.step(planned)
@@ -218,7 +220,7 @@ def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator],
     """Actions (B, Ta, Da) for the environments that `chunks` come from, in one batch.
 
     Matrix products round the same row differently in very small batches; padded to blocks, an episode does not depend
-    on how many run beside it. Raises ValueError for actions that are not finite: no score can come of them.
+    on how many others run. Raises ValueError for actions that are not finite, which have no score.
     """
     padding = -len(chunks) % BLOCK
     padded = chunks + chunks[:1] * padding

@@ -1,4 +1,4 @@
-"""A look at an environment before anybody trains for it: what could fail at the first rollout fails at the start."""
+"""Tries an environment out before training, so that errors appear at the start instead of the first rollout."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -15,8 +15,8 @@ def try_out(make_env: Callable[[], Env], obs: Mapping[str, Spec], action: Spec, 
     """Makes an environment, looks at its observations, and takes a step of zeros.
 
     Raises:
-        ValueError: where it cannot, naming the method; where an observation is missing, or of another shape or type
-            than is declared.
+        ValueError: if the environment fails, naming the method, and if an observation is missing or differs from its
+            declared shape or type.
     """
     env = _tried("making it", make_env)
     _tried("reset(seed)", lambda: env.reset(seed))

@@ -1,4 +1,4 @@
-"""Tasks: a folder each, and `Task`, what they all say of themselves."""
+"""Tasks, one folder each, and `Task`, the facts that each of them states."""
 
 from dp.tasks.task import Protocol, Reference, Scene, Task
 

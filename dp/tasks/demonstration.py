@@ -1,4 +1,4 @@
-"""What a recorded episode is, whoever acted in it."""
+"""Protocols of recorded episodes, whoever acted in them."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -37,16 +37,16 @@ class Recording(Protocol):
         ...
 
     def demonstration(self) -> Demonstration:
-        """Everything so far."""
+        """The recording so far."""
         ...
 
 
 @runtime_checkable
 class Collector(Protocol):
-    """Makes demonstrations: the same one for the same seed, in whichever process."""
+    """Makes demonstrations, always the same one for a seed, in every process."""
 
     def __call__(self, seed: int) -> Demonstration | None:
-        """From the initial state of `seed`; None where nothing worth keeping came about.
+        """From the initial state of `seed`; None if there is nothing worth keeping.
 
         May raise `Finished`. Three attributes are optional. `in_this_process`, if true: it is never sent to worker
         processes. `chooses`, if true: what it returns is stored, solved or not. `n_stored` is set to the number of
@@ -56,4 +56,4 @@ class Collector(Protocol):
 
 
 class Finished(Exception):
-    """The demonstrator will make no more."""
+    """Raised when the demonstrator stops."""

@@ -11,7 +11,7 @@ class Env(Protocol):
     """One episode at a time, on the CPU. Frames are drawn only when a policy looks, so `step` returns nothing.
 
     control_hz: control steps per second. reward: of the present state. success: whether the task is solved now;
-    None in an environment that does not say.
+    None if the environment does not say.
     terminated: whether the episode is over, which neither reward nor success decides. The runner cuts an episode off
     after `max_steps`.
     """

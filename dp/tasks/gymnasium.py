@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 RENDER = "render()"
-"""Instead of a key: the picture that the environment's `render` returns."""
+"""Key that stands for the picture that the environment's `render` returns."""
 
 WHOLE = "."
-"""Instead of a key: the whole observation, of an environment whose observation is one array."""
+"""Key that stands for the whole observation, if the observation is one array."""
 
 DEFAULT_HZ = 10.0
 
@@ -29,10 +29,11 @@ class GymnasiumEnv:
         success: key of the step's `info` that says whether the task is solved; None: a task that only rewards,
             and whose success is not defined.
         quantities: keys of `info` whose last value is recorded with every episode.
-        control_hz: control steps a second; None: `metadata["render_fps"]`, or 10.
+        control_hz: control steps per second; None: `metadata["render_fps"]`, or 10.
 
     Raises:
-        ValueError: for an unknown id, a key that the observation or `info` lacks, and actions that are no box.
+        ValueError: for an unknown id, a key that the observation or `info` lacks, and an action space that is not a
+            Box.
     """
 
     module_arguments: ClassVar[tuple[str, ...]] = ("id",)
@@ -70,7 +71,7 @@ class GymnasiumEnv:
         space = self._env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
         if action.shape != space.shape:
-            raise ValueError(f"the policy's actions have shape {action.shape}, the environment takes {space.shape}")
+            raise ValueError(f"the policy's actions have shape {action.shape}, but the environment takes {space.shape}")
         clipped = np.clip(action, space.low, space.high).astype(space.dtype)
         self._obs, reward, terminated, truncated, self._info = self._env.step(clipped)
         self._reward, self._terminated, self._stepped = float(reward), bool(terminated or truncated), True
@@ -98,7 +99,7 @@ class GymnasiumEnv:
         picture = self._env.render()
         if not isinstance(picture, np.ndarray) or picture.ndim != 3:
             got = type(picture).__name__
-            raise ValueError(f"the environment renders {got}, expected a picture: give env_runner.n_videos=0")
+            raise ValueError(f"the environment renders {got}, expected a picture: set env_runner.n_videos=0")
         return np.ascontiguousarray(picture[..., :3], np.uint8)
 
     def close(self) -> None:
@@ -115,9 +116,9 @@ class GymnasiumEnv:
         return value
 
     def _info_at(self, key: str, at_reset: float) -> Any:
-        """The environment may say nothing when it is reset."""
+        """The entry `key` of `info`, or `at_reset` if the environment does not report it at its reset."""
         if key not in self._info and self._stepped:
-            raise ValueError(f"the environment's info has no {key!r}, it has {sorted(self._info)}")
+            raise ValueError(f"the environment's info has no {key!r}, only {sorted(self._info)}")
         return self._info.get(key, at_reset)
 
 

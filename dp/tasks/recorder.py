@@ -1,4 +1,4 @@
-"""An episode, kept frame by frame as a data set stores it."""
+"""Records an episode frame by frame, as a data set stores it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class Recorder:
         return bool(self.env.success)
 
     def demonstration(self) -> RecordedEpisode:
-        """Everything so far. Raises ValueError before the first step."""
+        """The recording so far. Raises ValueError before the first step."""
         if not self._actions:
             raise ValueError("an episode without a step is no demonstration")
         obs = {name: np.stack([one[name] for one in self._obs]) for name in self._obs[0]}

@@ -1,4 +1,4 @@
-"""What a task says of itself. Everything outside `dp/tasks/` asks here, and knows no task by name."""
+"""The facts of a task. Everything outside `dp/tasks/` asks here and knows no task by name."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ DEMONSTRATION_SEEDS = range(1000, 100_000)
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a policy is tested: `n_episodes` episodes from env seed `start_seed` on, of at most `max_steps` control
+    """A test of a policy: `n_episodes` episodes from env seed `start_seed` on, of at most `max_steps` control
     steps. Scores of different protocols are never compared."""
 
     name: str
@@ -46,7 +46,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an episode starts with, for a map of many episodes.
+    """The start and the goal of an episode, for a map of many episodes.
 
     name: noun for what starts somewhere, as in "where its <name> starts".
     starts: its outlines, closed polygons in units of the task's own. goal: outlines of where it must end.
@@ -70,23 +70,23 @@ class Task:
             checkpoints by validation, and is not rolled out.
         protocols: name -> {"n_episodes", "start_seed", "max_steps"}; the first is the default. None: the class's.
         bounds: name -> [least, greatest] of the reward ("reward") and of the environment's named quantities, besides
-            the class's. Intervals of what has none are Student's, which may leave the possible.
+            the class's. Quantities without bounds get Student's interval, which may leave the possible range.
 
     Raises:
         ValueError: for a protocol that lacks one of the three numbers, and for bounds that do not ascend.
     """
 
     score: ClassVar[str] = "mean over episodes of the best reward"
-    """What a score is, in words that follow a number."""
+    """Definition of the score, in words that follow a number."""
 
     success: ClassVar[str] = "share of episodes that succeed"
-    """What success is, in words that follow a number."""
+    """Definition of success, in words that follow a number."""
 
     reset: ClassVar[str] = "initial states from env.reset(seed)"
-    """How a seed makes an initial state."""
+    """Definition of the initial state that belongs to a seed."""
 
     near_miss: ClassVar[float | None] = None
-    """Best reward from which a failed episode is a near miss; None where there is no such thing."""
+    """Best reward from which a failed episode is a near miss; None if there is no such thing."""
 
     packages: ClassVar[tuple[str, ...]] = ("gymnasium",)
     """Distributions whose versions are recorded with every result."""
@@ -125,7 +125,7 @@ class Task:
         return found[0]
 
     def name_of(self, n_episodes: int, start_seed: int, max_steps: int) -> str | None:
-        """The name of the protocol with these numbers; None where none has them."""
+        """The name of the protocol with these numbers; None if none has them."""
         same = [
             p.name
             for p in self.protocols
@@ -160,17 +160,17 @@ class Task:
         return partial(Recorder, self.make_env())
 
     def columns(self) -> tuple[Columns, Columns]:
-        """What a store of recordings holds, of every frame and of every episode: array -> (dtype, shape of a row)."""
+        """Columns of a store of recordings, per frame and per episode: array -> (dtype, shape of a row)."""
         entries = {**self.shape_meta["obs"], "action": self.shape_meta["action"]}
         frames = {name: _column(entry) for name, entry in entries.items()}
         return frames, {"seed": ("<i8", ()), "source": ("<U16", ()), "success": ("|b1", ())}
 
     def scene(self, seed: int) -> Scene | None:
-        """What the episode of `seed` starts with; None where a map would show nothing."""
+        """Start and goal of the episode of `seed`; None if a map would show nothing."""
         return None
 
     def statistics(self, store: Path) -> Mapping[str, str]:
-        """What there is to say about a store of demonstrations, by name."""
+        """Statistics of a store of demonstrations, by name."""
         return {}
 
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":

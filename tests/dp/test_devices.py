@@ -60,7 +60,7 @@ def test_a_gpu_is_chosen_by_number(on: Callable) -> None:
 def test_auto_says_why_it_passes_over_a_gpu(on: Callable, caplog: pytest.LogCaptureFixture) -> None:
     on(Machine("13.2", "535.104.05", (), (), None))
     assert choose_device("auto") == torch.device("cpu")
-    assert "device=auto takes the CPU: torch finds no CUDA device here: the NVIDIA driver is 535" in caplog.text
+    assert "device=auto chose the CPU: torch finds no CUDA device here: the NVIDIA driver is 535" in caplog.text
     caplog.clear()
     on(Machine("13.2", None, (), (), None))
     choose_device("auto")

@@ -157,7 +157,7 @@ def test_an_engine_that_fails_at_its_start_gives_way_with_a_warning(
         return loss
 
     monkeypatch.setattr(torch, "compile", broken)
-    told = "workspace.engine=compile failed, going on with eager: RuntimeError: no C compiler"
+    told = "workspace.engine=compile failed, continuing with eager: RuntimeError: no C compiler"
     with pytest.warns(UserWarning, match=told):
         fallen, _ = train(windows, "compile")
     torch.testing.assert_close(fallen, eager, rtol=0, atol=0)

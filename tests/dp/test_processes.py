@@ -30,7 +30,7 @@ def test_results_come_in_order_from_arguments_without_end(n_workers: int) -> Non
 
 
 def test_a_killed_worker_is_an_error_that_names_the_work() -> None:
-    with pytest.raises(ChildProcessError, match=r"at work on one of .*13"):
+    with pytest.raises(ChildProcessError, match=r"while it worked on one of .*13"):
         list(in_processes(slow_square, range(20), 2))
 
 

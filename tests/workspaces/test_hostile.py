@@ -91,8 +91,8 @@ WEIGHT = "denoiser.final_conv.1.weight"
         ("config/encoder/_target_", "dp.data.demonstrations.open_zarr", "not to be trusted"),
         (f"ema/model/{WEIGHT}", torch.zeros(2, 16, 1, dtype=torch.int64), "int64"),
         (f"ema/model/{WEIGHT}", torch.full((2, 16, 1), float("nan")), "not finite"),
-        (f"ema/model/{WEIGHT}", torch.zeros(1).expand(MUCH), "shows (100000000000,) and holds less"),
-        (f"ema/model/{WEIGHT}", "text", "is no tensor"),
+        (f"ema/model/{WEIGHT}", torch.zeros(1).expand(MUCH), "claims shape (100000000000,) but holds less"),
+        (f"ema/model/{WEIGHT}", "text", "is not a tensor"),
     ],
 )  # fmt: skip
 def test_a_forged_entry_is_named(sound, tmp_path, place, value, reason):
@@ -189,7 +189,10 @@ def test_flipped_bytes_are_found_and_the_newest_whole_file_is_named(sound, tmp_p
         half = len(content) // 2
         content[half : half + 64] = bytes(byte ^ 255 for byte in content[half : half + 64])
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"does not have its checksum.*whole is .*best-000002-0\.500\.pt"):
+    with pytest.raises(
+        ValueError,
+        match=r"does not match its checksum.*newest intact checkpoint of this run is .*best-000002-0\.500\.pt",
+    ):
         checkpoint.load(tmp_path / "last.pt")
 
 
@@ -212,7 +215,7 @@ def test_a_run_directory_leads_nowhere(tmp_path, name, kind):
     place.parent.mkdir(parents=True)
     check_inside(tmp_path / "run")
     place.symlink_to(tmp_path / "elsewhere") if kind == "link" else os.mkfifo(place)
-    with pytest.raises(ValueError, match="give another run_dir"):
+    with pytest.raises(ValueError, match="set another run_dir"):
         check_inside(tmp_path / "run")
 
 

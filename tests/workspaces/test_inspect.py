@@ -39,8 +39,8 @@ def test_several_stores_are_described_one_by_one(small_zarr, tmp_path):
     assert "160 episodes, 18378 frames" in result.stdout
     assert "state: (18567, 5)" in result.stdout
     assert "6 of 6 demonstrations start from their number as a seed" in result.stdout
-    assert "160 of 160 demonstrations start from the initial state that is stored with them" in result.stdout
-    assert "124 of these are what their seeds give" in result.stdout
+    assert "160 of 160 demonstrations start from the stored initial state" in result.stdout
+    assert "124 of these start as their seeds say" in result.stdout
     assert {file.name for file in (tmp_path / "out").iterdir()} > {"contact_sheet.png", "paths.png"}
 
 

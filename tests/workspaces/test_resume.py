@@ -62,7 +62,7 @@ def test_a_choice_of_a_group_composes_as_ever(run_dir):
 
 
 def test_an_empty_directory_is_begun_only_where_it_is_said_what_with(tmp_path):
-    with pytest.raises(ValueError, match="holds no run to go on with"):
+    with pytest.raises(ValueError, match="holds no run to resume"):
         taken_up(tmp_path / "typo", "device=cpu", "workspace.num_steps=9")
     assert taken_up(tmp_path / "new", "horizon=8") is None
 

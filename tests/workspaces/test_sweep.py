@@ -219,10 +219,10 @@ def test_a_search_that_was_killed_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["seed=0,1", "run_dir=mine"], "give hydra.sweep.dir=DIR instead"),
-        (["seed=interval(0,1)"], "seed=interval(0,1) is not a list of values: give one, or hydra/sweeper=optuna"),
+        (["seed=0,1", "run_dir=mine"], "set hydra.sweep.dir=DIR instead"),
+        (["seed=interval(0,1)"], "seed=interval(0,1) is not a list of values: set one, or use hydra/sweeper=optuna"),
         (["seed=0,1", "hydra.sweep.dir=taken"], "taken/seed-0 holds another run (env_runner.max_steps=1"),
-        (["hydra/sweeper=optuna"], "nothing to search: give a range"),
+        (["hydra/sweeper=optuna"], "nothing to search: set a range"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_in_a_line(overrides, expected, tmp_path):

@@ -15,16 +15,16 @@ from workspaces.report.publish import publish
 log = logging.getLogger(__name__)
 
 MISSING = "???"
-"""A value that Hydra has not been given."""
+"""Hydra's mark for a missing value."""
 
 
 class ReportWorkspace(Workspace):
     """Writes report.html, tables (CSV, Markdown, LaTeX) and figures (PNG, PDF) into `run_dir`, or else into
     <runs>/report.
 
-    Raises ValueError where `runs` is not given or holds no run, and for a baseline that is no setting.
+    Raises ValueError if `runs` is not given or holds no run, or if the baseline is not one of the settings.
 
-    After `run`, `tables` (name -> frame of plain numbers), `figures` (name -> PNG file) and `html` say what was made.
+    After `run`, `tables` (name -> frame of plain numbers), `figures` (name -> PNG file) and `html` hold the results.
     """
 
     computes = False
@@ -32,18 +32,20 @@ class ReportWorkspace(Workspace):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         if config["runs"] in (MISSING, None):
-            raise ValueError("give runs=DIR: a run directory, a directory of runs, or a sweep under multirun/")
+            raise ValueError("set runs=DIR: a run directory, a directory of runs, or a sweep under multirun/")
         self.runs = Path(config["runs"])
         self.baseline: dict[str, object] | None = config["report"]["baseline"]
         if not isinstance(self.baseline, (dict, type(None))):
-            raise ValueError(f"report.baseline={self.baseline}, expected as in 'report.baseline={{horizon: 16}}'")
+            raise ValueError(
+                f"report.baseline={self.baseline}, expected keys and values, such as 'report.baseline={{horizon: 16}}'"
+            )
         self.run_dir = Path(config["run_dir"] or self.runs / "report")
         self.html = self.run_dir / "report.html"
         self.tables: dict[str, pd.DataFrame] = {}
         self.figures: dict[str, Path] = {}
 
     def run(self) -> None:
-        """Makes everything before it writes anything."""
+        """Makes all results before it writes any file."""
         check_inside(self.run_dir)
         trusted = self.config.get("trust") or ()
         found = runs.find(self.runs, trusted)
@@ -80,7 +82,7 @@ class ReportWorkspace(Workspace):
         log.info("%s", self.html)
 
     def _log(self, counted: list[runs.Run], results: list[tables.Result]) -> None:
-        """On wandb, where the runs were: in their group if they have one in common."""
+        """Logs the report to the wandb project of the runs, in their group if they share one."""
         settings = [run.config.get("logger") or {"mode": "disabled"} for run in counted]  # baselines have no training
         loggers = [logger for logger in settings if logger.get("mode") != "disabled"]
         groups = {logger.get("group") for logger in loggers}
@@ -101,7 +103,7 @@ class ReportWorkspace(Workspace):
             publish(self.run_dir / "dashboard.json", project, group, keys, seeds, quantities)
 
     def _write(self, made: dict[str, tables.Table], files: dict[str, bytes], html: str) -> None:
-        """Each file whole or not at all, the page last; what an earlier report had more goes."""
+        """Writes each file whole or not at all, the page last, and deletes leftovers of an earlier report."""
         for name, table in made.items():
             files |= {f"tables/{name}.{kind}": page.FORMATS[kind].write(table) for kind in page.FORMATS}
         for name, content in {**files, "report.html": html.encode()}.items():
@@ -122,7 +124,7 @@ def _tables(
     baseline: object,
     root: Path,
 ) -> dict[str, tables.Table]:
-    """By name, in the page's order; empty ones are not made."""
+    """Tables by name, in the page's order, without empty ones."""
     by_directory: dict[object, runs.Run] = {run.path.resolve(): run for run in trained}
     made = {
         "results": tables.results_table(results, by_directory),

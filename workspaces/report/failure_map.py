@@ -22,24 +22,25 @@ from workspaces.report.tables import Result, quantity_name
 
 MAX_SETTINGS = 12
 MAX_VIDEO_BYTES = 32 << 20
-"""Of all videos inside one page: browsers hold it in memory. The worst episodes come first; others are linked."""
+"""Largest size of all videos inside one page, which browsers hold in memory. The worst episodes come first; others are
+linked."""
 
 OUTCOMES = {"failure": "#D55E00", "near miss": "#E69F00", "success": "#0072B2", "not judged": "#7A5195"}
-"""How an episode can end, with its colour. "not judged": the environment does not say what success is."""
+"""Outcomes of an episode with their colours. "not judged": the environment does not define success."""
 
 SCALE = 0.4
-"""Of the outlines on the map: at full size fifty of them hide each other."""
+"""Scale of the outlines on the map. At full size, fifty of them hide each other."""
 
 OVERRIDDEN = ("run_dir", "env_runner.start_seed", "env_runner.n_episodes", "env_runner.n_videos", "logger",
               "workspace", "checkpoint", "hydra")  # fmt: skip
-"""What a replay sets itself, or what does not change what happens in it."""
+"""Keys that a replay sets itself, or that do not change its outcome."""
 
 
 @dataclass(frozen=True)
 class Card:
     """One episode. `bar` is its reward as a share of the bar's length. `quantities`: the environment's own, at the end.
 
-    `video` is inside the page; where there would be too many, only at `video_link`.
+    `video` is inside the page. If there are too many, `video_link` points to it.
     """
 
     id: str
@@ -58,7 +59,7 @@ class Card:
 class Sheet:
     """One setting's first training seed: the map as an SVG element, if its task has one, and its episodes, worst first.
 
-    starts: noun for what the map shows.
+    starts: noun for the outlines on the map.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Sheet:
 
     @property
     def judged(self) -> bool:
-        """Whether the environment says what success is."""
+        """Whether the environment defines success."""
         return all(card.outcome != "not judged" for card in self.cards)
 
     @property
@@ -79,7 +80,7 @@ class Sheet:
 
 
 def outcomes(task: Task, judged: bool) -> list[str]:
-    """How an episode can end. judged: whether the environment says what success is."""
+    """Possible outcomes of an episode. judged: whether the environment defines success."""
     if not judged:
         return ["not judged"]
     return ["failure", "near miss", "success"] if task.near_miss is not None else ["failure", "success"]
@@ -97,7 +98,7 @@ def sheets(
     """A sheet for each of the best settings, for a page in `folder`. Missing videos are made in <folder>/videos, of the
     `n_films` worst episodes of each setting.
 
-    A figure is made: call it inside `figures.style()`. `trusted` packages are named in the commands, too.
+    It makes a figure, so call it inside `figures.style()`. `trusted` packages are named in the commands, too.
     """
     best = best_of(results)[:MAX_SETTINGS]
     films = film([result.runs[0] for result in best], folder / "videos", n_films)
@@ -147,7 +148,7 @@ def _card(run: Run, row: dict, number: int, link: str | None, video: str | None,
 
 
 def _bar(reward: float, rewards: list[float]) -> float:
-    """Of 1 where rewards are shares, else of what lies between the worst and the best episode."""
+    """The reward as a share of 1 if rewards are shares, else of the range from worst to best."""
     low, high = min(0.0, *rewards), max(1.0, *rewards)
     return (reward - low) / (high - low)
 
@@ -177,6 +178,7 @@ def _map(cards: list[Card], scenes: dict[int, Scene]) -> str:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
+    # The goal in grey: its full size faintly, and at the scale of the outlines.
     for goal in _common_goal([*scenes.values()]):
         axes.add_patch(Polygon(goal, facecolor="#8c959f", edgecolor="none", alpha=0.28, clip_on=False))
         axes.add_patch(Polygon(_shrunk(goal), facecolor="#8c959f", edgecolor="none", alpha=0.7, clip_on=False))
@@ -191,14 +193,14 @@ def _map(cards: list[Card], scenes: dict[int, Scene]) -> str:
 
 
 def _common_goal(scenes: list[Scene]) -> Sequence[np.ndarray]:
-    """The goal of every episode; nothing where they differ."""
+    """The common goal of all episodes; empty if they differ."""
     goals = [[*map(np.asarray, scene.goal)] for scene in scenes]
     same = all(len(goal) == len(goals[0]) and all(map(np.array_equal, goal, goals[0])) for goal in goals)
     return scenes[0].goal if same else ()
 
 
 def _with_titles(drawing: str, cards: list[Card]) -> str:
-    """What a pointer that rests on a block is told, and what a screen reader says."""
+    """Adds titles to the blocks, for tooltips and screen readers."""
     titles = {card.id: f"seed {card.seed}: {card.outcome}, best reward {card.max_reward:.2f}" for card in cards}
 
     def link(found: re.Match[str]) -> str:  # matplotlib's opens another window

@@ -57,7 +57,7 @@ STYLE: dict[Any, Any] = {
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font in a PDF
 
 MAX_LABEL = 110
-"""Characters of a name in a figure. The tables have it whole."""
+"""Longest name in a figure, in characters. Tables show it whole."""
 
 SAME_PACE = 0.1
 """Two runs whose time per step differs by less than this share have one axis of minutes."""
@@ -70,7 +70,7 @@ DASHED = {"ls": (0, (3, 2)), "lw": 1.3}
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Everything that makes or saves a figure happens in here."""
+    """A context in which all figures are made and saved."""
     with mpl.rc_context(STYLE):
         yield
 
@@ -110,7 +110,7 @@ def references(runs: Iterable[Run]) -> dict[str, Sequence[Reference]]:
 def all_figures(
     trained: list[Run], unfinished: list[Run], results: list[Result], comparisons: list[Comparison]
 ) -> dict[str, Figure]:
-    """Every figure that these runs give something for, by name. Different tasks never share one."""
+    """Figures by name, for which these runs have data. Different tasks never share one."""
     figures: dict[str, Figure] = {}
     colours = palette(labels(trained), map(trained_as, results))
     known = references([*trained, *unfinished])
@@ -147,7 +147,7 @@ LOSSES = {
 
 
 class Curve(NamedTuple):
-    """A training in the plots: what its line is called and looks like, the same in all of them."""
+    """A training in the plots, with the same name and look in all of them."""
 
     run: Run
     name: str
@@ -165,7 +165,7 @@ class Curve(NamedTuple):
 
     @property
     def minutes_per_step(self) -> float:
-        """Of training; nan where no time was logged."""
+        """Minutes of training per step; nan if no time was logged."""
         steps, seconds = self.of("time/training_s")
         return seconds[-1] / steps[-1] / 60 if steps and steps[-1] else np.nan
 
@@ -198,7 +198,7 @@ def _brief(name: str) -> str:
 
 
 def _unfinished_curves(runs: list[Run]) -> list[Curve]:
-    """The others: a colour a run, from the palette's end."""
+    """Curves of unfinished trainings: one colour per run, from the palette's end."""
     made = [
         Curve(run, f"{_brief(run.path.name)}: {run.state}", PALETTE[-1 - i % len(PALETTE)])
         for i, run in enumerate(runs)
@@ -224,7 +224,7 @@ def learning_curve(curves: list[Curve], lines: Sequence[Reference], task: str) -
 
 
 def _minutes_axis(axes: Axes, curves: list[Curve]) -> None:
-    """Minutes above the axes, where all runs took about as long per step."""
+    """Adds an axis of minutes above, if all runs took about as long per step."""
     paces = np.array([curve.minutes_per_step for curve in curves])
     pace = float(paces.mean())
     if pace > 0 and (abs(paces / pace - 1) < SAME_PACE).all():
@@ -256,14 +256,14 @@ def _round_steps() -> MaxNLocator:
 
 
 def _titled(title: str, more: str, width: float = SIZE[0]) -> str:
-    """A title, and below it what it is of, in lines that fit a figure of `width` inches."""
+    """A title and, below it, a subtitle in lines that fit a figure of `width` inches."""
     return "\n".join([title, *textwrap.wrap(_brief(more), int(8.5 * width))])
 
 
 def _draw_curves(axes: Axes, curves: list[Curve], key: str) -> None:
-    """Thin lines for seeds, a thick one for their mean; runs that are not finished are dashed, and in no mean.
+    """Draws thin lines for seeds and a thick one for their mean. Unfinished runs are dashed and in no mean.
 
-    Where intervals were recorded, their mean over the seeds is shaded.
+    If intervals were recorded, their mean over the seeds is shaded.
     """
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
@@ -283,12 +283,12 @@ def _draw_curves(axes: Axes, curves: list[Curve], key: str) -> None:
 
 
 def _mean_curve(curves: list[pd.Series]) -> pd.Series:
-    """Where every seed has a value."""
+    """The mean over seeds, at steps for which every seed has a value."""
     return pd.concat(curves, axis=1, join="inner").mean(axis=1)
 
 
 def _legend(figure: Figure, axes: Axes, lines: Sequence[Reference] = ()) -> None:
-    """Below the axes: the curves and the grey lines."""
+    """Adds a legend of the curves and the grey lines below the axes."""
     handles, labels = axes.get_legend_handles_labels()
     names = [f"{line.name}: {line.score:g} on {line.protocol}" for line in lines]
     greys = [Line2D([], [], color=GREY, ls=line.line, lw=1.1) for line in lines]
@@ -303,7 +303,7 @@ def _legend(figure: Figure, axes: Axes, lines: Sequence[Reference] = ()) -> None
 
 
 def differences(comparisons: list[Comparison]) -> Figure:
-    """Differences in score with their intervals, one a line."""
+    """Differences in score with their intervals, one per line."""
     one_reference = len({id(c.reference) for c in comparisons}) == 1
     sides = [c.one for c in comparisons] + [c.reference for c in comparisons]
     short = [
@@ -333,7 +333,7 @@ def differences(comparisons: list[Comparison]) -> Figure:
 
 
 def heat_maps(results: list[Result]) -> Iterator[Figure]:
-    """Score over horizon and inference steps, a figure for each combination of whatever else differs."""
+    """Score over horizon and inference steps, one figure per combination of the other settings."""
     if not all("horizon" in r.setting and STEPS in r.setting for r in results):
         return
     groups: dict[tuple[str, Protocol], list[Result]] = {}
@@ -353,6 +353,7 @@ def _heat_map(results: list[Result], title: str) -> Figure:
     for result in results:
         grid[rows.index(result.setting["horizon"]), columns.index(result.setting[STEPS])] = result.score.value
     axes.imshow(grid, cmap="cividis", aspect="auto")
+    # Write score and interval into each cell, in a colour that stands out.
     for result in results:
         y, x = rows.index(result.setting["horizon"]), columns.index(result.setting[STEPS])
         score = result.score
@@ -407,6 +408,7 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
         axes.plot([], [], "o", color=colours[name], label=_brief(text or name))
     x, y = [r.inference_ms for r in front], [r.score.value for r in front]
     axes.step(x, y, where="post", color=INK, lw=1.1, ls="--", zorder=1, label="Pareto front (filled)")
+    # Latencies that span an order of magnitude need a logarithmic axis.
     ratio = max(r.inference_ms for r in results) / max(min(r.inference_ms for r in results), 1e-9)
     if ratio > 8:
         axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""Videos of episodes that nobody filmed: their actions are run once more, which gives the same episode to the bit."""
+"""Films recorded episodes that have no video, by running their actions again, equal to the bit."""
 
 import hashlib
 import logging
@@ -24,8 +24,8 @@ Films = dict[tuple[Path, int], Path]
 
 
 MAX_FILMED = 50
-"""Episodes of one evaluation, the worst, unless report.n_films says otherwise: a video takes a second of one core, and
-evaluations may have hundreds."""
+"""Default of report.n_films: the worst episodes of an evaluation that are filmed. A video takes a second of one core,
+and evaluations may have hundreds."""
 
 
 class Take(NamedTuple):
@@ -40,8 +40,8 @@ class Take(NamedTuple):
 
 
 def film(runs: Iterable[Run], folder: Path, n_films: int = MAX_FILMED) -> Films:
-    """Makes videos in `folder` of the `n_films` worst episodes of each run that have none, on all cores. Those that are
-    there already are kept.
+    """Makes videos in `folder` of the `n_films` worst episodes of each run that have none, on all cores. Existing
+    videos are kept.
 
     Left out are episodes of a task without an environment here, those whose actions are not known, and those that do
     not come out as they did: another version of the environment than the one they ran in.
@@ -59,7 +59,7 @@ def film(runs: Iterable[Run], folder: Path, n_films: int = MAX_FILMED) -> Films:
         bar = tqdm(made, total=len(missing), desc="filming", leave=False, disable=None)
         strangers = {take.file for take, same in bar if not same}
     if strangers:
-        log.warning("%d episodes run differently here: another version of the environment; no videos", len(strangers))
+        log.warning("%d episodes run differently here, with another version of it: no videos", len(strangers))
     return {(take.run, take.seed): take.file for take in takes if take.file not in strangers}
 
 

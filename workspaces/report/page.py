@@ -47,7 +47,7 @@ def render(
     not_shown: list[str],
     recipes: list[Recipe],
 ) -> str:
-    """The whole page: text, styles, plots (SVG) and videos in one file that asks nobody for anything."""
+    """The whole page: text, styles, plots (SVG) and videos in one file that needs no network."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
@@ -84,7 +84,7 @@ def render(
 
 
 def csv(table: Table) -> bytes:
-    """Plain numbers, not rounded. A text that a spreadsheet would compute is quoted with an apostrophe."""
+    """The table as CSV with unrounded numbers. An apostrophe quotes texts that a spreadsheet would compute."""
     frame = table.frame.map(_no_formula).rename(columns=_no_formula)
     return frame.to_csv(index=False).encode()
 
@@ -96,18 +96,18 @@ def _no_formula(value: object) -> object:
 
 
 def markdown(table: Table) -> bytes:
-    """As people read it, with the note below."""
+    """The table as people read it, in Markdown, with its note below."""
     shown = table.shown.astype(str).rename(columns=_markdown_cell).map(_markdown_cell)
     return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{table.note}\n".encode()
 
 
 def _markdown_cell(text: str) -> str:
-    """On one line, with nothing that ends a cell or begins an element of HTML."""
+    """`text` on one line, escaped so that it neither ends a cell nor begins an HTML element."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def latex(table: Table) -> bytes:
-    """As people read it: a tabular for booktabs, for pdfLaTeX, XeLaTeX and LuaLaTeX. The note is a comment."""
+    """The table as people read it: a booktabs tabular for pdfLaTeX, XeLaTeX and LuaLaTeX. The note is a comment."""
     shown = table.shown.astype(str)
     numeric = ["r" if all(NUMBER.fullmatch(text) for text in shown[column]) else "l" for column in shown]
     shown = shown.rename(columns=_latex_text).map(_latex_text)
@@ -122,7 +122,7 @@ LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
     "−": "$-$", "×": r"$\times$", "†": r"\dag{}", "‡": r"\ddag{}", "–": "--", "…": r"\dots{}",
 }  # fmt: skip
-"""Characters that mean something to LaTeX, and those that pdfLaTeX's fonts lack, as they are written."""
+"""Escapes of LaTeX's special characters, and of those that pdfLaTeX's fonts lack."""
 
 
 def _latex_text(text: str) -> str:
@@ -142,11 +142,11 @@ FORMATS = {
     "md": Format("Markdown", "text/markdown", markdown),
     "tex": Format("LaTeX", "application/x-tex", latex),
 }
-"""By the ending of the file."""
+"""Formats by the suffix of the file."""
 
 
 def _best(results: list[Result]) -> list[Result]:
-    """Of each protocol."""
+    """The best result of each protocol."""
     return [max((r for r in results if r.protocol == p), key=lambda r: r.score.value)
             for p in dict.fromkeys(r.protocol for r in results)]  # fmt: skip
 
@@ -164,7 +164,7 @@ def _best_errors(trained: list[Run]) -> list[tuple[str, float, str]]:
 
 
 def _distinct(pairs: Iterable[tuple[Any, str]]) -> dict[Any, str]:
-    """What tasks say -> the tasks that say so, without what is None. No names where all of them say the same."""
+    """Statement -> the tasks that make it, without None. The names are empty if all tasks agree."""
     said: dict[Any, list[str]] = {}
     for words, task in dict.fromkeys(pairs):
         said.setdefault(words, []).append(task)
@@ -173,7 +173,7 @@ def _distinct(pairs: Iterable[tuple[Any, str]]) -> dict[Any, str]:
 
 
 def _table(name: str, table: Table) -> dict[str, Any]:
-    """What the template needs of it."""
+    """The fields of a table that the template needs."""
     shown = table.shown.astype(str)
     numeric = [all(NUMBER.fullmatch(text) for text in shown[column]) for column in shown]
     return {

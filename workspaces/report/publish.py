@@ -25,9 +25,9 @@ def publish(
     seeds: Collection[int],
     quantities: Collection[str] = (),
 ) -> None:
-    """Makes the dashboard of `group` on wandb; without a login, says what would be made.
+    """Makes the dashboard of `group` on wandb; without a login, describes it.
 
-    Its specification is written to `target` either way. Raises ValueError where wandb's library for it is missing.
+    Its specification is written to `target` either way. Raises ValueError if wandb's library for it is missing.
 
     Args:
         settings: configuration keys, with dots, that the runs are grouped by.
@@ -46,7 +46,7 @@ def publish(
         log.info("dashboard: %s", made.url)
     else:
         log.info(
-            "not logged in to wandb. After `wandb login` the same command makes the dashboard '%s' in the project %s, "
+            "not logged in to wandb. After `wandb login`, the same command makes the dashboard '%s' in the project %s, "
             "of the runs in the group %s: %s. Its specification: %s",
             made.name, project, group, panels, target,
         )  # fmt: skip
@@ -74,7 +74,7 @@ def _dashboard(
     latency, last, best = (panels.SummaryMetric(m) for m in ("rollout/inference_ms", "last.score", "best.score"))
     comparison: list[Any] = [
         panels.BarPlot(title="last score", metrics=[last]),
-        panels.BarPlot(title="best score (chosen on the test seeds: flatters)", metrics=[best]),
+        panels.BarPlot(title="best score (chosen on the test seeds, so optimistic)", metrics=[best]),
         panels.ScatterPlot(title="score against latency, ms", x=latency, y=last),
     ]
     episodes: list[Any] = [

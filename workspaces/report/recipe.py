@@ -1,4 +1,4 @@
-"""The recipe card: what was typed, what differs from the named experiment, with what, on what and for how long."""
+"""The recipe card: overrides, differences from the named experiment, versions, machine and time."""
 
 import re
 from collections.abc import Iterator
@@ -18,22 +18,23 @@ from workspaces.settings import flatten, keys_with
 from workspaces.timer import duration
 
 OF_THE_PLACE = keys_with("data", "source", "speed", "place", "output", "verb", "outside")
-"""Keys that say where a run was made, which the facts say, too."""
+"""Keys of the place where a run was made, which the facts repeat."""
 
 
 EXPERIMENT = re.compile(r"[\w-]+")
-"""A name that is looked up among the experiments. Nothing else that a run directory says is composed."""
+"""A name that is looked up among the experiments. Nothing else from a run directory is composed."""
 
 
 class Fact(NamedTuple):
-    """A line of the card. More than one value: the runs differ, and `of` says which has which."""
+    """A line of the card. If the runs differ there are several values, and `of` assigns them."""
 
     name: str
     values: dict[str, list[str]]
 
 
 class Recipe(NamedTuple):
-    """One experiment's card. `differences`: (key, in the experiment, in these runs); `missing`: why there are none."""
+    """One experiment's card. `differences`: (key, in the experiment, in these runs); `missing`: the reason if there are
+    none."""
 
     name: str
     facts: list[Fact]
@@ -49,7 +50,7 @@ def recipes(runs: list[Run]) -> list[Recipe]:
 
 
 def _recipe(name: str, runs: list[Run]) -> Recipe:
-    """Trainings tell most; where there are none, the evaluations' copies of their configuration."""
+    """The card of some runs, from the trainings or else from their configurations in evaluations."""
     trainings = [run for run in runs if run.verb == "train"]
     base = experiment(name)
     differences = _differences(base, [run.config for run in trainings]) if base and trainings else []
@@ -57,13 +58,13 @@ def _recipe(name: str, runs: list[Run]) -> Recipe:
     if base is None:
         missing = f"There is no experiment {name!r} among the configurations here to compare with."
     elif not trainings:
-        missing = "The trainings are not among these runs: there is no whole configuration to compare."
+        missing = "The trainings are not among these runs, so there is no complete configuration to compare."
     commands = [(str(run.path), " ".join(run.record.get("overrides", []))) for run in runs]
     return Recipe(name, list(_facts(runs)), commands, differences, missing)
 
 
 def experiment(name: str) -> Config | None:
-    """The configuration of a named experiment as it is now, resolved as a run's is; None where there is none."""
+    """The configuration of a named experiment as it is now, resolved as a run's is; None if there is no such file."""
     if not EXPERIMENT.fullmatch(name) or not (CONFIGS / "experiment" / f"{name}.yaml").is_file():
         return None
     outside = not GlobalHydra.instance().is_initialized()
@@ -119,7 +120,7 @@ def _times(runs: list[Run]) -> str:
     walls = [wall for wall in map(_wall_s, runs) if wall is not None]
     trained = [minutes for minutes in map(training_minutes, runs) if minutes]
     together = f", {len(walls)} runs together" if len(walls) > 1 else ""
-    parts = [f"{duration(sum(walls))} from begin to end{together}"] if walls else []
+    parts = [f"{duration(sum(walls))} from start to end{together}"] if walls else []
     parts += [f"{duration(60 * sum(trained))} of it in training steps"] if trained else []
     return "; ".join(parts) or "unknown"
 

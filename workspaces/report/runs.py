@@ -1,4 +1,4 @@
-"""Run directories as records: what each one holds, how it stands, and why it is left out."""
+"""Run directories as records: content, state, and the reason if one is left out."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from workspaces.sweep import read_manifest
 from workspaces.trust import CONFIG, plain
 
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, HydraException)
-"""What reading a damaged run directory raises. The schemas leave little but ValueError and OSError."""
+"""Errors of reading a damaged run directory. The schemas raise ValueError and leave little else."""
 
 PARTS = ("checkpoints", "media", "rollouts", "wandb")
 """Folders of a run directory: there are no runs in them."""
@@ -31,7 +31,7 @@ PARTS = ("checkpoints", "media", "rollouts", "wandb")
 STEPS_PER_EPISODE = Range(0, 10**7)
 
 ROW: Schema = {"seed": COUNT, "max_reward": NUMBER, "success": (bool, type(None)), "length": STEPS_PER_EPISODE}
-"""What every episode's row has. A named quantity of the environment at the end has a key that starts with FINAL."""
+"""Fields of an episode's row. Named quantities of the environment at the end have keys that start with FINAL."""
 
 METRICS: Schema = {"step": COUNT, str: Maybe(NUMBER)}
 """A line of metrics.jsonl. A number that was not finite is null."""
@@ -47,20 +47,20 @@ EVALUATION: Schema = {
     "inference_ms": Maybe(NUMBER),
     "episodes": [ROW],
 }
-"""What evaluation.json holds, as far as a report reads it."""
+"""Fields of evaluation.json that a report reads."""
 
 FINAL = "final_"
 
 FIXED = groups_with("identity")
-"""What the configuration of an evaluation says about the training where it does not hold all of it."""
+"""Groups of an evaluation's configuration that tell about its training if that is not known itself."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a score must be quoted with. Scores of different ones are never averaged.
+    """A protocol, with which a score must be quoted. Scores under different ones are never averaged.
 
-    task: its name. first, last: env seeds. max_steps: control steps, or words. name: as the task calls it, if it does;
-    two protocols with the same numbers are the same one.
+    task: its name. first, last: env seeds. max_steps: control steps, or words. name: the task's name for it, if any.
+        Protocols with equal numbers are equal.
     """
 
     task: str
@@ -81,7 +81,7 @@ class Protocol:
 
     @classmethod
     def without_rollouts(cls, task: str) -> "Protocol":
-        """Of a training that is validated and never rolled out."""
+        """The protocol of a training that is validated and never rolled out."""
         return cls(task, 0, -1, 0, "validation only")
 
 
@@ -101,7 +101,7 @@ class Run:
     task: its facts, or no more than its name where its class is not trusted. words: as the run recorded them, else the
     task's.
     metrics: the lines of metrics.jsonl. episodes: test episodes of the evaluation, or of the last rollout.
-    checkpoint: file that was evaluated. trained_in: directory of the training, None where it is not known.
+    checkpoint: file that was evaluated. trained_in: directory of the training, None if it is not known.
     """
 
     path: Path
@@ -121,20 +121,20 @@ class Run:
 
     @property
     def replicate(self) -> str:
-        """What tells runs of one setting apart: the seed of the training, or else the checkpoint."""
+        """The mark of a run among those of its setting: the training seed, or else the checkpoint."""
         if self.checkpoint is not None and self.trained_in is None and not self.config.get("training"):
             return self.checkpoint
         return f"seed {self.config['seed']}"
 
     @property
     def ended(self) -> float:
-        """Seconds since 1970."""
+        """End of the run, in seconds since 1970."""
         if self.record.get("ended"):
             return datetime.fromisoformat(self.record["ended"]).timestamp()
         return (self.path / "config.yaml").stat().st_mtime
 
     def curve(self, key: str) -> dict[int, float]:
-        """Step -> value of a metric. A step that was logged twice counts once, as it was last."""
+        """Step -> value of a metric. If a step was logged twice, its last value counts."""
         return {row["step"]: row[key] for row in self.metrics if row.get(key) is not None}
 
     def video(self, seed: int) -> Path | None:
@@ -145,12 +145,12 @@ class Run:
 
     @property
     def actions(self) -> Path:
-        """The file with the executed actions, which runs from before there was one lack."""
+        """The file with the executed actions, which runs of earlier versions lack."""
         return self.path / "rollouts" / f"{self.step or 0}.npz"
 
 
 class LeftOut(NamedTuple):
-    """A directory that no result comes from."""
+    """A directory without a result, and the reason."""
 
     path: Path
     state: str
@@ -159,7 +159,7 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class Found:
-    """Everything under one directory. Only `finished` counts; `unfinished` are trainings with a curve so far."""
+    """Every run under one directory. Only `finished` ones count. `unfinished` trainings have a curve so far."""
 
     finished: list[Run] = field(default_factory=list)
     unfinished: list[Run] = field(default_factory=list)
@@ -167,7 +167,7 @@ class Found:
 
 
 def find(root: Path, trusted: Collection[str] = ()) -> Found:
-    """Reads every run in `root`: one run, a directory of runs, a sweep. Raises ValueError where there is none.
+    """Reads every run in `root`: one run, a directory of runs, a sweep. Raises ValueError if there is none.
 
     trusted: packages besides ours whose tasks may be imported.
     """
@@ -183,7 +183,7 @@ def find(root: Path, trusted: Collection[str] = ()) -> Found:
 
 
 def _with_recorded_words(runs: list[Run]) -> list[Run]:
-    """Trainings record no words: those of a task whose class is not imported have the words of its evaluations."""
+    """Gives trainings, which record no words, those of their evaluations if their task's class is not imported."""
     recorded = {run.task.name: run.words for run in runs if run.verb == "evaluate"}
     return [
         replace(run, words=recorded.get(run.task.name, run.words))
@@ -194,7 +194,7 @@ def _with_recorded_words(runs: list[Run]) -> list[Run]:
 
 
 def _take(path: Path, found: Found, trusted: Collection[str]) -> None:
-    """Puts what `path` holds where it belongs."""
+    """Reads the run in `path` into the right list of `found`."""
     state = "waiting"
     try:
         state = _state(path)
@@ -245,7 +245,7 @@ def _jobs(root: Path, found: Found) -> Iterator[Path]:
 
 
 def _state(path: Path) -> record.State:
-    """As run.json and the lock say; a run from before there was run.json is finished if its results are there."""
+    """State by run.json and the lock. Runs of versions without run.json are finished if they have results."""
     if record.read(path) is not None or record.in_use(path) or not (path / "config.yaml").is_file():
         return record.state_of(path)
     steps = _step(_config(path)["workspace"].get("num_steps"))
@@ -253,7 +253,7 @@ def _state(path: Path) -> record.State:
 
 
 def _reason(path: Path, state: str) -> str:
-    """Why a run that is not finished is not: its error and the end of its log, or how far it is."""
+    """Why a run has not finished: its error and the end of its log, or its progress."""
     about = record.read(path) or {}
     if state == "failed":
         return about.get("error") or "\n".join(_tail(path / "run.log", 3)) or "no reason is known"
@@ -267,7 +267,7 @@ def _tail(path: Path, n: int) -> list[str]:
 
 
 def _read(path: Path, state: record.State, trusted: Collection[str]) -> Run:
-    """Raises ValueError, KeyError or OSError for what a finished run does not look like."""
+    """Reads a finished run. Raises ValueError, KeyError or OSError if it is damaged."""
     about, config = record.read(path) or {}, _config(path)
     task = task_of(config, trusted)
     common: dict[str, Any] = {
@@ -300,7 +300,7 @@ def _training(config: Config, common: dict[str, Any]) -> Run:
 
 
 def _protocol(runner: dict[str, Any], task: Task) -> Protocol:
-    """Of the rollouts of a training: the numbers that its configuration gives, else those of the protocol it names."""
+    """Protocol of a training's rollouts: the numbers in its configuration, else those of the protocol it names."""
     named, known = runner.get("protocol"), {protocol.name: protocol for protocol in task.protocols}
     numbers = ("n_episodes", "start_seed", "max_steps")
     if any(runner.get(key) is None for key in numbers):
@@ -339,12 +339,12 @@ def _evaluation(config: Config, common: dict[str, Any]) -> Run:
 
 
 def _words(text: str) -> str:
-    """Without the interval's name: the report computes intervals of its own."""
+    """`text` without the interval's name, because the report computes its own intervals."""
     return re.sub(r"; 95 % \w+ interval$", "", str(text))
 
 
 def _trained_in(checkpoint: str | None, evaluated_in: Path) -> Path | None:
-    """The run directory that a checkpoint lies in; where everything was moved, the one next to the evaluation.
+    """The run directory of a checkpoint, or, if everything was moved, the one next to the evaluation.
 
     One far from the evaluation is not read: the file may name any directory of this machine.
     """
@@ -359,7 +359,7 @@ def _trained_in(checkpoint: str | None, evaluated_in: Path) -> Path | None:
 
 
 def _config_of_evaluation(config: Config, trained_in: Path | None, checkpoint: str | None) -> Config:
-    """The training's configuration as far as it is known, with what the evaluation chose for itself."""
+    """The training's configuration as far as it is known, with the evaluation's own settings."""
     chosen = {key: config[key] for key in ("scheduler", "n_action_steps", "env_runner")}
     if trained_in is not None:
         return {**_config(trained_in), **chosen}
@@ -398,7 +398,7 @@ def _config(path: Path) -> Config:
 
 
 def _metrics(path: Path, whole: bool) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl. `whole`: raises ValueError for a damaged one; else the rest is left away."""
+    """Lines of metrics.jsonl. `whole`: raise ValueError for a damaged line instead of dropping the rest."""
     file, rows = path / "metrics.jsonl", []
     lines = read_text(file).splitlines() if os.path.lexists(file) else []
     for number, line in enumerate(lines, 1):

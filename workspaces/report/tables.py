@@ -1,4 +1,4 @@
-"""Settings and their statistics: who is a replicate of whom, who is compared with whom."""
+"""Settings and their statistics: replicates and comparisons."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from workspaces.rollouts import text_of
 from workspaces.settings import flatten, keys_without
 
 NO_SETTING = keys_without("identity", "training", "length", "sampling")
-"""Keys that say where, how fast and under which protocol a run was made, not what it is."""
+"""Keys of the place, speed and protocol of a run, which do not tell settings apart."""
 
 STEPS = "scheduler.num_inference_steps"
 TASK = "task.name"
@@ -41,18 +41,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Result:
-    """What one setting achieved under one protocol: one run for each training seed, on the same episodes."""
+    """Result of one setting under one protocol: one run per training seed, on the same episodes."""
 
     setting: Setting
     protocol: Protocol
     runs: list[Run]
 
     def values(self, key: str) -> np.ndarray:
-        """Of every episode: (S, E)."""
+        """Values of every episode: (S, E)."""
         return np.array([[row[key] for row in run.episodes] for run in self.runs], float)
 
     def bounds(self, name: str) -> Bounds | None:
-        """Of the reward, or of a named quantity, as the task gives them."""
+        """The task's bounds of the reward or of a named quantity."""
         return self.runs[0].task.bounds.get(name)
 
     @property
@@ -62,9 +62,9 @@ class Result:
 
     @property
     def success(self) -> Estimate:
-        """Share of episodes that succeed; unknown where the environment does not say.
+        """Share of episodes that succeed; unknown if the environment does not say.
 
-        With Wilson's interval for one seed, and for the episodes alone where all of them agree in every seed.
+        The interval is Wilson's for one seed, and over the episodes alone if every seed has the same successes.
         """
         values = self.values("success")
         if np.isnan(values).any():
@@ -85,7 +85,7 @@ class Result:
 
     @property
     def inference_ms(self) -> float:
-        """Mean over the runs; nan where none has measured it."""
+        """Mean over the runs; nan if none has measured it."""
         return float(np.mean([run.inference_ms for run in self.runs if run.inference_ms is not None] or [np.nan]))
 
     @property
@@ -134,12 +134,12 @@ def short_labels(settings: Sequence[Setting]) -> list[str]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run by what tells it from the others; its experiment's where nothing does."""
+    """A name for each run from the keys in which it differs, or else from its experiment."""
     return [label(setting) or run.config["name"] for run, setting in zip(runs, settings(runs), strict=True)]
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """For each run the keys in which the runs differ, without those that say the same as another one."""
+    """For each run the keys in which the runs differ, without redundant ones."""
     flat = [_flat(run) for run in runs]
     names: dict[str, str] = {}
     for run, one in zip(runs, flat, strict=True):
@@ -153,7 +153,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
 
 
 def _flat(run: Run) -> dict[str, Any]:
-    """What could be a setting, the most telling first."""
+    """Keys that could be a setting, the most telling first."""
     flat = {key: value for key, value in flatten(run.config).items() if not key.startswith(NO_SETTING)}
     early = ("name", TASK, "horizon", "n_obs_steps", "n_action_steps")
     first = {key: flat.pop(key) for key in early if key in flat} | {"data": data_of(run)}
@@ -163,7 +163,7 @@ def _flat(run: Run) -> dict[str, Any]:
 
 
 def data_of(run: Run) -> str | None:
-    """What was trained on, wherever it lies: the task's name for it, or its own and the beginning of its sha256."""
+    """Name of the training data: the task's name for them, or their own with the beginning of the sha256."""
     dataset = run.config.get("dataset", {})
     paths, sha256 = dataset.get("path"), dataset.get("sha256")
     if sha256 in run.task.data_names:
@@ -179,7 +179,8 @@ def _column(flat: list[dict[str, Any]], key: str) -> set[str]:
 
 
 def _without_echoes(flat: list[dict[str, Any]], keys: list[str]) -> list[str]:
-    """Drops the arguments that go with another class, and either the experiment's name or what goes with it."""
+    """Drops the arguments that go with another class, and either the experiment's name or the keys that follow from
+    it."""
     for target in [key for key in keys if key.endswith("._target_")]:
         group = target.removesuffix("_target_")
         told = {key for key in keys if key.startswith(group) and key not in (target, STEPS)}
@@ -208,7 +209,7 @@ def count(found: Found) -> list[Run]:
     for run, setting in sorted(zip(runs, settings(runs), strict=True), key=lambda pair: pair[0].ended):
         key = (repr(setting), run.replicate, run.protocol)
         if key in latest:
-            reason = f"the same setting, {run.replicate} and protocol as {run.path}, which is later"
+            reason = f"the same setting, {run.replicate} and protocol as the later {run.path}"
             found.left_out.append(LeftOut(latest[key].path, "superseded", reason))
         latest[key] = run
     return [run for run in runs if run in latest.values()]
@@ -226,7 +227,7 @@ def results(runs: list[Run]) -> list[Result]:
 
 
 def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
-    """One row a setting. `trained`: the training runs by directory."""
+    """One row per setting. `trained`: the training runs by directory."""
     rows, shown = [], []
     quantities = dict.fromkeys(key for result in results for key in result.quantities)
     for result in results:
@@ -256,7 +257,7 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
 
 
 def metric_words(results: list[Result]) -> str:
-    """What score and success are, task by task where they differ."""
+    """Definitions of score and success, task by task if they differ."""
     words: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for run in result.runs:
@@ -277,13 +278,13 @@ def quantity_name(key: str) -> str:
 
 
 def _with_dashes(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A table for people: what a row lacks, because its task has no such quantity, is a dash."""
+    """A table for people, with a dash for a quantity that a row's task does not have."""
     frame = pd.DataFrame(rows)
     return frame.astype(object).where(frame.notna(), "–")
 
 
 def _without_constants(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Those columns that say the same in every row become sentences: a table of one protocol needs no column for it."""
+    """Turns columns that are constant into sentences: a table of one protocol needs no column for it."""
     constant = [name for name in names if name in frame and frame[name].nunique() == 1]
     return frame.drop(columns=constant), [f"{name.capitalize()}: {frame[name].iloc[0]}." for name in constant]
 
@@ -313,7 +314,7 @@ class Comparison:
 
 
 def compare(results: list[Result], baseline: Mapping[str, object] | None) -> list[Comparison]:
-    """Every setting with the baseline, or with the best one of its protocol.
+    """Compares every setting with the baseline, or with the best one of its protocol.
 
     A baseline that names some of the keys, {"horizon": 16} where num_inference_steps differs, too, is for each setting
     the one that differs from it in those keys only. Raises ValueError for one that no setting has.
@@ -344,7 +345,7 @@ def _has(result: Result, wanted: Setting) -> bool:
 
 
 def _reference(one: Result, results: list[Result], wanted: Setting) -> Result | None:
-    """Of the same protocol if any other setting has it, else of one that may share some env seeds."""
+    """The setting to compare with, under the same protocol if possible, else under one that may share env seeds."""
     pool = [r for r in results if r is one or (r.setting != one.setting and _shares_seeds(r, one))]
     if wanted:
         having = [r for r in pool if _has(r, wanted)]
@@ -361,7 +362,8 @@ def _shares_seeds(a: Result, b: Result) -> bool:
 
 
 def _compare(one: Result, reference: Result) -> Comparison:
-    """On the env seeds that both have."""
+    """Compares two results on the env seeds that both have."""
+    # Both results have one column per env seed: cut them to the seeds in common.
     first = max(one.protocol.first, reference.protocol.first)
     last = min(one.protocol.last, reference.protocol.last)
 
@@ -386,7 +388,7 @@ def _compare(one: Result, reference: Result) -> Comparison:
 
 
 def comparison_table(comparisons: list[Comparison], baseline: object) -> Table:
-    """One row a comparison."""
+    """One row per comparison."""
     rows, shown = [], []
     references = list(dict.fromkeys(c.reference.label for c in comparisons))
     several = len(references) > 1
@@ -404,11 +406,11 @@ def comparison_table(comparisons: list[Comparison], baseline: object) -> Table:
         texts["P(better score)"] = probability(c.score.p_better)
         shown.append({**(names if several else {"setting": c.one.label}), **texts, **counts})
     chosen = "the setting next to it" if several else references[0] if references else ""
-    picked = "" if baseline else ", the best one, which was picked with these very episodes"
+    picked = "" if baseline else ", the best one, chosen on these very episodes"
     note = (
-        f"Each row is a setting minus {chosen}{picked}, on the same env seeds, so that what is hard for both cancels "
-        "out. If an interval excludes 0, other seeds and episodes would show a difference, too. P is the probability "
-        "that the setting's true mean is higher (flat prior)."
+        f"Each row is a setting minus {chosen}{picked}, on the same env seeds, so that the difficulty of an episode "
+        "cancels out. If an interval excludes 0, other seeds and episodes would show a difference, too. P is the "
+        "probability that the setting's true mean is higher (flat prior)."
     )
     return Table("Paired comparison", pd.DataFrame(rows), _with_dashes(shown), note)
 
@@ -420,7 +422,7 @@ def training_minutes(run: Run | None) -> float | None:
 
 
 def training_table(runs: list[Run]) -> Table:
-    """One row per training setting: scores of the rollouts, and the validation's action error where one has none."""
+    """One row per training setting: scores of the rollouts, or else the validation's action error."""
     groups: dict[tuple[str, Protocol], list[Run]] = {}
     for run, name in zip(runs, labels(runs), strict=True):
         groups.setdefault((name, run.protocol), []).append(run)
@@ -448,13 +450,13 @@ def training_table(runs: list[Run]) -> Table:
 
 
 SCORE_NOTE = (
-    "Scores of the rollouts during training, averaged over the training seeds. † The best checkpoint was chosen on the "
-    "very episodes that it is scored on, which flatters it. If there were fewer than ten rollouts, the mean is over "
+    "Scores of the rollouts during training, averaged over the training seeds. † The best checkpoint was chosen on "
+    "the episodes that score it, which is optimistic. If there were fewer than ten rollouts, the mean is over "
     "all of them."
 )
 ERROR_NOTE = (
     "Action errors are mean squared errors of sampled actions on held-out episodes, in normalised units, averaged over "
-    "the training seeds. ‡ The best checkpoint was chosen by this very error, which flatters it."
+    "the training seeds. ‡ The best checkpoint was chosen by this very error, which is optimistic."
 )
 
 
@@ -481,7 +483,7 @@ def _mean(values: Iterable[float | None]) -> float:
 
 
 def runs_table(runs: list[Run], counted: list[Run], root: Path) -> Table:
-    """Every finished run, so that each number above can be traced to its files. Directories from `root` on."""
+    """Lists every finished run, to trace each number above to its files. Directories are relative to `root`."""
     several = len({run.protocol.task for run in runs}) > 1
     scored, unscored = any(run.episodes for run in runs), not all(run.episodes for run in runs)
     rows = [
@@ -509,7 +511,7 @@ def _from(root: Path, path: Path) -> str:
 
 
 def left_out_table(left_out: list[LeftOut], root: Path) -> Table:
-    """Directories, from `root` on, that no number of this report comes from."""
+    """Lists directories, relative to `root`, without a number in this report."""
     frame = pd.DataFrame(
         [{"directory": _from(root, left.path), "state": left.state, "reason": left.reason} for left in left_out],
         columns=["directory", "state", "reason"],
@@ -527,7 +529,7 @@ def number(value: float, digits: int) -> str:
 
 
 def probability(p: float) -> str:
-    """Never 0 or 1: nothing is certain."""
+    """A probability in words, never 0 or 1."""
     return "< 0.01" if p < 0.01 else "> 0.99" if p > 0.99 else f"{p:.2f}"
 
 

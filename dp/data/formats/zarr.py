@@ -27,7 +27,7 @@ BLOCK_BYTES = 16 << 20
 METADATA = (".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json")
 
 MAX_METADATA_BYTES, MAX_CHUNKS = 64 << 20, 10_000_000
-"""More is no data set, and would take minutes or all memory before anybody could say so."""
+"""Limits of a store's metadata. Reading more would take minutes, or all memory."""
 
 MAX_CHUNK_BYTES = 2 << 30
 """Decoded size of a chunk; zarr's codecs take no larger one."""
@@ -40,7 +40,7 @@ FREE_BYTES = 256 << 20
 
 
 NO_DAMAGE = (MemoryError, PermissionError)
-"""What reading raises that says nothing about the files: nobody is to delete data for it."""
+"""Errors of reading that say nothing about the files, so they come without advice to delete data."""
 
 
 class ZarrStore:
@@ -53,7 +53,7 @@ class ZarrStore:
         advice: a sentence for errors about damage.
 
     Raises:
-        ValueError: where there is no zarr store, or one with metadata that are no ordinary files.
+        ValueError: if there is no zarr store, or its metadata are not ordinary files.
     """
 
     def __init__(self, path: Path, complete: bool = False, advice: str = "") -> None:
@@ -90,9 +90,10 @@ class ZarrStore:
         return self._arrays[name]
 
     def _check_size(self, name: str, array: Any) -> None:
-        """Raises ValueError for an array that could take any amount of memory: its files cannot hold what it declares.
+        """Raises ValueError for an array that declares more than its files can hold: it could take any amount of
+        memory.
 
-        Nothing has been allocated by then, and no chunk opened.
+        It allocates nothing and opens no chunk.
         """
         if self._zip is None:
             _check_files(self.path / name)
@@ -104,8 +105,8 @@ class ZarrStore:
         size = math.prod(array.shape) * array.dtype.itemsize
         if size > FREE_BYTES and size > MAX_RATIO * (stored := self._stored_bytes(name)):
             raise ValueError(
-                f"{self.path / name} declares {size:,} bytes of shape {array.shape}, but its chunks hold {stored:,}: "
-                "no recording is compressed like that"
+                f"{self.path / name} declares {size:,} bytes for shape {array.shape}, but its chunks hold {stored:,}: "
+                "no recording compresses that well"
             )
 
     def _stored_bytes(self, name: str) -> int:
@@ -114,7 +115,7 @@ class ZarrStore:
         return sum(file.stat().st_size for file in _files(self.path / name))
 
     def find(self, key: str) -> str | None:
-        """The name that `key` stands for: itself, or the one name that ends with /key. None where there is none."""
+        """The name that `key` stands for: itself, or the one name that ends with /key. None if there is none."""
         if key in self.names:
             return key
         ending = [name for name in self.names if name.endswith(f"/{key}")]
@@ -127,7 +128,7 @@ class ZarrStore:
     def read(self, name: str) -> np.ndarray:
         """The whole array.
 
-        Raises ValueError for one that memory cannot hold, and for a chunk that is missing or cannot be decoded.
+        Raises ValueError for an array that memory cannot hold, and for a chunk that is missing or cannot be decoded.
         """
         array = self.open(name)
         if array.nbytes > MEMORY_BYTES:
@@ -168,9 +169,9 @@ class ZarrStore:
         return [key for key in keys if key.rpartition("/")[2] not in files_in(key.rpartition("/")[0])]
 
     def check_chunks(self, name: str, complete: bool = False) -> None:
-        """Raises ValueError for a chunk that was lost: where the store's writer never leaves one out, where there is
-        nothing to read instead, and where `complete` says that no chunk of this array can be all fill value. Elsewhere
-        a missing chunk gives a warning.
+        """Raises ValueError for a chunk that was lost: if the store's writer never leaves one out, if there is nothing
+        to read instead, or if `complete` says that no chunk of this array can be all fill value. Otherwise a missing
+        chunk gives a warning.
         """
         missing, fill_value = self.missing_chunks(name), self.open(name).fill_value
         if missing and (self.complete or complete or fill_value is None):
@@ -178,13 +179,13 @@ class ZarrStore:
         if missing and name not in self._warned:
             self._warned.add(name)
             log.warning(
-                "WARNING: %d chunks of %s are not stored, %s is the first: their frames read as %s. That is right only "
+                "WARNING: %d chunks of %s are not stored, %s is the first: their frames read as %s. This is right only "
                 "if the writer left them out because they hold nothing else",
                 len(missing), self.path / name, missing[0], fill_value,
             )  # fmt: skip
 
     def fingerprint(self, name: str) -> str:
-        """Changes when any file of the array does."""
+        """A text that changes when any file of the array does."""
         folder = self.path if self._zip is not None else self.path / name
         described: list[Any] = [str((self.path / name).resolve()), _stats(folder)]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
@@ -197,7 +198,7 @@ class ZarrStore:
         return frozenset(file.name for file in (self.path / folder).iterdir())
 
     def _damage(self, name: str, rows: slice, error: Exception) -> ValueError:
-        """Names the first chunk of `rows` that cannot be decoded. Without advice where it is the machine that fails."""
+        """Names the first chunk of `rows` that cannot be decoded. There is no advice if the machine is at fault."""
         array = self.open(name)
         if isinstance(error, OSError) or "start new thread" in str(error):
             return ValueError(f"{self.path / name} cannot be read now: {error}")
@@ -230,11 +231,11 @@ def _names_in_folder(path: Path) -> list[str]:
 
 
 def _check_metadata(folder: Path, files: list[str]) -> None:
-    """Raises ValueError for metadata that are no files (reading a pipe would wait for ever), and for endless ones."""
+    """Raises ValueError for metadata that are not files (reading a pipe would wait for ever) or too large."""
     for file in (folder / name for name in METADATA if name in files):
         about = file.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_METADATA_BYTES:
-            raise ValueError(f"{file} is no ordinary file of metadata")
+            raise ValueError(f"{file} is not an ordinary file")
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -247,10 +248,10 @@ def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises ValueError for a chunk that is no file."""
+    """Raises ValueError for a chunk that is not a file."""
     for entry in _files(folder):
         if not entry.is_file():
-            raise ValueError(f"{entry.path} is no ordinary file")
+            raise ValueError(f"{entry.path} is not an ordinary file")
 
 
 def _names_in_zip(path: Path) -> list[str]:
@@ -267,9 +268,9 @@ def _names_in_zip(path: Path) -> list[str]:
 
 
 def _unknown(error: Exception) -> str:
-    """What to do about a codec or a type of numbers that is not there; nothing where the error is another one."""
+    """Advice about an unknown codec or number type, empty for other errors."""
     unknown = any(word in str(error) for word in ("codec", "data type"))
-    return "Store the array again with another codec, Blosc or zstd, and as plain numbers" if unknown else ""
+    return "Store the array again as plain numbers with another codec, Blosc or zstd" if unknown else ""
 
 
 def _is_array(metadata: bytes, file: Path) -> bool:

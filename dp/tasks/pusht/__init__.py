@@ -8,7 +8,7 @@ __all__ = ["PushT", "PushTEnv"]
 
 
 def __getattr__(name: str) -> Any:
-    """`PushTEnv` is imported when it is asked for: the simulator takes half a second, and a report needs none."""
+    """Imports `PushTEnv` on first use: the simulator takes half a second, and a report needs none."""
     if name != "PushTEnv":
         raise AttributeError(name)
     from dp.tasks.pusht.env import PushTEnv

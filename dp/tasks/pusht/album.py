@@ -39,7 +39,7 @@ def save_pictures(buffer: ReplayBuffer, folder: Path) -> str:
 
 
 def _contact_sheet(buffer: ReplayBuffer, episodes: dict[int, np.ndarray]) -> Image.Image:
-    """A row an episode, from its first frame to its last."""
+    """One row per episode, from its first frame to its last."""
     size = next(iter(episodes.values())).shape[1]
     sheet = Image.new("RGB", (N_COLUMNS * (size + 2), len(episodes) * (size + MARGIN)), "white")
     draw, from_seed = ImageDraw.Draw(sheet), buffer.from_seed
@@ -53,7 +53,7 @@ def _contact_sheet(buffer: ReplayBuffer, episodes: dict[int, np.ndarray]) -> Ima
 
 
 def _plot_paths(buffer: ReplayBuffer, file: Path) -> None:
-    """Where agent and block move, in as many episodes as can be told apart, and how fast the agent is."""
+    """Draws the paths of agent and block in a readable number of episodes, and the agent's speed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")
@@ -71,7 +71,7 @@ def _plot_paths(buffer: ReplayBuffer, file: Path) -> None:
 
 
 def _plot_path(axes: "Axes", paths: list[np.ndarray], title: str) -> None:
-    """In the workspace, over the goal, from a dot at the start of each."""
+    """Draws paths in the workspace over the goal, with a dot at the start of each."""
     env = PushTEnv([])
     env.reset(0)
     axes.fill(*env.outlines()[1].T, color="#8c959f", alpha=0.35, linewidth=0, label="goal", zorder=1)

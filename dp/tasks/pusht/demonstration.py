@@ -1,4 +1,4 @@
-"""What a collector makes: one episode of the environment that policies are tested in, frame by frame."""
+"""A demonstration: one episode of the environment that policies are tested in, frame by frame."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ FRAMES: dict[str, tuple[str, tuple[int, ...]]] = {
     "n_contacts": ("<f4", (1,)),
     "noise": ("<f4", (2,)),
 }
-"""What a store holds of every frame: array -> (dtype, shape of one row)."""
+"""Arrays with one row per frame: name -> (dtype, shape of one row)."""
 
 FACTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "seed": ("<i8", ()),
@@ -25,7 +25,7 @@ FACTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "success": ("|b1", ()),
     "final_coverage": ("<f8", ()),
 }
-"""What a store says of every episode."""
+"""Arrays with one row per episode: name -> (dtype, shape of one row)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Demonstration:
 
     seed: what the episode follows from. initial_state: what the environment was reset to, see
     `pusht.initial_state_for`. action: pixels. noise: pixels, was added to the action before it was executed; the action
-    is what the demonstrator meant (DART, Laskey et al. 2017). n_contacts: between agent and block while the frame came
-    about. success: whether coverage ever exceeded 0.95. final_coverage: after the last action, 0..1.
+    is what the demonstrator meant (DART, Laskey et al. 2017). n_contacts: between agent and block during the last
+    control step. success: whether coverage ever exceeded 0.95. final_coverage: after the last action, 0..1.
     """
 
     seed: int
@@ -98,7 +98,7 @@ class Recorder:
         return self.env.success
 
     def demonstration(self) -> Demonstration:
-        """Everything so far. Raises ValueError before the first step."""
+        """The recording so far. Raises ValueError before the first step."""
         if not self._actions:
             raise ValueError("an episode without a step is no demonstration")
         return Demonstration(
@@ -114,7 +114,7 @@ class Recorder:
 
 
 def replay(demonstration: Demonstration, env: PushTEnv | None = None) -> Demonstration:
-    """What happens when the executed actions run once more from the same initial state."""
+    """Runs the executed actions once more from the same initial state, and records that."""
     recorder = Recorder(demonstration.seed, env, demonstration.initial_state)
     for action, noise in zip(demonstration.action, demonstration.noise, strict=True):
         recorder.step(action, noise)

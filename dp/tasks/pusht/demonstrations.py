@@ -20,10 +20,10 @@ from dp.tasks.pusht.sources import OFFICIAL_SHA256, locate
 from dp.tasks.pusht.store import IMAGE, ReplayBuffer
 
 GOAL_PX = 256
-"""Where the block is to be pushed, in x and in y."""
+"""Goal of the block in x and in y, pixels."""
 
 POSITION_RANGE, ANGLE_RANGE = (-64.0, 576.0), (-4 * np.pi, 4 * np.pi)
-"""What positions (pixels, with room beyond the walls at 0 and 512) and angles (radians) lie in."""
+"""Plausible positions (pixels, with room beyond the walls at 0 and 512) and angles (radians)."""
 
 
 class PushTDemonstrations(Demonstrations):
@@ -33,15 +33,16 @@ class PushTDemonstrations(Demonstrations):
         obs, action: what `shape_meta` declares; names as in `dp.tasks.pusht.state.low_dim_obs`, and "image".
         source: "auto", "official" or "bundled", see `dp.tasks.pusht.sources.locate`.
         path: a zarr store, or several, whose episodes are joined, or None to search.
-        sha256: of the states and actions that are expected, or None for any. It becomes theirs.
+        sha256: expected digest of states and actions, or None for any. The attribute is their actual digest.
         val_ratio, max_train_episodes, split_seed: see `split_episodes`.
-        render: of stores without pictures that were not collected: draw them from the states; None or False: an error.
+        render: draw the pictures of a store that has none from its states; None or False: an error. Collected stores
+            are always drawn.
         mirror: train on every training episode and on its mirror image, too (`dp.tasks.pusht.state.mirror`).
 
     `buffer` holds the demonstrations as they were recorded.
 
     Raises:
-        ValueError: where there are no data, where they are not sound, or not those that `sha256` expects.
+        ValueError: if there are no data, or they are damaged, or not those that `sha256` expects.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class PushTDemonstrations(Demonstrations):
         for path, store in stores.items():
             yield from statistics.starts(path, store)
         if importlib.metadata.version("pygame") != "2.5.2":
-            raise ValueError("pygame draws other pixels than the data set has: pip install pygame==2.5.2")
+            raise ValueError("pygame draws pixels that differ from the data set's: pip install pygame==2.5.2")
 
     def save_pictures(self, folder: Path) -> Iterator[str]:
         from dp.tasks.pusht.album import save_pictures
@@ -129,13 +130,15 @@ class PushTDemonstrations(Demonstrations):
 
 
 def _check_specs(obs: Mapping[str, Spec], action: Spec) -> None:
-    """Raises ValueError where `shape_meta` declares something else than PushT has."""
+    """Raises ValueError if `shape_meta` declares something else than PushT has."""
     low_dim = [name for name in obs if name != "image"]
     shapes = {name: array.shape[1:] for name, array in pusht.low_dim_obs(np.zeros((1, 5)), low_dim).items()}
     for name, shape in {**shapes, "action": (2,)}.items():
         spec = action if name == "action" else obs[name]
         if (spec.type, spec.shape) != ("low_dim", shape):
-            raise ValueError(f"shape_meta: {name} is {spec.type} {list(spec.shape)}, PushT's is low_dim {list(shape)}")
+            raise ValueError(
+                f"shape_meta: {name} is {spec.type} {list(spec.shape)}, but PushT's is low_dim {list(shape)}"
+            )
 
 
 def _check_pixels(buffer: ReplayBuffer, paths: Sequence[Path]) -> None:

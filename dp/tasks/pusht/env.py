@@ -1,4 +1,4 @@
-"""gym-pusht under the paper's protocol: its initial states, and pictures only when somebody looks."""
+"""gym-pusht under the paper's protocol: its initial states, and pictures only on demand."""
 
 import math
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class PushTEnv:
         obs_names: what `observe` returns, names as in `dp.tasks.pusht` and "image".
 
     `coverage` (share of the goal covered by the block, 0..1), `reward` (coverage / 0.95, at most 1) and `success`
-    (coverage > 0.95) describe the present state, and are computed when somebody asks.
+    (coverage > 0.95) describe the present state and are computed on demand.
     """
 
     control_hz = 10.0
@@ -105,7 +105,7 @@ class PushTEnv:
         self.reset_to(pusht.initial_state_for(state))
 
     def reset_to(self, initial_state: Float[np.ndarray, " 5"]) -> None:
-        """The reference environment's option `reset_to_state`, see `pusht.initial_state_for`."""
+        """Resets as the reference environment's option `reset_to_state` does, see `pusht.initial_state_for`."""
         self._env.reset(options={"reset_to_state": initial_state})
         self._env._last_action = None  # `render` would mark the last episode's target
         self._coverage = 0.0  # the reference environment gives no reward for the initial state
@@ -134,7 +134,7 @@ class PushTEnv:
 
     @property
     def terminated(self) -> bool:
-        """A solved episode ends."""
+        """Whether the episode is over: a solved one ends."""
         return self.success
 
     def info(self) -> dict[str, float]:

@@ -30,21 +30,21 @@ class Mouse:
     """Lets a person move the agent in a window, at the environment's 10 Hz.
 
     The agent waits until the pointer takes hold of it, then follows; an episode ends `n_frames_past_success` steps
-    after the task is solved. R begins it again and forgets what was done, S goes on to the next seed, Enter keeps the
+    after the task is solved. R begins it again and forgets what was done, S skips to the next seed, Enter keeps the
     episode although it is not solved, Esc or closing the window ends it all.
 
     Args:
-        size: of the picture's side, pixels of the screen; smaller where the screen does not hold it and the keys.
+        size: of the picture's side, pixels of the screen; smaller if the screen has no room for it and the keys.
         n_frames_past_success: control steps recorded after the task is solved.
 
-    Raises ValueError, when the first episode begins, where there is no display.
+    Raises ValueError, when the first episode begins, if there is no display.
     """
 
     in_this_process = True
-    """There is one window and one person: no seed runs beside another."""
+    """There is one window and one person, so seeds run one at a time."""
 
     chooses = True
-    """What a person keeps is stored, solved or not."""
+    """The person chooses: every kept episode is stored, solved or not."""
 
     def __init__(
         self, size: Annotated[int, Interval(ge=100, le=10_000)] = 768, n_frames_past_success: Count = 5
@@ -54,7 +54,7 @@ class Mouse:
         self.n_stored = 0
 
     def __call__(self, seed: int) -> Demonstration | None:
-        """Raises `Finished` when the person has had enough."""
+        """Raises `Finished` when the person closes the window or presses Esc."""
         self._window = self._window or _Window(self.size)
         while True:
             demonstration, again = self._episode(self._window, seed)
@@ -62,7 +62,7 @@ class Mouse:
                 return demonstration
 
     def _episode(self, window: "_Window", seed: int) -> tuple[Demonstration | None, bool]:
-        """The episode if it is kept, and whether it shall be tried again."""
+        """The episode if it is kept, and whether to try it again."""
         recorder, held, past = Recorder(seed), False, 0
         while past <= self.n_frames_past_success:
             state = f"{self.n_stored} kept   seed {seed}   step {len(recorder)}   coverage {recorder.env.coverage:.2f}"
@@ -94,7 +94,7 @@ class _Window:
             self._size = max(100, min(size, width, height - TEXT_HEIGHT - AROUND))
             self._surface = pygame.display.set_mode((self._size, self._size + TEXT_HEIGHT))
         except pygame.error as error:
-            raise ValueError(f"collector=mouse needs a display ({error}): run it where there is a screen") from None
+            raise ValueError(f"collector=mouse needs a display ({error}): run it on a machine with a screen") from None
         pygame.font.init()
         pygame.display.set_caption("dp: demonstrate PushT")
         self._font, self._clock = pygame.font.Font(None, 24), pygame.time.Clock()
@@ -122,7 +122,7 @@ class _Window:
         return self._pygame.transform.smoothscale(line, (room, line.get_height() * room // line.get_width()))
 
     def pointer(self) -> Float[np.ndarray, " 2"]:
-        """In the environment's pixels, inside its workspace."""
+        """The pointer's position in the environment's pixels, inside its workspace."""
         return np.clip(np.array(self._pygame.mouse.get_pos(), float) * WORKSPACE / self._size, 0, WORKSPACE)
 
     def close(self) -> None:

@@ -7,17 +7,17 @@ from numcodecs import Blosc
 from dp.tasks.pusht.env import IMAGE_SIZE, PushTEnv
 
 PACKING = Blosc(cname="lz4", clevel=1)
-"""Of images on their way from process to process."""
+"""Compressor of images on their way between processes."""
 
 Recorded = tuple[Float[np.ndarray, " 5"], Float[np.ndarray, "T 5"], Float[np.ndarray, "T 2"]]
 
 
 def render_episode(recorded: Recorded) -> UInt8[np.ndarray, "T 96 96 3"]:
-    """What the environment showed in an episode: its initial state, states, and actions as they were executed.
+    """The images of an episode, given its initial state, states, and executed actions.
 
     The episode runs once more, because a stored state is rounded, and a polygon's corner at the edge of a pixel could
-    be drawn in the next one. From the first frame whose state is another one than was stored (recorded with other
-    versions, or somewhere else) the stored states are drawn.
+    be drawn in the next one. From the first frame whose state differs from the stored one (other versions recorded it),
+    the stored states are drawn.
     """
     initial_state, states, executed = recorded
     env = PushTEnv(["image"])
@@ -35,5 +35,5 @@ def render_episode(recorded: Recorded) -> UInt8[np.ndarray, "T 96 96 3"]:
 
 
 def pack_episode(recorded: Recorded) -> bytes:
-    """`render_episode` for another process. It is here, where nothing imports torch, so that workers start at once."""
+    """`render_episode` for another process. This module does not import torch, so workers start at once."""
     return PACKING.encode(render_episode(recorded))

@@ -1,4 +1,4 @@
-"""Where the demonstrations come from: a path, a download of the official archive, or this package."""
+"""Sources of demonstrations: a path, a download of the official archive, or this package."""
 
 import http.client
 import logging
@@ -40,12 +40,12 @@ class Unreachable(ValueError):
 
 
 def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
-    """The zarr store to read: `path` where it is given; else what `source` names.
+    """The zarr store to read: `path` if given, else what `source` names.
 
-    official: $DP_PUSHT_ZARR, else `DEFAULT_PATH`, else a download to it. bundled: `BUNDLED_PATH`. auto: official, and
-    where it cannot be had, bundled, with a warning.
+    official: $DP_PUSHT_ZARR, else `DEFAULT_PATH`, else a download to it. bundled: `BUNDLED_PATH`. auto: official, or
+        bundled, with a warning, if it is not available.
 
-    Raises ValueError for an unknown source, a path where nothing is, and data that cannot be had.
+    Raises ValueError for an unknown source, a path without a store, and unavailable data.
     """
     if source not in SOURCES:
         raise ValueError(f"dataset.source={source}, expected one of: {', '.join(SOURCES)}")
@@ -59,8 +59,8 @@ def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
         if source == "official" or not BUNDLED_PATH.is_dir():
             raise
         log.warning(
-            "WARNING: training on the bundled demonstrations of a planner, scores are not comparable with those of the "
-            "official ones: %s (dataset.source=bundled says that this is wanted)",
+            "WARNING: training on the bundled demonstrations of a planner. Scores are not comparable with those on "
+            "the official ones: %s (dataset.source=bundled silences this)",
             error,
         )
         return BUNDLED_PATH
@@ -84,8 +84,8 @@ def _official(url: str) -> Path:
 def download(url: str, store: Path) -> None:
     """Fetches the archive at `url` and unpacks the zarr store in it to `store`.
 
-    The store appears under its name only when it is complete. A broken download is taken up where it ended.
-    Raises Unreachable where there is no network or no such archive, and ValueError for one that is not usable, saying
+    The store appears under its name only when it is complete. A broken download continues where it ended.
+    Raises Unreachable if there is no network or no such archive, and ValueError for one that is not usable, saying
     what to do.
     """
     archive = store.parent / f"{url.rsplit('/', 1)[-1]}.part"
@@ -101,7 +101,7 @@ def download(url: str, store: Path) -> None:
         unpack(archive, store)
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
         archive.unlink()
-        raise ValueError(f"the archive from {url} is not usable ({error}). It was deleted: run again") from error
+        raise ValueError(f"the archive from {url} is unusable ({error}) and was deleted: run again") from error
     archive.unlink()
 
 
@@ -148,7 +148,7 @@ def unpack(archive: Path, store: Path) -> None:
                 _check_member(member)
             size = sum(member.file_size for member in bundle.infolist())  # more than this is never written
             if size > MAX_UNPACKED_BYTES:
-                raise ValueError(f"it unpacks to {size:,} bytes, {MAX_UNPACKED_BYTES:,} at most are expected")
+                raise ValueError(f"it unpacks to {size:,} bytes, expected at most {MAX_UNPACKED_BYTES:,}")
             folders = {
                 PurePosixPath(*parts[: parts.index(store.name)])
                 for parts in (PurePosixPath(name).parts for name in bundle.namelist())

@@ -34,7 +34,7 @@ def low_dim_obs(state: Float[np.ndarray, "*B 5"], names: Collection[str]) -> dic
     """The low-dimensional observations among `names`, float32, in raw units.
 
     "agent_pos" (*B, 2) pixels; "block_pose" (*B, 4): x, y in pixels, cosine and sine of the angle; "keypoint"
-    (*B, 9, 2) pixels: points of the block as in the data set. "image" is not computed from the state and passed over.
+    (*B, 9, 2) pixels: points of the block as in the data set. "image" is skipped: it is not computed from the state.
 
     Raises ValueError for another name.
     """
@@ -70,6 +70,7 @@ def mirror(name: str, array: np.ndarray, out: np.ndarray | None = None) -> np.nd
             mirrored[:] = cv2.flip(cv2.transpose(image), -1)  # four times as fast as numpy
         return out
     out[:] = array
+    # Swap and reflect each pair (x, y), and reflect the angle.
     for x in range(0, 2 if name == "action" else 4, 2):
         out[..., x], out[..., x + 1] = 512 - array[..., x + 1], 512 - array[..., x]
     if name == "state":

@@ -1,4 +1,4 @@
-"""What there is to say about a store of demonstrations, beside the official one."""
+"""Statistics of a store of demonstrations, compared with the official one."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,18 +16,19 @@ TOLERANCE_PX = 1e-3
 OFFICIAL = {
     "episodes, frames": "206, 25650",
     "lengths (min, median, max)": "49, 122, 246 steps",
-    "agent speed (median, mean, 95 %)": "7.9, 9.5, 22.2 px a step",
+    "agent speed (median, mean, 95 %)": "7.9, 9.5, 22.2 px per step",
     "in contact": "46 % of frames",
     "final coverage (min, median, max)": "0.861, 0.897, 0.966",
     "successes": "3.4 %",
     "noise (standard deviation)": "0.0 px",
     "sources": "people",
 }
-"""The same of pusht_cchi_v7_replay.zarr; coverage and successes as its actions replay from seeds 0-205."""
+"""Statistics of pusht_cchi_v7_replay.zarr. Coverage and successes are those of its actions replayed from seeds
+0-205."""
 
 
 def describe(path: Path) -> dict[str, str]:
-    """Rows of a table: name -> what it is in the store at `path`, "-" where it does not say."""
+    """Rows of a table: name -> statistic of the store at `path`, "-" if it is unknown."""
     names = ["state", "noise", *(["n_contacts"] if "data/n_contacts" in ZarrStore(path).names else [])]
     buffer = ReplayBuffer.load(path, names)
     facts = read_facts(path)
@@ -39,7 +40,7 @@ def describe(path: Path) -> dict[str, str]:
         "episodes, frames": f"{buffer.n_episodes}, {len(buffer)}",
         "lengths (min, median, max)": f"{lengths.min()}, {np.median(lengths):.0f}, {lengths.max()} steps",
         "agent speed (median, mean, 95 %)": (
-            f"{np.median(speed):.1f}, {speed.mean():.1f}, {np.percentile(speed, 95):.1f} px a step"
+            f"{np.median(speed):.1f}, {speed.mean():.1f}, {np.percentile(speed, 95):.1f} px per step"
             if len(speed)
             else "-"
         ),
@@ -58,7 +59,7 @@ def describe(path: Path) -> dict[str, str]:
 
 
 def contents(path: Path, store: ReplayBuffer, official: bool) -> Iterator[str]:
-    """What is in a store, beside the official one."""
+    """Yields the contents of a store, compared with the official one."""
     yield f"{path}: {store.n_episodes} episodes, {len(store)} frames"
     yield "the official demonstrations, bit for bit" if official else "not the official demonstrations"
     rows = [(name, value, OFFICIAL[name]) for name, value in describe(path).items()]
@@ -73,7 +74,7 @@ def starts(path: Path, store: ReplayBuffer) -> Iterator[str]:
     facts = read_facts(path)
     said = "their number as a seed"
     if "seed" in facts:
-        said = f"the {'initial state' if 'initial_state' in facts else 'seed'} that is stored with them"
+        said = f"the stored {'initial state' if 'initial_state' in facts else 'seed'}"
     for initial_state, start in zip(store.initial_states, starts, strict=True):
         env.reset_to(initial_state)
         agreeing += bool(np.abs(env.state - state[start]).max() < TOLERANCE_PX)
@@ -81,7 +82,7 @@ def starts(path: Path, store: ReplayBuffer) -> Iterator[str]:
     if not store.from_seed.any():
         yield "  no seed of a demonstration is known: rollout/train_score is left out"
     elif not store.from_seed.all():
-        yield f"  {store.from_seed.sum()} of these are what their seeds give; rollout/train_score leaves the others out"
+        yield f"  {store.from_seed.sum()} of these start as their seeds say; rollout/train_score leaves the others out"
     env.reset_to_observed(state[0])
     drift = 0.0
     for t in range(int(store.episode_ends[0]) - 1):
@@ -89,4 +90,4 @@ def starts(path: Path, store: ReplayBuffer) -> Iterator[str]:
         drift = max(drift, float(np.abs(env.state - state[t + 1]).max()))
     yield f"demonstration 0 replayed: the state drifts by at most {drift:.1e} px"
     if drift > 1:
-        raise ValueError("the environment does not follow the data: pip install gym-pusht==0.1.8 'pymunk<7'")
+        raise ValueError("the environment deviates from the data: pip install gym-pusht==0.1.8 'pymunk<7'")

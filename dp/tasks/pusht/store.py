@@ -30,7 +30,7 @@ IMAGE = Spec("rgb", (3, IMAGE_SIZE, IMAGE_SIZE), "image")
 IMAGE_KEY = "task.shape_meta.obs.image"
 
 SHAPES = {name: shape for name, (_, shape) in FRAMES.items()}
-"""Of one frame, by array."""
+"""Shape of one frame by array."""
 
 START_TOLERANCE_PX = 1e-2
 
@@ -60,12 +60,12 @@ class ReplayBuffer(Episodes):
 
         A collected store has no pictures: its "img" is rendered. So is that of another store without pictures, with a
         warning, if `render` says so. Decoded and rendered images are kept in `cache_dir`, see `dp.data.cache`. "noise"
-        is 0 where a store has none. `image.key` names the array of "img" where it is another. Of a store that is being
+        is 0 if a store has none. `image.key` names the array of "img" if it has another name. Of a store that is being
         collected, the complete episodes are read.
 
         Raises:
-            Mismatch: where a store lacks an array or has one of another shape.
-            ValueError: where a store is damaged or inconsistent; the message names the file and what to do.
+            Mismatch: if a store lacks an array or has one of another shape.
+            ValueError: if a store is damaged or inconsistent; the message names the file and what to do.
         """
         stores = [_Store(one, bool(render)) for one in ([path] if isinstance(path, Path) else path)]
         for store in stores:
@@ -92,13 +92,14 @@ class ReplayBuffer(Episodes):
         return recorded & (away.max(1) < START_TOLERANCE_PX)  # nothing moves the agent when the environment is reset
 
     def executed(self, number: int) -> Recorded:
-        """What runs an episode once more: initial state (5,), states (T, 5), executed actions (T, 2). Needs "noise"."""
+        """All that runs an episode again: initial state (5,), states (T, 5), executed actions (T, 2). Needs "noise"."""
         episode = self.episode(number)
         return self.initial_states[number], episode["state"], episode["action"] + episode["noise"]
 
 
 def read_facts(path: Path) -> dict[str, np.ndarray]:
-    """What a collected store says of each episode (`demonstration.FACTS`). Elsewhere these names may mean anything."""
+    """Facts of each episode of a collected store (`demonstration.FACTS`). Other stores may use these names
+    differently."""
     return _Store(path).facts
 
 
@@ -142,7 +143,7 @@ class _Store:
         return facts
 
     def check(self, names: Sequence[str], image: Spec) -> None:
-        """Raises Mismatch, from metadata alone, where `read` or `frames` would not find what they need."""
+        """Raises Mismatch, from metadata alone, if `read` or `frames` would not find what they need."""
         for name in names:
             found = self._image(image) if name == "img" else self._find(name)
             if found and not self.collected and self.zarr.open(found).shape[0] != self.n_frames:
@@ -157,10 +158,10 @@ class _Store:
         if array is None or array.shape[1:] != SHAPES[name] or not numeric(array):
             held = f"has no array {name!r}"
             if array is not None:
-                held = f"{found} holds {array.dtype} {array.shape[1:]} a frame"
+                held = f"{found} holds {array.dtype} {array.shape[1:]} per frame"
             raise Mismatch(
-                f"{self.path}: {held}, PushT's {name} is {SHAPES[name]}. The store has {self.zarr.summary()}: is it "
-                f"PushT's? workspace=inspect dataset.path={self.path} prints how to train on other data"
+                f"{self.path}: {held}, but PushT's {name} is {SHAPES[name]}. The store has {self.zarr.summary()}: is "
+                f"it PushT's? workspace=inspect dataset.path={self.path} prints how to train on other data"
             )
         return found
 
@@ -171,7 +172,7 @@ class _Store:
         return read_low_dim(self.zarr, found, Spec("low_dim", SHAPES[name], name), self.n_frames)
 
     def _image(self, image: Spec) -> str | None:
-        """The array of pictures; None where there are none, so that they are rendered."""
+        """The array of pictures; None if there are none, so that they are rendered."""
         if image.key != IMAGE.key:
             return find(self.zarr, image, IMAGE_KEY)
         if self.zarr.find("data/img") is not None:
@@ -189,8 +190,8 @@ class _Store:
             )
         if not self.collected and not self.render:
             raise Mismatch(
-                f"{self.path} has no pictures, but {IMAGE_KEY} is declared: give a store with pictures, or set "
-                "dataset.render=true to train on pictures that PushT's simulator draws of the recorded states"
+                f"{self.path} has no pictures, but {IMAGE_KEY} is declared: use a store with pictures, or set "
+                "dataset.render=true to train on pictures that PushT's simulator draws from the recorded states"
             )
         return None
 
@@ -208,7 +209,7 @@ class _Store:
 
 
 def _rendered(recorded: ReplayBuffer) -> Frames:
-    """What the environment showed."""
+    """The images of recorded episodes, to be rendered."""
 
     def render(images: np.ndarray) -> None:
         made = in_processes(pack_episode, map(recorded.executed, range(recorded.n_episodes)), N_CORES)
@@ -234,9 +235,9 @@ def _looks_official(store: ZarrStore) -> bool:
 
 
 def _advice(path: Path, collected: bool) -> str:
-    """What mends a damaged store. Nobody is told to delete what cannot be had again."""
+    """Advice for a damaged store. It suggests deleting only what can be made or downloaded again."""
     if collected:
         return f"Point dataset.path at an intact copy, or delete {path} and collect it again (workspace=collect)"
     if path.resolve() == DEFAULT_PATH.resolve():
-        return f"Delete {path} and run again to download it afresh, or point dataset.path at an intact copy"
+        return f"Delete {path} and run again to download it again, or point dataset.path at an intact copy"
     return "Point dataset.path at an intact copy"

@@ -1,4 +1,4 @@
-"""What PushT says of itself: protocols, published scores, and its metric in words."""
+"""The facts of PushT: protocols, published scores, and its metric in words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -51,14 +51,14 @@ class PushT(Task):
         return IMAGE if "image" in self.shape_meta["obs"] else STATE
 
     def recorder(self) -> "Callable[[int], Recorder]":
-        """Records states; images are rendered from them when somebody asks."""
+        """Records states. Images are rendered from them on demand."""
         from dp.tasks.pusht.demonstration import Recorder
         from dp.tasks.pusht.env import PushTEnv
 
         return partial(Recorder, env=PushTEnv([]))
 
     def columns(self) -> tuple[Columns, Columns]:
-        """The official data set's, and what it takes to run an episode again."""
+        """The official data set's columns, and those that it takes to run an episode again."""
         from dp.tasks.pusht.demonstration import FACTS, FRAMES
 
         return FRAMES, FACTS
@@ -70,15 +70,15 @@ class PushT(Task):
         return Scene("T", [block], [goal], MAP)
 
     def statistics(self, store: Path) -> Mapping[str, str]:
-        """Next to the official demonstrations' in `dp.tasks.pusht.statistics.OFFICIAL`."""
+        """Statistics to compare with the official demonstrations' (`dp.tasks.pusht.statistics.OFFICIAL`)."""
         from dp.tasks.pusht.statistics import describe
 
         return describe(store)
 
     def idle(self, obs: "Obs", action_dim: int) -> "Tensor":
-        """The agent stays where it is. Raises ValueError where the policy does not see where that is."""
+        """The agent stays where it is. Raises ValueError if the policy does not see where that is."""
         if "agent_pos" not in obs:
-            raise ValueError(f"staying put needs the observation agent_pos, the task has {sorted(obs)}")
+            raise ValueError(f"staying put needs the observation agent_pos, but the task has {sorted(obs)}")
         return obs["agent_pos"][:, -1]
 
 

@@ -61,13 +61,13 @@ def test_several_stores_are_joined_and_their_images_stay_in_a_file(tmp_path: Pat
     [
         (
             {"front": {"type": "rgb", "shape": [3, 96, 96]}},
-            "data/front holds uint8 (12, 16, 3) a frame.*declares rgb [3, 96, 96].*set "
+            "data/front holds uint8 (12, 16, 3) per frame.*declares rgb [3, 96, 96].*set "
             "task.shape_meta.obs.front.shape=[3, 12, 16]",
         ),
         ({"wrist": {"type": "rgb", "shape": [3, 8, 10]}}, "set task.shape_meta.obs.wrist.shape=[3, 10, 8]"),
         (
             {"joints": {"shape": [6], "key": "qpos"}},
-            "data/qpos holds float64 (7,) a frame, but task.shape_meta.obs.joints declares low_dim [6]: set "
+            "data/qpos holds float64 (7,) per frame, but task.shape_meta.obs.joints declares low_dim [6]: set "
             "task.shape_meta.obs.joints.shape=[7]",
         ),
         ({"action": {"shape": [2]}}, "set task.shape_meta.action.shape=[7]"),
@@ -163,4 +163,4 @@ def test_unsound_values_are_named_without_telling_anybody_to_delete(tmp_path: Pa
 def test_arrays_of_different_lengths_are_named(tmp_path: Path) -> None:
     arrays = robot()
     arrays["data/qpos"] = arrays["data/qpos"][:90]
-    assert "differ in their number of frames: {'data/front': 100" in refused(write(tmp_path / "a.zarr", arrays))
+    assert "have different numbers of frames: {'data/front': 100" in refused(write(tmp_path / "a.zarr", arrays))

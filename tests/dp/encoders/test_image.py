@@ -149,7 +149,11 @@ def test_mean_and_std_reach_the_backbone(make: type) -> None:
 @pytest.mark.parametrize(
     ("shapes", "settings", "named"),
     [
-        ({"agent_pos": (2,)}, {}, r"needs an observation of type rgb, the task has \['agent_pos'\]: use encoder=state"),
+        (
+            {"agent_pos": (2,)},
+            {},
+            r"needs an observation of type rgb, but the task has \['agent_pos'\]: use encoder=state",
+        ),
         ({"top": (3, 96, 96)}, {"crop": 97}, r"crop=97 does not fit top, whose images have 96 x 96 pixels"),
         ({"top": (3, 96, 96), "wrist": (3, 96, 80)}, {"crop": 84}, "crop=84 does not fit wrist, .* 96 x 80 pixels"),
         ({"top": (3, 96, 80)}, {"crop": [80, 96]}, r"crop=\[80, 96\] does not fit top"),

@@ -180,7 +180,7 @@ def test_an_episode_that_kills_its_worker_twice_is_an_error_with_its_seed() -> N
     deadly = EnvPool(make_deadly_episode, n_workers=1)
     deadly.reset(resets(1, DEADLY_SEED, 3))
     deadly.step(steps(1, DEADLY_SEED, 3))
-    with pytest.raises(RuntimeError, match=r"died \(exit code 3\) for the second time while it ran .* of seed 2$"):
+    with pytest.raises(RuntimeError, match=r"died \(exit code 3\) for the second time while running .* of seed 2$"):
         deadly.step(steps(1, DEADLY_SEED, 3))
     assert multiprocessing.active_children() == []
 

@@ -115,5 +115,5 @@ def test_mistakes_are_named(changes: dict, said: str) -> None:
 def test_actions_of_another_size_are_refused() -> None:
     env = pendulum()
     env.reset(0)
-    with pytest.raises(ValueError, match=r"shape \(2,\), the environment takes \(1,\)"):
+    with pytest.raises(ValueError, match=r"shape \(2,\), but the environment takes \(1,\)"):
         env.step(np.zeros(2, np.float32))

@@ -42,7 +42,9 @@ def test_tables_pictures_and_page_join_the_group_of_the_runs(logged, report):
 
 def test_without_a_login_the_dashboard_is_described_and_specified(logged, report, capsys):
     report(logged, "logger.mode=disabled", "report.publish=wandb")
-    assert "not logged in to wandb. After `wandb login` the same command makes the dashboard" in capsys.readouterr().err
+    assert (
+        "not logged in to wandb. After `wandb login`, the same command makes the dashboard" in capsys.readouterr().err
+    )
     section = json.loads((logged / "report/dashboard.json").read_text())["spec"]["section"]
     (runs,) = section["runSets"]
     assert "horizons" in json.dumps(runs["filters"])

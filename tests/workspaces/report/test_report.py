@@ -57,7 +57,7 @@ def test_a_report_replaces_the_one_before_and_is_no_run(sweep, report):
 def test_a_baseline_is_typed_as_keys_and_values(sweep, report):
     (other,) = report(sweep, "report.baseline={horizon: 10}").tables["paired-comparison"]["setting"]
     assert other.startswith("horizon=16")
-    with pytest.raises(ValueError, match=r"expected as in 'report.baseline=\{horizon: 16\}'"):
+    with pytest.raises(ValueError, match=r"expected keys and values, such as 'report.baseline=\{horizon: 16\}'"):
         report(sweep, "report.baseline=best")
 
 
@@ -82,6 +82,6 @@ def test_a_mistake_is_answered_in_a_line(tmp_path):
     command = [sys.executable, str(RUN), "workspace=report"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: give runs=DIR")
+    assert result.stderr.startswith("error: set runs=DIR")
     assert len(result.stderr.splitlines()) == 1
     assert not any(tmp_path.iterdir())

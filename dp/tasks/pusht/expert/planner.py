@@ -1,4 +1,5 @@
-"""An expert that solves PushT with few pushes, like those of people. It chooses the push that leaves least to do."""
+"""An expert that solves PushT with few pushes, like those of people. It chooses the push after which least is left to
+do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,12 +47,12 @@ class Planner:
 
     A value table (`value.CostToGo`) knows what is left; the last pushes are tuned in the simulator by the cross-entropy
     method (Rubinstein 1999). Then the agent walks to the push, makes it to its end, and chooses again. A control step
-    is 0.1 s. The same demonstration for the same seed, in whichever process.
+    is 0.1 s. The same seed gives the same demonstration in every process.
 
     Args:
-        walk_speed: limit of the target's movement on the way to a push, pixels a control step.
+        walk_speed: limit of the target's movement on the way to a push, pixels per control step.
         push_speed: the same for a push.
-        acceleration: limit, pixels a control step squared.
+        acceleration: limit, pixels per control step squared.
         margin: distance kept from the block on the way, pixels.
         n_frames_past_success: control steps at a halt at the end.
         noise: standard deviation of what is added to actions when they are executed, pixels (DART, Laskey et al.
@@ -92,6 +93,7 @@ class Planner:
             try_out = partial(simulator.rollout, recorder.env.state, recorder.env.velocity)
             plan = self._plan(rng, try_out, recorder.env.state[2:], target, 8.0 * attempt)
             for target in plan[: self.max_steps - len(recorder)]:
+                # First-order autoregressive noise whose standard deviation is `self.noise` at every step.
                 fresh = rng.normal(scale=self.noise, size=2)
                 noise = NOISE_CORRELATION * noise + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
                 recorder.step(target, noise)
@@ -111,8 +113,10 @@ class Planner:
         """Targets of the next push and the way to it, from the last target, `agent`, to a block in `pose`."""
         pushes = outcomes(self.push_speed)
         ways = np.array([self._way_steps(pose, agent, push) for push in PUSHES])
+        # Cost of every push: the way to it, its steps, and the steps left after it.
         after = pose + np.concatenate([rotate(pushes.moved[:, :2], pose[2]), pushes.moved[:, 2:]], axis=1)
         cost = ways[pushes.push] + pushes.steps + cost_to_go(self.push_speed)(after)
+        # Rule out pushes that move the block near the edge. Noise makes later attempts differ.
         corners = rotate(CORNERS, after[:, 2, None]) + after[:, None, :2]
         cost += NEVER * ~_inside(corners, 12.0) + rng.normal(scale=temperature, size=len(cost))
         best = cost.argmin()
@@ -145,6 +149,7 @@ class Planner:
                 way = ways[cost.argmin()]
                 halt = np.tile(way[-1:], (SETTLING * solved[cost.argmin()], 1))
                 best = float(cost.min()), np.concatenate([way, halt])
+            # Draw the next pushes around the best ones so far, ever closer to them.
             costs, seen = np.concatenate([costs, cost]), np.concatenate([seen, pushes])
             elites = seen[np.argsort(costs, kind="stable")[:N_ELITES]]
             pushes = elites[rng.integers(N_ELITES, size=self.n_samples)]
@@ -153,7 +158,7 @@ class Planner:
         return best
 
     def _way_steps(self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push) -> float:
-        """Control steps to where a push begins."""
+        """Control steps to the start of a push."""
         way = self._way(pose, agent, push)
         if not _inside(rotate(way[-2:], pose[2]) + pose[:2], 8.0):
             return NEVER
@@ -164,7 +169,7 @@ class Planner:
     def _way(
         self, pose: Float[np.ndarray, " 3"], agent: Float[np.ndarray, " 2"], push: Push
     ) -> Float[np.ndarray, "P 2"]:
-        """To where a push begins, in the block's frame: round the block, unless the agent is there already."""
+        """The way to the start of a push in the block's frame: round the block, unless the agent is there already."""
         here = rotate(agent - pose[:2], -pose[2])
         if np.hypot(*(here - push.contact)) < HELD:
             return here[None]

@@ -32,7 +32,7 @@ class Push(NamedTuple):
 
 
 def _pushes() -> list[Push]:
-    """Onto the middle of a face, off its middle (which turns the T), and in the two inner corners, where it is held."""
+    """Pushes onto the middle of a face, off its middle (they turn the T), and in the two inner corners."""
     diagonal = (-(0.5**0.5), -(0.5**0.5))
     faces = {
         (0, -1): [(0, 135), (50, 45)],
@@ -40,6 +40,7 @@ def _pushes() -> list[Push]:
         (0, 1): [(0, -15), (20, -15), (42, -15)],
     }
     right = [np.array([contact, inward, inward], float) for inward, contacts in faces.items() for contact in contacts]
+    # The inner corner holds the agent, which then pushes along either face or the diagonal.
     right += [np.array([(30.5, 45.5), diagonal, direction]) for direction in [(-1, 0), (0, -1), diagonal]]
     left = [push * [-1, 1] for push in right if push[0, 0] > 0]
     return [Push(*push) for push in [*right, *left]]
@@ -57,6 +58,7 @@ class Walks:
         self._ring = shapely.get_coordinates(ring.interpolate(np.arange(48) / 48, normalized=True))
         length = np.stack([self._straight(point) for point in self._ring])
         self._next = np.tile(np.arange(len(length)), (len(length), 1))
+        # All shortest paths: go through `via` if that is shorter, and remember the next point on the way.
         for via in range(len(length)):  # Floyd 1962
             detour = length[:, via, None] + length[via]
             self._next = np.where(detour < length, self._next[:, via, None], self._next)
@@ -75,7 +77,7 @@ class Walks:
         return _rounded(np.stack([*path, end]))
 
     def _straight(self, point: Float[np.ndarray, " 2"]) -> Float[np.ndarray, " n"]:
-        """Distance to each point of the ring; infinite where the block is in the way."""
+        """Distance to each point of the ring; infinite if the block is in the way."""
         way = point + np.linspace(0, 1, 25)[:, None, None] * (self._ring - point)
         gap = clearance(way, np.zeros(3))
         return np.where(gap.min(0) > min(gap[0, 0], self.margin) - 2, np.hypot(*(self._ring - point).T), np.inf)
@@ -99,18 +101,21 @@ def targets(
 ) -> Float[np.ndarray, "T 2"]:
     """A target for each control step on the way along `path`, from and to a halt, float32's values.
 
-    push_length: the last pixels of the path, with the limit push_speed. Speeds in pixels a control step, acceleration
-    in pixels a control step squared.
+    push_length: the last pixels of the path, with the limit push_speed. Speeds in pixels per control step, acceleration
+    in pixels per control step squared.
     """
+    # Speed limits at places about 2 px apart along the path.
     corners = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
     place = np.linspace(0, corners[-1], max(2, int(corners[-1] / 2)))
     limit = np.where(place < corners[-1] - push_length, walk_speed, push_speed)
     limit[0], limit[-1] = 3.0, 2.0
+    # Forwards and backwards, speeds may change only as fast as the acceleration allows.
     speed, gain = limit.tolist(), 2 * acceleration * place[1]
     for i in range(1, len(speed)):
         speed[i] = min(speed[i], (speed[i - 1] ** 2 + gain) ** 0.5)
     for i in reversed(range(len(speed) - 1)):
         speed[i] = min(speed[i], (speed[i + 1] ** 2 + gain) ** 0.5)
+    # Integrate to times, and read the place off at each control step.
     mean = (np.array(speed[1:]) + speed[:-1]) / 2
     time = np.concatenate([[0], np.cumsum(place[1] / mean)])
     at = np.interp(np.arange(1, int(np.ceil(time[-1])) + 1), time, place)

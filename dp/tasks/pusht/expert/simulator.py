@@ -1,4 +1,4 @@
-"""The physics of PushT without pictures and rewards, for planners that try thousands of actions a second."""
+"""The physics of PushT without pictures and rewards, for planners that try thousands of actions per second."""
 
 import functools
 import math
@@ -53,7 +53,7 @@ def pose_error(pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
 
 
 def clearance(agent: Float[np.ndarray, "*A 2"], pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*C"]:
-    """Pixels between the agent's rim and the block, negative where they overlap."""
+    """Pixels between the agent's rim and the block, negative if they overlap."""
     point = rotate(agent - pose[..., :2], -pose[..., 2])
     distances = []
     for centre, half_size in BOXES:
@@ -104,6 +104,7 @@ class Simulator:
         positions, velocities = track(state[:2], velocity[:2], targets)
         poses = np.tile(state[2:], (*targets.shape[:2], 1))
         before = np.concatenate([np.broadcast_to(state[:2], positions[:, :1].shape), positions[:, :-1]], axis=1)
+        # The physics runs only from the first control step in which the agent may touch the block.
         reach = 2 + np.hypot(*np.moveaxis(positions - before, -1, 0))
         touching = clearance(before, state[2:]) < reach
         for n in np.flatnonzero(touching.any(1)):
@@ -197,6 +198,7 @@ def _response() -> Float[np.ndarray, "2 10 1"]:
     distance, velocity = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     velocities = []
     for _ in range(SUBSTEPS):
+        # A PD law with gains 100 and 20, in steps of DT.
         velocity = velocity + (100 * distance - 20 * velocity) * DT
         distance = distance - velocity * DT
         velocities.append(velocity)

@@ -31,7 +31,7 @@ EXTENT, N_PLACES, N_ANGLES = 250.0, 41, 36
 
 
 class Outcomes(NamedTuple):
-    """N pushes: number in `PUSHES`, pixels, where the block is then in its old frame, control steps."""
+    """N pushes: number in `PUSHES`, length in pixels, pose of the block afterwards in its old frame, control steps."""
 
     push: Int[np.ndarray, " N"]
     length: Float[np.ndarray, " N"]
@@ -41,18 +41,20 @@ class Outcomes(NamedTuple):
 
 @functools.cache
 def outcomes(speed: float) -> Outcomes:
-    """Every push for every length at which the agent still touches the block, at `speed` pixels a control step."""
+    """Every push for every length at which the agent still touches the block, at `speed` pixels per control step."""
     simulator, rows = Simulator(private_api_agrees(), walls=False), []
     way = np.arange(speed, STANDOFF + LENGTHS[-1] + 5 * speed, speed)[:, None] - STANDOFF
     pushes = tqdm(PUSHES, desc="planner: trying pushes", unit="push", leave=False, disable=None)
     for number, push in enumerate(pushes):
         targets = push.contact + np.where(way < 0, way * push.approach, way * push.direction)
         positions, poses = simulator.rollout(np.array([*push.start, 0, 0, 0]), np.zeros(5), targets[None])
+        # A push has a length as far as the agent touches the block. Interpolate the pose after each length.
         length = np.maximum.accumulate((positions[0] - push.contact) @ push.direction)
         lost = (clearance(positions[0], poses[0]) > 1.5) & (length > 4)
         kept = length[lost.argmax()] >= LENGTHS if lost.any() else LENGTHS > 0
         for reached in LENGTHS[kept]:
             rows.append([number, reached, *(np.interp(reached, length, column) for column in poses[0].T)])
+    # Columns: number of the push, its length, and the pose after it.
     table = np.array(rows)
     return Outcomes(table[:, 0].astype(int), table[:, 1], table[:, 2:], table[:, 1] / speed + SETTLING)
 
@@ -65,7 +67,7 @@ def cost_to_go(speed: float) -> "CostToGo":
 
 
 def without_a_push(pose: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
-    """Control steps that the pose error is worth where nothing follows, and those of the last push if one has to."""
+    """Control steps that the pose error is worth if nothing follows, plus those of a last push if one is needed."""
     error = pose_error(pose)
     return np.asarray(SLOPE * error + LAST_PUSH * (error > ENOUGH))
 
@@ -83,9 +85,11 @@ class CostToGo:
         grid = np.stack(np.meshgrid(axis, axis, np.arange(N_ANGLES) * 2 * np.pi / N_ANGLES, indexing="ij"), axis=-1)
         centroid, angle = grid[..., :2], grid[..., 2]
         turned = angle + GOAL[2]
+        # Poses of the grid, whose coordinates are the centroid and the angle as seen from the goal.
         place = _GOAL + rotate(centroid, GOAL[2]) - rotate(CENTROID, turned)
         pose = np.concatenate([place, turned[..., None]], axis=-1)
         self._table = torch.as_tensor(without_a_push(pose), dtype=torch.float32)
+        # Iterate over a sixth of the lengths: a push moves the centroid by `shift` in the block's frame.
         use = pushes.length % 24 == LENGTHS[0]
         moved = pushes.moved[use]
         shift = moved[:, :2] + rotate(CENTROID, moved[:, 2]) - CENTROID
@@ -94,6 +98,7 @@ class CostToGo:
         bar = tqdm(desc="planner: value table", unit="round", leave=False, disable=None)
         while change > 1:
             bar.update()
+            # Bellman's update: the cheapest of all pushes, each with the value of the pose after it.
             ways = [self._interpolate(where) + float(steps) for where, steps in zip(after, cost[use], strict=True)]
             table = torch.stack([self._table, *ways]).amin(0)
             change, self._table = float((self._table - table).max()), table

@@ -155,7 +155,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str, kind: str) -> 
     path = write(tmp_path / "a.zarr", {"x": np.ones((20, 3))})
     (path / name).unlink(missing_ok=True)
     os.mkfifo(path / name) if kind == "pipe" else (path / name).symlink_to("/dev/zero")
-    with pytest.raises(ValueError, match=f"{path}/{name} is no ordinary file"):
+    with pytest.raises(ValueError, match=f"{path}/{name} is not an ordinary file"):
         ZarrStore(path).open("x")
 
 
@@ -209,7 +209,7 @@ def test_a_pipe_in_a_store_is_refused_instead_of_read_for_ever(tmp_path: Path, n
     path = write(tmp_path / "a.zarr", {"x": np.ones((20, 3))})
     (path / name).unlink(missing_ok=True)
     os.mkfifo(path / name)
-    with pytest.raises(ValueError, match=f"{path}/{name} is no ordinary file"):
+    with pytest.raises(ValueError, match=f"{path}/{name} is not an ordinary file"):
         ZarrStore(path).read("x")
 
 

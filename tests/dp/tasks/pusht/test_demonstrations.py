@@ -48,7 +48,7 @@ def test_no_validation_episodes_make_no_windows(small_zarr: Path) -> None:
 
 def test_horizon_beyond_every_episode_is_named(small_zarr: Path) -> None:
     data = pusht_demonstrations({"agent_pos": (2,)}, path=str(small_zarr))
-    with pytest.raises(ValueError, match=r"no episode is long enough for horizon=64: choose a smaller one"):
+    with pytest.raises(ValueError, match=r"no episode is long enough for horizon=64: set a smaller horizon"):
         data.windows(data.split.train, 64, 2, 8)
 
 
@@ -131,7 +131,7 @@ def test_positions_that_are_no_pixels_are_refused(small_zarr, tmp_path):
 
 @pytest.mark.parametrize("shapes", [{"agent_pos": (3,)}, {"agent_pos": (3, 96, 96)}])
 def test_declared_shapes_that_are_not_pushts_are_refused(small_zarr, shapes):
-    with pytest.raises(ValueError, match=r"shape_meta: agent_pos is .*, PushT's is low_dim \[2\]"):
+    with pytest.raises(ValueError, match=r"shape_meta: agent_pos is .*, but PushT's is low_dim \[2\]"):
         pusht_demonstrations(shapes, path=str(small_zarr))
 
 

@@ -197,7 +197,7 @@ def test_corrupt_archive_is_deleted_and_nothing_unpacked(server: Archive, at: st
     where = len(damaged) // 2 if at == "middle" else len(damaged) - 200  # in a picture; in the directory
     damaged[where : where + 100] = bytes(100)
     server.payload = bytes(damaged)
-    with pytest.raises(ValueError, match=f"the archive from {server.url} is not usable .*It was deleted: run again"):
+    with pytest.raises(ValueError, match=f"the archive from {server.url} is unusable .* and was deleted: run again"):
         download(server.url, STORE)
     assert not list(Path("data").iterdir())
 

@@ -120,7 +120,9 @@ def test_unsound_values_are_refused(
 def test_columns_of_another_width_are_refused_before_anything_is_read(store: Path, tmp_path: Path) -> None:
     shutil.rmtree(store / "data/action")
     write(store, {"data/action": np.ones((189, 3), np.float32)}, mode="a")
-    with pytest.raises(Mismatch, match=rf"{store}: data/action holds float32 \(3,\) a frame, PushT's action is \(2,\)"):
+    with pytest.raises(
+        Mismatch, match=rf"{store}: data/action holds float32 \(3,\) per frame, but PushT's action is \(2,\)"
+    ):
         ReplayBuffer.load(store, NAMES, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
@@ -129,7 +131,7 @@ def test_images_of_another_size_are_refused_before_they_are_read(store: Path, tm
     shutil.rmtree(store / "data/img")
     write(store, {"data/img": np.ones((189, 24, 32, 3), np.uint8)}, mode="a")
     with pytest.raises(
-        Mismatch, match=r"data/img holds uint8 \(24, 32, 3\) a frame, but task.shape_meta.obs.image dec"
+        Mismatch, match=r"data/img holds uint8 \(24, 32, 3\) per frame, but task.shape_meta.obs.image dec"
     ):
         ReplayBuffer.load(store, NAMES, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
