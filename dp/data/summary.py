@@ -76,7 +76,7 @@ def _last(name: str) -> str:
 
 
 def _range(store: ZarrStore, name: str) -> str:
-    """Lowest and highest value of an array of numbers, unless they are images, and the first frame that is not finite."""
+    """Lowest and highest value of numbers that are not images, and the first frame that is not finite."""
     array = store.open(name)
     if array.dtype.kind not in "fiu" or not 0 < array.ndim < 4 or 0 in array.shape:
         return ""
