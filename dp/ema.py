@@ -63,7 +63,7 @@ class EMA(Generic[Model]):
         self.num_updates = state["num_updates"]
 
 
-def _tensors_of(model: nn.Module) -> tuple[list[nn.Parameter], list[tuple[dict[str, Tensor], str]]]:
+def _tensors_of(model: nn.Module) -> tuple[list[Tensor], list[tuple[dict[str, Tensor], str]]]:
     """The parameters of `model`, and where its buffers are: (the dict of a submodule, a name in it)."""
     buffers = [(m._buffers, name) for m in model.modules() for name, buffer in m._buffers.items() if buffer is not None]
     return list(model.parameters()), cast(list[tuple[dict[str, Tensor], str]], buffers)
