@@ -87,7 +87,7 @@ class DiffusionPolicy(nn.Module):
 
 def check_finite(action: Float[Tensor, "*shape"], policy: Policy) -> None:
     """Raises ValueError, naming what sampled them, for actions that are not finite. On a GPU it waits for them."""
-    if not bool(torch.isfinite(action).all()):
+    if bool((~torch.isfinite(action)).any()):
         objective = getattr(policy, "objective", policy)
         sampler = type(getattr(objective, "scheduler", objective)).__name__
         n_steps = getattr(objective, "num_inference_steps", None)
