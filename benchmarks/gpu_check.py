@@ -3,6 +3,8 @@
 import argparse
 import ctypes
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,20 +23,26 @@ from dp.ema import EMA
 FLOORS_MS = {"image_full": 1.8, "image_small": 0.25}
 """Counted floors of a training step on an H200, ms: what must move through memory, at 4.3 TB/s."""
 
+TINY = {"encoder": "state", "channels": [16], "kernel": 3, "norm": "layer", "batch": 8}
+"""A network that compiles in a minute or two on one core, for simulated devices."""
+
 ENGINES = ("eager", "graph without a compiler", "compile", "graph")
 QUICK = ("logger.mode=disabled", "env_runner.n_videos=0", "dataset.source=bundled")
+FALLBACKS = ("workspace.engine", "denoising runs without")
+"""How the warnings begin that say a slower engine took over. Here they are errors."""
+
 Figures = dict[str, Any]
 
 
 class Training:
     """A policy in training: `__call__(n)` makes n whole steps."""
 
-    def __init__(self, network: str, engine: str, bf16: bool, noise_draws: int = 1) -> None:
-        self.policy = ours.make_policy(NETWORKS[network], noise_draws).train()
+    def __init__(self, network: dict[str, Any], engine: str, bf16: bool, noise_draws: int = 4) -> None:
+        self.policy = ours.make_policy(network, noise_draws).train()
         self.ema = EMA(self.policy)
         optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 1000))
-        loader = ours.make_loader(NETWORKS[network], "bundled")
+        loader = ours.make_loader(network, "bundled")
         eager = engines.EagerStep(self.policy, optimizer, loader.load, 1.0, bf16)
         if engine == "graph without a compiler":
             step: engines.Step = engines.GraphStep(eager)
@@ -56,13 +64,16 @@ class Check:
     """The parts. Each returns its figures, with a verdict in "ok".
 
     simulated: nothing is computed, so numbers prove nothing and "ok" of those that need them is None.
+    tiny: the smallest network instead of those whose speed is of interest.
     """
 
-    def __init__(self, into: Path, simulated: bool, compiles: bool) -> None:
-        self.into, self.simulated = into, simulated
+    def __init__(self, into: Path, simulated: bool, compiles: bool, tiny: bool) -> None:
+        self.into, self.simulated, self.tiny = into, simulated, tiny
+        self.network = TINY if tiny else NETWORKS["image_small"]
         self.cuda = ours.DEVICE.type == "cuda"
         self.proves = self.cuda and not simulated
         self.engines = ENGINES[: (4 if compiles else 2) if self.cuda else 1]
+        self.environment = os.environ | ({} if compiles else {"TORCHDYNAMO_DISABLE": "1"})  # graph: of the eager step
 
     def machine(self) -> Figures:
         fault = devices.this_machine().fault() if self.cuda else None
@@ -86,12 +97,12 @@ class Check:
         """No host wait in a training step, its schedule and its EMA, nor in a denoising loop."""
         figures: Figures = {"ok": True}
         for engine in self.engines:
-            training = Training("image_small", engine, bf16=True)
+            training = Training(self.network, engine, bf16=True)
             training(engines.WARM_UP + 2)
             figures[f"train, {engine}"] = self._counted(lambda training=training: training(1))
         for scheduler, steps in (("ddim", 16), ("ddpm", 100)):
             for engine in ("eager", "graph") if self.cuda else ("eager",):
-                policy, cond = self._sampler("image_small", scheduler, steps, engine, 56)
+                policy, cond = self._sampler(scheduler, steps, engine, 56)
                 policy.sample(cond)
                 figures[f"denoise {scheduler}-{steps}, {engine}"] = self._counted(
                     lambda policy=policy, cond=cond: policy.sample(cond)
@@ -102,11 +113,9 @@ class Check:
         """Every engine's losses and gradient norms over 12 steps are those of eager, in float32 and bfloat16."""
         figures: Figures = {"ok": True if self.proves else None}
         for bf16, tolerance in ((False, 2e-3), (True, 3e-2)):
-            reference = Training("image_small", "eager", bf16)(12).cpu()
+            reference = Training(self.network, "eager", bf16)(12).cpu()
             for engine in self.engines[1:]:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("error", message="workspace.engine")
-                    results = Training("image_small", engine, bf16)(12).cpu()
+                results = Training(self.network, engine, bf16)(12).cpu()
                 worst = ((results - reference).abs() / (reference.abs() + 1e-3)).max().item()
                 figures[f"{engine}, {'bf16' if bf16 else 'fp32'}"] = worst
                 if self.proves:
@@ -117,8 +126,8 @@ class Check:
         """Graphs of the denoiser sample what the loop samples, for every batch that one graph serves."""
         figures: Figures = {"ok": True if self.proves else None}
         for scheduler, steps in (("ddim", 16), ("ddpm", 100)) if self.cuda else ():
-            fast, _ = self._sampler("image_small", scheduler, steps, "graph", 1)
-            slow, _ = self._sampler("image_small", scheduler, steps, "eager", 1)
+            fast, _ = self._sampler(scheduler, steps, "graph", 1)
+            slow, _ = self._sampler(scheduler, steps, "eager", 1)
             for batch in (56, 24, 1):
                 cond = torch.randn(batch, 2, slow.encoder.out_dim, device=ours.DEVICE)
                 results = [
@@ -132,54 +141,76 @@ class Check:
         return figures
 
     def speed(self) -> Figures:
-        """Milliseconds a training step of each engine, the first ones apart, and a checkpoint, next to the floors."""
+        """Milliseconds per training step of each engine, the first ones apart, next to the floors, and per sample."""
         figures: Figures = {"ok": None}
-        for network, noise_draws in (("image_small", 4), ("image_full", 4)) if self.cuda else (("image_small", 4),):
-            figures[f"{network}, floor"] = FLOORS_MS[network]
-            for engine in (self.engines[0], self.engines[-1]):
-                training, begin = (
-                    Training(network, engine, bf16=self.cuda, noise_draws=noise_draws),
-                    time.perf_counter(),
-                )
+        n = 200 if self.proves else 3
+        for name in ("image_small", "image_full") if self.cuda and not self.tiny else ("image_small",):
+            network = self.network if name == "image_small" else NETWORKS[name]
+            figures[f"{name}, floor"] = FLOORS_MS[name]
+            for engine in dict.fromkeys((self.engines[0], self.engines[-1])):
+                begin = time.perf_counter()
+                training = Training(network, engine, bf16=self.cuda)
                 training(engines.WARM_UP + 1)
                 ours.synchronize()
-                figures[f"{network}, {engine}, first steps, s"] = time.perf_counter() - begin
-                n = 200 if self.proves else 3
-                figures[f"{network}, {engine}, ms a step"] = _milliseconds(lambda t=training, n=n: t(n)) / n
+                figures[f"{name}, {engine}, first steps, s"] = time.perf_counter() - begin
+                figures[f"{name}, {engine}, ms a step"] = _milliseconds(lambda t=training: t(n)) / n
         for batch in (1, 50):
             for steps in (10, 16) if self.proves else (16,):
-                work = ours.denoise(NETWORKS["image_small"], "ddim", steps, batch)
+                work = ours.denoise(self.network, "ddim", steps, batch)
                 figures[f"denoise ddim-{steps}, B={batch}, ms"] = _milliseconds(work)
         return figures
 
+    def training(self) -> Figures:
+        """A short training ends with a score that the same steps reach on a CPU (0.85 after 2,000)."""
+        shutil.rmtree(self.into / "whole", ignore_errors=True)
+        begin = time.perf_counter()
+        score = self._whole()
+        return {"ok": score > 0.7 if self.proves else None, "score": score, "s": time.perf_counter() - begin}
+
+    def evaluate(self) -> Figures:
+        """Evaluating what was trained repeats the training's last rollouts."""
+        score = self._whole()
+        shutil.rmtree(self.into / "evaluated", ignore_errors=True)
+        found = f"checkpoint={self.into / 'whole/checkpoints/last.pt'}"
+        self._run("evaluated", *self._rollouts, found, "workspace=evaluate", "env_runner.n_train_episodes=0")
+        again = json.loads((self.into / "evaluated/evaluation.json").read_text())["score"]
+        return {"ok": abs(again - score) < 0.05 if self.proves else None, "score": again, "in training": score}
+
     def resume(self) -> Figures:
         """A run that is stopped and resumed ends with the weights of one that is not."""
-        length = 2000 if self.proves else 30
-        options = (f"workspace.num_steps={length}", "env_runner.n_episodes=1", "env_runner.max_steps=16")
+        self._whole()
+        shutil.rmtree(self.into / "stopped", ignore_errors=True)
         last = {name: self.into / name / "checkpoints/last.pt" for name in ("whole", "stopped")}
-        self._run("whole", *options)
-        with subprocess.Popen(self._command("stopped", *options)) as process:
+        with subprocess.Popen(self._command("stopped", *self._train), env=self.environment) as process:
             while process.poll() is None and not last["stopped"].is_file():  # written after the first step
                 time.sleep(0.02)
             process.terminate()
         stopped_at = _load(last["stopped"])["step"]
-        self._run("stopped", *options)
-        whole, stopped = (_load(file)["ema"]["model"] for file in last.values())
+        self._run("stopped", *self._train)
+        states = [_load(file) for file in last.values()]
+        whole, stopped = (state["ema"]["model"] for state in states)
         worst = max((whole[name] - stopped[name]).abs().max().item() for name in whole)
-        ok = None if self.simulated else worst < 1e-2 and stopped_at < length
-        return {"ok": ok, "stopped_at": stopped_at, "of": length, "difference": worst}
+        done = stopped_at < states[0]["step"] == states[1]["step"]
+        ok = done and (None if self.simulated else worst < 1e-2)
+        return {"ok": ok, "stopped_at": stopped_at, "of": states[1]["step"], "difference": worst}
 
-    def training(self) -> Figures:
-        """A short training ends with a score that the same steps reach on a CPU (0.85 after 2,000)."""
-        length = 2000 if self.proves else 6
-        begin = time.perf_counter()
-        self._run("short", f"workspace.num_steps={length}", f"env_runner.n_episodes={8 if length == 6 else 50}")
-        rows = [json.loads(line) for line in (self.into / "short/metrics.jsonl").read_text().splitlines()]
-        score = next(row["rollout/score"] for row in reversed(rows) if "rollout/score" in row)
-        return {"ok": score > 0.7 if length > 6 else None, "score": score, "s": time.perf_counter() - begin}
+    def sweep(self) -> Figures:
+        """Two jobs of one process train on their own engines, while DataLoaders pin memory."""
+        shutil.rmtree(self.into / "sweep", ignore_errors=True)
+        loader = ("workspace.loader=dataloader", "workspace.num_steps=8", "env_runner.n_episodes=1")
+        command = self._command("", *self._train, *loader, "seed=1,2", f"hydra.sweep.dir={self.into / 'sweep'}")
+        subprocess.run([*command, "-m"], env=self.environment, check=True)
+        steps = [_load(file)["step"] for file in self.into.glob("sweep/*/checkpoints/last.pt")]
+        return {"ok": steps == [8, 8], "steps": steps}
 
-    def _sampler(self, network: str, scheduler: str, steps: int, engine: str, batch: int) -> tuple[Any, torch.Tensor]:
-        policy = ours.make_policy(NETWORKS[network], scheduler=scheduler, steps=steps).eval().requires_grad_(False)
+    def _whole(self) -> float:
+        """Trains, unless that has been done. Returns the score of the last rollouts."""
+        self._run("whole", *self._train)
+        rows = [json.loads(line) for line in (self.into / "whole/metrics.jsonl").read_text().splitlines()]
+        return next(row["rollout/score"] for row in reversed(rows) if "rollout/score" in row)
+
+    def _sampler(self, scheduler: str, steps: int, engine: str, batch: int) -> tuple[Any, torch.Tensor]:
+        policy = ours.make_policy(self.network, scheduler=scheduler, steps=steps).eval().requires_grad_(False)
         engines.speed_up_sampling(engine, policy)
         return policy, torch.randn(batch, 2, policy.encoder.out_dim, device=ours.DEVICE)
 
@@ -205,13 +236,23 @@ class Check:
         launches = rows.get("launched", 0) + rows.get("graph launches", 0)
         return {"waits": sum(n for name, n in rows.items() if name.startswith("SYNC")), "launches": launches}
 
+    @property
+    def _train(self) -> tuple[str, ...]:
+        tiny = ("denoiser.channels=[16]", "denoiser.step_embed_dim=16", "workspace.batch_size=8") if self.tiny else ()
+        steps = f"workspace.num_steps={2000 if self.proves else 30}"
+        return "+experiment=pusht_state_small", *self._rollouts, *tiny, steps
+
+    @property
+    def _rollouts(self) -> tuple[str, ...]:
+        return () if self.proves else ("env_runner.n_episodes=2", "env_runner.max_steps=16")
+
     def _run(self, name: str, *overrides: str) -> None:
-        subprocess.run(self._command(name, *overrides), check=True)
+        subprocess.run(self._command(name, *overrides), env=self.environment, check=True)
 
     def _command(self, name: str, *overrides: str) -> list[str]:
-        run = [sys.executable, "run.py", "+experiment=pusht_state_small", f"device={ours.DEVICE.type}", *QUICK]
-        engine = [] if self.engines[-1] in ("eager", "graph") else ["workspace.engine=eager"]
-        return [*run, *engine, f"run_dir={self.into / name}", *overrides]
+        strict = [part for message in FALLBACKS for part in ("-W", f"error:{message}")]
+        where = [f"run_dir={self.into / name}"] if name else []
+        return [sys.executable, *strict, "run.py", *overrides, f"device={ours.DEVICE.type}", *QUICK, *where]
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -231,7 +272,10 @@ def computes() -> bool:
     return torch.ones(8, device=ours.DEVICE).sum().item() == 8
 
 
-PARTS = ("machine", "failed_capture", "waits", "training_agrees", "denoising_agrees", "speed", "resume", "training")
+PARTS = (
+    *("machine", "failed_capture", "waits", "training_agrees", "denoising_agrees", "speed"),
+    *("training", "evaluate", "resume", "sweep"),
+)
 
 
 def main() -> None:
@@ -240,14 +284,17 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--simulated", action="store_true", help="numbers prove nothing: no verdicts that need them")
     parser.add_argument("--no-compile", action="store_true", help="only the engines that need no compiler")
+    parser.add_argument("--tiny", action="store_true", help="one tiny network, which compiles quickly")
     parser.add_argument("parts", nargs="*", choices=(*PARTS, []), help="all, unless some are named")
     args = parser.parse_args()
     if ours.DEVICE.type != args.device:
         sys.exit(f"--device {args.device}: {devices.this_machine().fault()}")
-    check = Check(args.into, args.simulated or not computes(), not args.no_compile)
+    check = Check(args.into, args.simulated or not computes(), not args.no_compile, args.tiny)
     args.into.mkdir(parents=True, exist_ok=True)
     file = args.into / "gpu_check.json"
     results = json.loads(file.read_text()) if file.is_file() else {"simulated": check.simulated}
+    for message in FALLBACKS:
+        warnings.filterwarnings("error", message=message)
     for part in args.parts or PARTS:
         if results.get(part, {}).get("ok") is not False and part in results:
             continue

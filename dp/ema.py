@@ -1,10 +1,11 @@
 """Exponential moving average of a policy's weights with a power schedule."""
 
 import copy
-from typing import Any, Generic, TypeVar
+import functools
+from typing import Any, Generic, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dp.limits import Share, Size
 
@@ -31,6 +32,7 @@ class EMA(Generic[Model]):
         self.power, self.inv_gamma = power, inv_gamma
         self.min_decay, self.max_decay = min_decay, max_decay
         self.num_updates = 0
+        self._tensors_of = functools.lru_cache(maxsize=2)(_tensors_of)  # of the average, and of what it follows
 
     def decay(self) -> float:
         """The decay of the next update."""
@@ -42,10 +44,15 @@ class EMA(Generic[Model]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards `model`: one fused launch per device and dtype, no host sync."""
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay())
-        if buffers := list(self.model.buffers()):
-            torch._foreach_copy_(buffers, list(model.buffers()))
+        """Moves the average towards `model`: one fused launch per device and dtype, no host sync.
+
+        The tensors of both are listed at the first update, because walking the modules takes longer than averaging
+        on a GPU. Parameters must stay the same objects, as any optimizer needs them to; buffers may be replaced.
+        """
+        (average, buffers), (weights, new_buffers) = self._tensors_of(self.model), self._tensors_of(model)
+        torch._foreach_lerp_(average, weights, 1 - self.decay())
+        if buffers:
+            torch._foreach_copy_([of[name] for of, name in buffers], [of[name] for of, name in new_buffers])
         self.num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,3 +61,9 @@ class EMA(Generic[Model]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.num_updates = state["num_updates"]
+
+
+def _tensors_of(model: nn.Module) -> tuple[list[Tensor], list[tuple[dict[str, Tensor], str]]]:
+    """The parameters of `model`, and where its buffers are: (the dict of a submodule, a name in it)."""
+    buffers = [(m._buffers, name) for m in model.modules() for name, buffer in m._buffers.items() if buffer is not None]
+    return list(model.parameters()), cast(list[tuple[dict[str, Tensor], str]], buffers)

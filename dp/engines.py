@@ -148,14 +148,15 @@ class GraphStep:
 
 
 class FallingBack:
-    """The first of `choices` that works. An engine that fails in its first calls is dropped, with a warning.
+    """The first of `choices` that works. An engine that fails in its first calls is dropped.
 
     `eager` then makes the step, with the random numbers that it would have drawn. Its own errors are no engine's fault
-    and are raised once.
+    and are raised once. One warning names all that failed, when the engine that took over has proved itself.
     """
 
     def __init__(self, choices: dict[str, Callable[[], Step]], eager: Step) -> None:
         self._choices, self._eager = choices, eager
+        self._reasons: dict[str, str] = {}
         self._begin(next(iter(choices)))
 
     def _begin(self, name: str) -> None:
@@ -174,16 +175,21 @@ class FallingBack:
         try:
             result = self._step(inputs)
         except Exception as error:
-            reason = _reason(error)
+            self._reasons[self.name] = _reason(error)
         else:
             self._calls += 1
+            self._say_what_failed()
             return result
         _set_random_state(before)
         result = self._eager(inputs)
-        failed = self.name
         self._begin(next(iter(self._choices)))
-        warnings.warn(f"workspace.engine={failed} failed, continuing with {self.name}: {reason}", stacklevel=2)
+        self._say_what_failed()
         return result
+
+    def _say_what_failed(self) -> None:
+        if self.warm and self._reasons:
+            first, reasons = next(iter(self._reasons)), "; ".join(dict.fromkeys(self._reasons.values()))
+            warnings.warn(f"workspace.engine={first} failed, continuing with {self.name}: {reasons}", stacklevel=3)
 
 
 class GraphDenoiser:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dp.kernels import sampling_loop
 from dp.modalities import Normalizer
-from dp.types import Batch, Denoiser, Generator, Objective, Obs, ObsEncoder, Policy
+from dp.types import Batch, Denoiser, Generator, Objective, Obs, ObsEncoder
 
 
 class DiffusionPolicy(nn.Module):
@@ -83,15 +83,3 @@ class DiffusionPolicy(nn.Module):
         action = self.normalizer.unnormalize("action", self.sample(self.condition(normalized), generator))
         start = self.n_obs_steps - 1
         return action[:, start : start + self.n_action_steps]
-
-
-def check_finite(action: Float[Tensor, "*shape"], policy: Policy) -> None:
-    """Raises ValueError, naming what sampled them, for actions that are not finite. On a GPU it waits for them."""
-    if not bool(torch.isfinite(action).all()):
-        objective = getattr(policy, "objective", policy)
-        sampler = type(getattr(objective, "scheduler", objective)).__name__
-        n_steps = getattr(objective, "num_inference_steps", None)
-        raise ValueError(
-            f"{sampler}{f' with num_inference_steps={n_steps}' if n_steps else ''} sampled actions that are not "
-            "finite: set another scheduler.num_inference_steps or scheduler. If nothing helps, the weights are damaged"
-        )

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from dp.data import Demonstrations
 from dp.data.windows import WindowDataset, prepare
-from dp.policy import DiffusionPolicy, check_finite
-from dp.rollouts.runner import EnvRunner
+from dp.policy import DiffusionPolicy
+from dp.rollouts.runner import EnvRunner, check_finite
 from workspaces import checkpoint
 from workspaces.base import Config
 from workspaces.logger import Logger

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -96,15 +96,15 @@ class Workspace:
         if self._inode is not None and self._inode != _inode(self.run_dir):
             raise ValueError(f"{self.run_dir} was deleted or replaced during the run: nothing more is written there")
 
-    def begin_run(self, verb: str, **facts: object) -> None:
+    def begin_run(self, verb: str, facts: Mapping[str, object] | None = None) -> None:
         """Begins run.log and run.json, with `facts` in it, and writes config.yaml, in the run directory."""
         self._log_file = logging.FileHandler(self.run_dir / "run.log")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
         log.info("run directory: %s", self.run_dir)
         write_bytes(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
-        facts = {"n_threads": torch.get_num_threads(), **facts}
-        record.begin(self.run_dir, verb, self.device, self.packages, self.overrides, **facts)
+        facts = {"n_threads": torch.get_num_threads(), **(facts or {})}
+        record.begin(self.run_dir, verb, self.device, self.packages, self.overrides, facts)
         self._recorded = True
 
     def __enter__(self) -> "Workspace":

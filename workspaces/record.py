@@ -4,7 +4,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -50,7 +50,7 @@ def begin(
     device: torch.device,
     packages: Iterable[str] = (),
     typed: Sequence[str] | None = None,
-    **facts: object,
+    facts: Mapping[str, object] | None = None,
 ) -> None:
     """Records that this process begins or resumes the run. typed: overrides that describe the run, by default those of
     this process. facts: further fields."""
@@ -68,7 +68,7 @@ def begin(
             "resumed": _now() if before else None,
             "ended": None,
             "machine": machine(device),
-            **facts,
+            **(facts or {}),
             "versions": {"python": platform.python_version(), **versions(packages)},
             "commit": commit(),
         },

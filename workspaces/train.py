@@ -148,7 +148,7 @@ class TrainWorkspace(Workspace):
         self.config["workspace"]["precision"] = choose_precision(self.precision, self.device, saved)
         if saved is not None and self.config["n_threads"] == "auto" and saved.get("n_threads") is not None:
             self.use_threads(saved["n_threads"])  # the last bit of a sum depends on their number
-        self.begin_run("train", precision=self.config["workspace"]["precision"])
+        self.begin_run("train", {"precision": self.config["workspace"]["precision"]})
         self.logger = build.logger(self.config, self, "train", saved["wandb_id"] if saved else None)
         self.state.precision = self.config["workspace"]["precision"]
         if saved is not None:

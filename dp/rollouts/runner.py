@@ -10,13 +10,14 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Interval
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from dp import intervals
 from dp.intervals import Bounds, Estimate
 from dp.kernels.switch import BLOCK
 from dp.limits import Count, EnvSeed, Workers
-from dp.policy import check_finite
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
 from dp.types import Env, Obs, Policy
@@ -233,3 +234,15 @@ def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator],
 def _stack(chunks: list[Chunk], device: torch.device) -> Obs:
     names = chunks[0].obs
     return {name: torch.from_numpy(np.stack([c.obs[name] for c in chunks])).to(device) for name in names}
+
+
+def check_finite(action: Float[Tensor, "*shape"], policy: Policy) -> None:
+    """Raises ValueError, naming what sampled them, for actions that are not finite. On a GPU it waits for them."""
+    if bool((~torch.isfinite(action)).any()):
+        objective = getattr(policy, "objective", policy)
+        sampler = type(getattr(objective, "scheduler", objective)).__name__
+        n_steps = getattr(objective, "num_inference_steps", None)
+        raise ValueError(
+            f"{sampler}{f' with num_inference_steps={n_steps}' if n_steps else ''} sampled actions that are not "
+            "finite: set another scheduler.num_inference_steps or scheduler. If nothing helps, the weights are damaged"
+        )

@@ -72,6 +72,18 @@ def test_running_statistics_are_those_of_the_trained_model() -> None:
     assert not torch.equal(ema.model[1].running_mean, torch.zeros(4))
 
 
+def test_a_buffer_that_the_model_replaces_is_followed_without_walking_the_modules_again(monkeypatch) -> None:
+    model = nn.Linear(3, 4)
+    model.register_buffer("seen", torch.zeros(2))
+    ema = EMA(model)
+    ema.update(model)
+    monkeypatch.setattr(nn.Module, "named_modules", lambda *_, **__: pytest.fail("walked again"))
+    model.seen = model.seen + 1
+    ema.update(model)
+    assert ema.model.seen.tolist() == [1, 1]
+    assert ema.model.seen is not model.seen
+
+
 def test_loaded_average_continues_identically(tmp_path) -> None:
     ema = EMA(model_after(0))
     for n in range(1, 6):

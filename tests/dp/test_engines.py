@@ -175,6 +175,27 @@ def test_what_eager_raises_too_is_raised_once_and_blamed_on_no_engine() -> None:
     assert raised.value.__context__ is None
 
 
+def test_engines_that_fail_one_after_the_other_are_said_in_one_warning() -> None:
+    def works(inputs: list) -> torch.Tensor:
+        return torch.zeros(2)
+
+    def fails(inputs: list) -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    def captures_nothing(inputs: list) -> torch.Tensor:
+        raise RuntimeError("no graph")
+
+    steps = {"graph": fails, "graph without a compiler": captures_nothing, "compile": fails, "eager": works}
+    falling_back = engines.FallingBack({name: lambda step=step: step for name, step in steps.items()}, works)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(10):
+            falling_back([])
+    assert [str(warning.message) for warning in said] == [
+        "workspace.engine=graph failed, going on with eager: RuntimeError: no compiler; RuntimeError: no graph"
+    ]
+
+
 class Weights:
     """Stands for a policy: what each run of a process compiles is the same code with other weights."""
 

@@ -14,7 +14,8 @@ from dp.denoisers import UNet1d
 from dp.encoders import StateEncoder
 from dp.modalities import Normalizer
 from dp.objectives import Diffusion
-from dp.policy import DiffusionPolicy, check_finite
+from dp.policy import DiffusionPolicy
+from dp.rollouts.runner import check_finite
 from dp.tasks.pusht.demonstrations import PushTDemonstrations
 from dp.tasks.pusht.env import PushTEnv
 from tests.specs import pusht_demonstrations, specs

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+HEADERS = list(Path(torch.__file__).parents[1].glob("nvidia/*/include/cuda_runtime_api.h"))
 pytestmark = pytest.mark.skipif(
-    torch.version.cuda is None or shutil.which("g++") is None, reason="needs a CUDA build of torch and g++"
+    torch.version.cuda is None or shutil.which("g++") is None or not HEADERS,
+    reason="needs g++, a CUDA build of torch, and the headers that its wheels bring",
 )
 compiles = pytest.mark.skipif("DP_SIMULATED_COMPILE" not in os.environ, reason="minutes: set DP_SIMULATED_COMPILE=1")
 
@@ -42,7 +44,10 @@ def check(simulated, into: Path, *arguments: str) -> dict:
 
 
 def test_no_step_and_no_loop_waits_and_graphs_launch_little(simulated, tmp_path) -> None:
-    figures = check(simulated, tmp_path, "--no-compile", "failed_capture", "waits", "denoising_agrees")
+    """`sweep`: graphs are captured while DataLoaders pin memory. One process for all, because torch's start is slow."""
+    parts = ("failed_capture", "waits", "denoising_agrees", "sweep")
+    figures = check(simulated, tmp_path, "--no-compile", "--tiny", *parts)
+    assert figures["sweep"]["ok"]
     assert figures["simulated"]
     assert figures["failed_capture"]["ok"]
     counted = {name: part for name, part in figures["waits"].items() if isinstance(part, dict)}
@@ -55,8 +60,9 @@ def test_no_step_and_no_loop_waits_and_graphs_launch_little(simulated, tmp_path)
 
 @compiles
 def test_every_engine_works_without_falling_back(simulated, tmp_path) -> None:
-    figures = check(simulated, tmp_path, "waits", "training_agrees", "resume")
+    figures = check(simulated, tmp_path, "--tiny", "waits", "sweep")
     assert figures["waits"]["train, graph"]["launches"] < figures["waits"]["train, compile"]["launches"]
+    assert figures["sweep"]["ok"]
 
 
 def test_a_gpu_is_chosen_by_its_number(simulated) -> None:
@@ -67,8 +73,3 @@ def test_a_gpu_is_chosen_by_its_number(simulated) -> None:
     result = simulated("-c", code, FAKE_GPUS="2")
     assert result.stdout.split() == ["1", "high"]
     assert "device=cuda:2, but torch finds 2 CUDA device(s): cuda:0 to cuda:1" in result.stderr
-
-
-def test_a_gpu_that_is_too_old_is_refused_with_what_to_install(simulated) -> None:
-    result = simulated("-c", "from dp import devices; devices.choose_device('cuda')", FAKE_CC="70")
-    assert "(sm_70) is too old for this torch" in result.stderr

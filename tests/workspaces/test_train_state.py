@@ -214,7 +214,7 @@ def test_groups_of_the_optimizer_are_taken_up_again(tmp_path):
 def test_a_run_of_fewer_steps_than_it_has_done_is_refused(tmp_path):
     trained().save(tmp_path, {"config": config()})
     assert load_run(tmp_path, config("workspace.num_steps=3"))
-    with pytest.raises(ValueError, match=r"workspace.num_steps=2, but the run in .* has done 3 steps"):
+    with pytest.raises(ValueError, match=r"workspace.num_steps=2, but the run in .* has already done 3 steps"):
         load_run(tmp_path, config("workspace.num_steps=2"))
 
 

@@ -120,7 +120,7 @@ def _options() -> dict[str, str]:
 
 
 def label(setting: Setting) -> str:
-    """pusht_state_small, horizon=16, num_inference_steps=10."""
+    """The label of a setting: "my_experiment, horizon=16, num_inference_steps=10"."""
     return ", ".join(
         value_of(value) if key == "name" else f"{short(key)}={value_of(value)}" for key, value in setting.items()
     )
