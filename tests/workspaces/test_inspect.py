@@ -61,7 +61,7 @@ def test_a_store_of_another_task_is_described_and_the_line_to_paste_reads_it(tmp
     assert result.returncode == 0, result.stderr
     assert "data/front: (100, 12, 16, 3) uint8" in result.stdout
     assert "task=pusht_image does not read them" in result.stdout
-    assert "by the ends in meta/ends" in result.stdout
+    assert "from meta/ends" in result.stdout
     assert "nothing is wrong" not in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if "To train on these data" in line]
     typed = shlex.split(line.partition("run.py ")[2])
