@@ -249,6 +249,8 @@ def shown(value: object) -> str:
     """As a user types it, and not too long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if value == "":
+        return "''"
     text = f"[{', '.join(map(shown, value[:40]))}]" if isinstance(value, list) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
