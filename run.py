@@ -12,7 +12,7 @@ if __name__ == "__main__":  # env workers import this file: they must not pay fo
     import hydra
     from omegaconf import DictConfig
 
-    from workspaces.errors import exit_with_message, full_tracebacks
+    from workspaces.errors import check_options, exit_with_message, full_tracebacks
 
     @hydra.main(version_base="1.3", config_path="configs", config_name="config")
     def main(config: DictConfig) -> float | None:
@@ -26,6 +26,7 @@ if __name__ == "__main__":  # env workers import this file: they must not pay fo
             code = exit_with_message(error)
             sweep.leave_job(error) if build.in_sweep() else sys.exit(code)
 
+    check_options()
     full_tracebacks()
     try:
         main()

@@ -249,6 +249,8 @@ def shown(value: object) -> str:
     """`value` as a user types it, cut if it is long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if value == "":
+        return "''"
     text = f"[{', '.join(map(shown, value[:40]))}]" if isinstance(value, list) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -30,9 +30,9 @@ from dp.tasks import Task
 from dp.types import Objective
 from workspaces import record, resume, trust
 from workspaces import settings as checks
-from workspaces.arguments import MISSING, check_arguments, shown
+from workspaces.arguments import MISSING, check_arguments, check_value, shown
 from workspaces.base import Config, Workspace
-from workspaces.errors import cause_of, is_explained, is_ours
+from workspaces.errors import Interrupted, cause_of, explain, is_explained, is_ours
 from workspaces.logger import Logger
 from workspaces.memory import MEMORY, MemoryLimit
 
@@ -57,6 +57,7 @@ def workspace(composed: DictConfig) -> Workspace:
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
     else:
+        check_value("run_dir", config["run_dir"], checks.VALUES["run_dir"])
         config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
         own = resume.own_config(config, typed)
         if own is not None:
@@ -64,8 +65,11 @@ def workspace(composed: DictConfig) -> Workspace:
             _check_values(config)
     verb = _verb(config["workspace"])
     if verb.resolves:
+        for group in GROUPS:
+            _settings(config, group)
         check(resolve(config))
         _check_groups(config)
+        trust.check_own(config)
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
     arguments = {key: value for key, value in config["workspace"].items() if key in taken}
     check_arguments("workspace", verb, arguments, given=["config"])
@@ -85,7 +89,7 @@ def _check_groups(config: Config) -> None:
     for group in GROUPS:
         settings = _settings(config, group)
         with _named(config, group):
-            _check(group, settings, inspect.signature(_target(settings)).parameters)
+            _check(group, settings, inspect.signature(_target(settings["_target_"])).parameters)
 
 
 def _verb(settings: Any) -> type[Workspace]:
@@ -333,27 +337,31 @@ def _make(config: Config, group: str, /, **offered: Any) -> Any:
     """
     settings = _settings(config, group)
     with _named(config, group):
-        make = _target(settings)
+        make = _target(settings["_target_"])
         named = inspect.signature(make).parameters
         parts = {name: part for name, part in offered.items() if name in named}
-        _check(group, settings, [*parts, *(named if settings.get("_partial_") else ())])
+        _check(group, settings, parts)
         made = instantiate({**settings, "_partial_": True}, _convert_="all")
         return partial(made, **parts) if settings.get("_partial_") else made(**parts)
 
 
-def _target(settings: Mapping[str, Any]) -> Callable[..., Any]:
-    """The class or function that settings name."""
-    return instantiate({"_target_": settings["_target_"], "_partial_": True}).func
+@cache
+def _target(name: str) -> Callable[..., Any]:
+    """The class or function that a `_target_` names. Kept, because a start asks dozens of times."""
+    return instantiate({"_target_": name, "_partial_": True}).func
 
 
 def _check(key: str, settings: Mapping[str, Any], given: Collection[str]) -> None:
     """Compares `settings`, and nested ones, with the signatures of their classes."""
     below = {name: value for name, value in settings.items() if isinstance(value, dict) and "_target_" in value}
     own = {name: value for name, value in settings.items() if name not in below}
-    check_arguments(key, _target(settings), own, [*given, *below])
+    check_value(f"{key}._target_", settings["_target_"], str)
+    check_value(f"{key}._partial_", settings.get("_partial_", False), bool)
+    make = _target(settings["_target_"])
+    later = inspect.signature(make).parameters if settings.get("_partial_") else ()
+    check_arguments(key, make, own, [*given, *below, *later])
     for name, value in below.items():
-        named = inspect.signature(_target(value)).parameters
-        _check(f"{key}.{name}", value, list(named) if value.get("_partial_") else ())
+        _check(f"{key}.{name}", value, ())
 
 
 @contextmanager
@@ -363,8 +371,10 @@ def _named(config: Config, group: str) -> Iterator[None]:
         yield
     except Exception as error:
         cause = cause_of(error)
-        if isinstance(cause, OSError) or is_explained(cause):
+        if isinstance(cause, OSError | Interrupted):
             raise
+        if is_explained(cause):  # of a class that cannot be found
+            raise ValueError(f"{group}: {explain(cause)}") from error
         reason = _reason(config, group, cause)
         if isinstance(cause, ValueError) and reason == str(cause):
             raise  # a class of errors may say more

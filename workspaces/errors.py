@@ -8,9 +8,11 @@ import traceback
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -27,6 +29,9 @@ from workspaces.arguments import suggestion
 OURS = [Path(__file__).parent, Path(__file__).parent.parent / "dp"]
 HYDRA = Path(hydra.__file__).parent
 
+LONG = r"(\S{100})\S{900,}"
+"""A word that nobody reads to its end: what was typed, not a path."""
+
 
 class Interrupted(Exception):
     """A signal asked the run to stop, and it has saved itself."""
@@ -40,6 +45,13 @@ def full_tracebacks() -> None:
     """Makes Hydra raise instead of printing: `exit_with_message` does that better."""
     os.environ["DP_TRACEBACK"] = os.environ.get("DP_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"
+
+
+def check_options() -> None:
+    """Exits with two lines for an option that does not exist. Hydra's own account of its usage takes eight."""
+    parser = get_args_parser()
+    parser.usage = "python run.py [-m] KEY=VALUE ... (python run.py --help says more)"
+    parser.parse_args()
 
 
 def exit_with_message(error: Exception) -> int:
@@ -92,7 +104,7 @@ def _explain(error: Exception) -> str | None:
         reason = str(error)
     if reason is None and isinstance(error, OSError) and error.filename is not None:
         reason = f"{error.strerror}: {error.filename}"
-    return None if reason is None else f"error: {reason}"
+    return None if reason is None else "error: " + re.sub(LONG, r"\1...", reason)
 
 
 def _in_what_was_typed(error: Exception) -> str | None:
@@ -104,7 +116,8 @@ def _in_what_was_typed(error: Exception) -> str | None:
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}"
+        typed = " ".join(argument for argument in sys.argv[1:] if "${" in argument)
+        return f"{error.full_key or typed or 'configuration'}: {str(error).splitlines()[0]}"
     if isinstance(error, (ImportError, InstantiationException)) and (reason := _not_importable(error)):
         return reason
     if isinstance(error, HydraException):
@@ -163,7 +176,7 @@ def _not_importable(error: Exception) -> str | None:
 def _unknown_choice(error: MissingConfigException) -> str:
     """'encoder/resnet8' -> the closest file of that group."""
     if any(typed.startswith(("--config-path", "-cp", "--config-name", "-cn")) for typed in sys.argv):
-        return str(error).split("\n")[0] + " Hydra looks for it where --config-path and --config-name say"
+        return " ".join(str(error).split("\n")[:2]) + ". Hydra looks for it where --config-path and --config-name say"
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if group == "":
         group, choice = choice, ""
@@ -196,12 +209,12 @@ def _refused_by_hydra(error: ValueError) -> str:
     text = str(error).split("\n")[0]
     if "Config group override" not in text:
         return text
-    keys = {typed: typed.lstrip("+").partition("=")[0].partition("@")[0] for typed in sys.argv[1:] if "=" in typed}
-    found = [typed for typed, key in keys.items() if key in {"", "hydra", *_groups()}]
+    groups = {"", "hydra", *_groups()}
+    read = OverridesParser.create().parse_overrides([typed for typed in sys.argv[1:] if "=" in typed])
+    found = [o.input_line for o in read if o.key_or_group in groups and not isinstance(o.value(), str | list)]
     return (
-        f"{' '.join(found)}: expected KEY=VALUE, and for a group one of its choices (encoder=cnn; python run.py "
-        "--help "
-        "lists them)"
+        f"{' '.join(found)}: expected KEY=VALUE, and for a group one of its choices (encoder=cnn; "
+        "python run.py --help lists them)"
     )
 
 

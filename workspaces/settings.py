@@ -4,7 +4,7 @@ Everything that treats keys differently derives from `TABLE`: which may change w
 takes from its checkpoint, which a sweep need not train for, which tell two rows of a report apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Interval
@@ -119,9 +119,12 @@ VALUES: dict[str, Any] = {
     "env_runner.n_episodes": limits.Positive | None,
     "env_runner.start_seed": limits.EnvSeed | None,
     "env_runner.max_steps": limits.Positive | None,
-    "optimizer.lr": limits.NotNegative,
-    "optimizer.encoder_lr": limits.NotNegative | None,
-    "optimizer.norm_decay": limits.NotNegative | None,
+    "optimizer.lr": limits.Rate,
+    "optimizer.encoder_lr": limits.Rate | None,
+    "optimizer.weight_decay": limits.Rate,
+    "optimizer.norm_decay": limits.Rate | None,
+    "optimizer.eps": limits.Rate,
+    "trust": Sequence[str],
     "init_from": str | None,
     "lr_schedule.num_warmup_steps": limits.Count,
     "report.n_films": limits.Count,

@@ -30,10 +30,12 @@ SHOWS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--in
 def greet(arguments: list[str]) -> None:
     """Says that the program has started, because its imports take seconds. Without arguments it shows the help.
 
-    Exits if the working directory is gone, which every library would report in its own way.
+    Puts overrides behind the options, because argparse reads no override after `seed=0 -m`. Exits if the working
+    directory is gone, which every library would report in its own way.
     """
     if len(arguments) == 1:
         arguments.append("--help")
+    arguments[1:] = sorted(arguments[1:], key=_is_override)
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -41,6 +43,10 @@ def greet(arguments: list[str]) -> None:
     if not any(argument.split("=")[0] in SHOWS for argument in arguments):
         sys.stderr.write("starting, which takes some seconds\n")
         sys.stderr.flush()
+
+
+def _is_override(typed: str) -> bool:
+    return typed.startswith("~") or ("=" in typed and not typed.startswith("-"))
 
 
 def close_stdout() -> None:

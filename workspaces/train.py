@@ -90,6 +90,8 @@ class TrainWorkspace(Workspace):
     ) -> None:
         """Keeps the arguments, which `configs/workspace/train.yaml` explains; `run` builds the parts."""
         super().__init__(config)
+        if config["checkpoint"] is not None:
+            raise ValueError("checkpoint=... is for other verbs. To train from one on: init_from=PATH")
         engines.choose(engine, self.device)
         self.num_steps, self.grad_accumulation, self.max_grad_norm = num_steps, grad_accumulation, max_grad_norm
         self.precision, self.engine, self.small_experiment = precision, engine, small_experiment

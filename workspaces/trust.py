@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dp.tasks import Task
 from workspaces.config import Config
-from workspaces.schema import COMPONENT, COUNT, MAX_TEXT, NUMBER, Dense, Maybe, Range, Schema
+from workspaces.schema import COMPONENT, COUNT, MAX_TEXT, NUMBER, Dense, Maybe, Range, Schema, check
 
 
 @runtime_checkable
@@ -179,6 +179,12 @@ def plain(value: object, where: str) -> Any:
         return value
 
     return copied(value, "", 0)
+
+
+def check_own(config: Config) -> None:
+    """Raises ValueError where a run of this configuration would write files that no later command accepts."""
+    check(plain(config, "the configuration"), CONFIG, "the configuration")
+    check_sizes(config, "the configuration")
 
 
 def check_component(value: object, key: str) -> None:

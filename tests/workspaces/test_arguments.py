@@ -72,6 +72,15 @@ COUNT = "expected a whole number of at least"
         ("dataset.mirror", "maybe", "dataset.mirror=maybe, expected true or false"),
         ("dataset.val_ratio", 1.0, "below 1"),
         ("dataset.source", "elsewhere", "expected auto, official or bundled"),
+        ("task.env._partial_", "abc", "task.env._partial_=abc, expected true or false"),
+        ("task.env._target_", -1, "task.env._target_=-1, expected a text"),
+        ("task.name", "", "task.name='', expected a text"),  # checkpoints that say so are refused
+        ("trust", "mylab", "trust=mylab, expected a list of texts"),
+        ("checkpoint", "last.pt", "checkpoint=.* init_from=PATH"),
+        ("env_runner", None, "env_runner=null, expected a choice"),
+        ("optimizer.lr", 1e30, "at most 1000"),
+        ("dataset.sha256", "abc", "dataset.sha256='abc', expected a text"),
+        ("encoder._target_", "abc", "encoder: Expected a callable target"),
         ("task.shape_meta", None, "task.shape_meta=null, expected keys with values"),
         ("task.shape_meta.action.shape", [2, "x"], "task.shape_meta: action.shape"),
         ("workspace.batch_size", 10**9, "workspace.batch_size=1000000000"),
@@ -170,5 +179,5 @@ def test_a_missing_argument_is_named() -> None:
 
 
 def test_values_are_shown_as_they_are_typed() -> None:
-    assert [shown(value) for value in (None, True, ["a", None], 1.5)] == ["null", "true", "[a, null]", "1.5"]
+    assert [shown(value) for value in (None, True, ["a", None], 1.5, "")] == ["null", "true", "[a, null]", "1.5", "''"]
     assert len(shown("x" * 1000)) == 80

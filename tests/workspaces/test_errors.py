@@ -79,6 +79,7 @@ def explained(monkeypatch):
         ("seed=choice()", "seed=choice()"),
         ("seed=0,1", "'seed=\"0,1\"' is a text"),
         ("seed=range(3)", "--multirun"),
+        (f"task.shape_meta.obs.agent_pos.shape={'x' * 3000}", "agent_pos.shape=xxx"),
         ("=5", "=5: expected KEY=VALUE"),
         ("denoiser=null", "denoiser=null: expected KEY=VALUE, and for a group one of its choices"),
         (
@@ -100,6 +101,17 @@ def test_a_mistake_is_explained(typed, expected, explained):
     assert message.startswith("error: ")
     assert expected in message
     assert len(message.splitlines()) <= 2
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize("typed", [["--nosuchflag"], ["--cfg", "foo"], ["--info", "foo"]])
+def test_an_option_that_does_not_exist_takes_two_lines(typed, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", *typed])
+    with pytest.raises(SystemExit, match="2"):
+        errors.check_options()
+    said = capsys.readouterr().err
+    assert typed[-1] in said
+    assert len(said.splitlines()) == 2
 
 
 def test_cuda_is_not_promised_where_there_is_none(tmp_path):

@@ -80,3 +80,9 @@ def test_threads_take_short_turns_for_a_while() -> None:
 def test_importing_run_imports_nothing_else() -> None:
     """Every worker that steps environments does so."""
     assert output(IMPORTED) == "[]\n"
+
+
+def test_options_may_follow_overrides():
+    typed = ["run.py", "seed=0", "~encoder", "-m", "horizon=8,10", "--config-name", "config"]
+    startup.greet(typed)
+    assert typed == ["run.py", "-m", "--config-name", "config", "seed=0", "~encoder", "horizon=8,10"]

@@ -49,7 +49,7 @@ def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
     """
     if source not in SOURCES:
         raise ValueError(f"dataset.source={source}, expected one of: {', '.join(SOURCES)}")
-    if path:
+    if path is not None:
         return _existing(f"dataset.path={path}", path)
     if source == "bundled":
         return _existing(f"dataset.source=bundled ({BUNDLED_PATH})", str(BUNDLED_PATH))
