@@ -57,7 +57,6 @@ def workspace(composed: DictConfig) -> Workspace:
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
     else:
-        check_value("run_dir", config["run_dir"], checks.VALUES["run_dir"])
         config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
         own = resume.own_config(config, typed)
         if own is not None:

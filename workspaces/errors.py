@@ -211,7 +211,7 @@ def _refused_by_hydra(error: ValueError) -> str:
         return text
     groups = {"", "hydra", *_groups()}
     read = OverridesParser.create().parse_overrides([typed for typed in sys.argv[1:] if "=" in typed])
-    found = [o.input_line for o in read if o.key_or_group in groups and not isinstance(o.value(), str | list)]
+    found = [o.input_line or "" for o in read if o.key_or_group in groups and not isinstance(o.value(), str | list)]
     return (
         f"{' '.join(found)}: expected KEY=VALUE, and for a group one of its choices (encoder=cnn; "
         "python run.py --help lists them)"
