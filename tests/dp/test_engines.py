@@ -192,7 +192,7 @@ def test_engines_that_fail_one_after_the_other_are_said_in_one_warning() -> None
         for _ in range(10):
             falling_back([])
     assert [str(warning.message) for warning in said] == [
-        "workspace.engine=graph failed, going on with eager: RuntimeError: no compiler; RuntimeError: no graph"
+        "workspace.engine=graph failed, continuing with eager: RuntimeError: no compiler; RuntimeError: no graph"
     ]
 
 
