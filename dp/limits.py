@@ -34,7 +34,7 @@ EnvSeed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 Size = Annotated[float, Interval(gt=0)]
 """A finite number above 0."""
 
-Rate = Annotated[float, Interval(ge=0, le=1000)]
+Rate = Annotated[float, Interval(ge=0, le=10**9)]
 """Learning rate, weight decay and the like of an optimizer."""
 
 Share = Annotated[float, Interval(ge=0, le=1)]

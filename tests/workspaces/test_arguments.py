@@ -78,7 +78,7 @@ COUNT = "expected a whole number of at least"
         ("trust", "mylab", "trust=mylab, expected a list of texts"),
         ("checkpoint", "last.pt", "checkpoint=.* init_from=PATH"),
         ("env_runner", None, "env_runner=null, expected a choice"),
-        ("optimizer.lr", 1e30, "at most 1000"),
+        ("optimizer.lr", 1e30, "at most 1000000000"),
         ("dataset.sha256", "abc", "dataset.sha256='abc', expected a text"),
         ("encoder._target_", "abc", "encoder: Expected a callable target"),
         ("task.shape_meta", None, "task.shape_meta=null, expected keys with values"),

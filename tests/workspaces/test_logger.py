@@ -93,7 +93,7 @@ def test_wandb_shows_the_best_and_the_last_score_with_their_intervals(logged):
 
 def test_a_failed_run_is_a_failed_wandb_run(run, tmp_path):
     result = run(
-        f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e30", "workspace.max_grad_norm=inf", "logger.mode=offline"
+        f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e9", "workspace.max_grad_norm=inf", "logger.mode=offline"
     )
     assert result.returncode == 1
     exits = [r.exit.exit_code for r in _sessions(tmp_path / "run")[0] if r.WhichOneof("record_type") == "exit"]

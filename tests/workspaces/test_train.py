@@ -201,7 +201,7 @@ def test_a_second_process_is_refused(command, run, tmp_path):
 
 def test_a_diverging_run_names_the_step_and_keeps_the_last_good_checkpoint(run, tmp_path):
     run_dir = tmp_path / "run"
-    result = run(f"run_dir={run_dir}", "optimizer.lr=1e30", "workspace.max_grad_norm=inf")
+    result = run(f"run_dir={run_dir}", "optimizer.lr=1e9", "workspace.max_grad_norm=inf")
     assert result.returncode == 1
     assert "training diverged at step" in result.stderr
     assert "Traceback" not in result.stderr

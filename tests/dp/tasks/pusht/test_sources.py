@@ -166,7 +166,7 @@ def test_a_length_that_is_no_number_is_passed_over(server: Archive, small_zarr: 
 def test_an_archive_that_unpacks_to_too_much_is_refused(small_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dp.tasks.pusht.sources.MAX_UNPACKED_BYTES", 100_000)
     Path("bomb.zip").write_bytes(zipped(lambda bundle: bundle.writestr(f"{NAME}/zeros", bytes(100_001))))
-    with pytest.raises(ValueError, match="unpacks to 100,001 bytes, 100,000 at most"):
+    with pytest.raises(ValueError, match="unpacks to 100,001 bytes, expected at most 100,000"):
         unpack(Path("bomb.zip"), Path(NAME))
     assert [p.name for p in Path().iterdir()] == ["bomb.zip"]
 
@@ -186,7 +186,7 @@ def test_url_without_an_archive_is_named(server: Archive) -> None:
     server.payload = b""  # the handler then answers with an error status to any request
     PART.parent.mkdir()
     PART.write_bytes(b"<html>please log in</html>")
-    with pytest.raises(ValueError, match=f"the archive from {server.url} is not usable .*run again"):
+    with pytest.raises(ValueError, match=f"the archive from {server.url} is unusable .*run again"):
         download(server.url, STORE)
     assert not list(Path("data").iterdir())
 
