@@ -34,10 +34,10 @@ def typed_of(run_dir: Path) -> list[str]:
 
 
 def assert_close(ours: list[dict], theirs: list[dict]) -> None:
-    """Another processor rounds otherwise."""
-    assert [set(row) for row in ours] == [set(row) for row in theirs]
+    """Another processor rounds otherwise, and intervals are computed in another way (docs/method.md)."""
     for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(list(one.values()), [other[key] for key in one], rtol=2e-3, atol=2e-3)
+        keys = {key for key in one.keys() | other.keys() if "_ci_" not in key}
+        np.testing.assert_allclose([one[key] for key in keys], [other[key] for key in keys], rtol=2e-3, atol=2e-3)
 
 
 def test_a_run_resumes_as_it_did(v1):
@@ -57,8 +57,9 @@ def test_a_checkpoint_evaluates_to_the_same_rows(v1):
             json.loads((v1 / name / "evaluation.json").read_text()) for name in (f"again-{checkpoint}", "evaluated")
         )
         assert_close(ours["episodes"], theirs["episodes"])
-        for key in ("reset", "score", "success", "seeds", "max_steps", "name"):
+        for key in ("reset", "success", "seeds", "max_steps", "name"):
             assert ours["protocol"][key] == theirs["protocol"][key]
+        assert ours["protocol"]["score"].partition(";")[0] == theirs["protocol"]["score"].partition(";")[0]
 
 
 def test_a_sweep_is_found_finished_and_one_lost_job_runs_again(v1):
@@ -87,7 +88,7 @@ def test_a_store_trains_is_inspected_and_grows(v1):
         "workspace.num_steps=1", "denoiser.channels=[8,16]", "env_runner.n_episodes=1", "env_runner.max_steps=8",
         "env_runner.n_train_episodes=1", *HERE, cwd=v1)  # fmt: skip
     said = run("workspace=inspect", "dataset.path=collected.zarr", "task=pusht_state", cwd=v1).stdout
-    assert "2 of 2 demonstrations start from the initial state that is stored with them" in said
+    assert "2 of 2 demonstrations start from the stored initial state" in said
     done = run("workspace=collect", "workspace.n_episodes=2", "workspace.path=collected.zarr", cwd=v1).stderr
     assert "2 planner" in done
 

@@ -42,9 +42,9 @@ def own_config(composed: Config, typed: Sequence[str]) -> Config | None:
             configuration names untrusted code.
     """
     keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in typed]
-    if composed["run_dir"] is None or any(key in HydraConfig.get().runtime.choices for key in keys):
+    if composed["run_dir"] is None or composed["workspace"]["_target_"] != TRAINING:
         return None
-    if any(override.startswith("~") for override in typed):
+    if any(key in HydraConfig.get().runtime.choices for key in keys) or any(o.startswith("~") for o in typed):
         return None
     run_dir = Path(composed["run_dir"])
     if not (run_dir / "config.yaml").exists():

@@ -116,6 +116,7 @@ class StreamedLoader:
             signal.signal(signal.SIGCHLD, self._sigchld or signal.SIG_DFL)  # torch's would raise at their end
         for worker in self._workers:
             worker.kill()
+            worker.join()
 
 
 PREFETCHED = 2

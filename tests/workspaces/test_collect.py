@@ -76,9 +76,9 @@ def test_it_resumes_whatever_the_number_of_processes_and_says_what_it_made(colle
         ("workspace.start_seed=205", "expected 206 to 99999"),
         ("workspace.start_seed=100000", "expected 206 to 99999"),
         ("workspace.n_episodes=0", "workspace.n_episodes=0, expected"),
-        ("workspace.filter.min_final_coverage=95", "expected 0 to 1"),
-        ("workspace.filter.min_final=0.9", r"expected \{QUANTITY: number\}"),
-        ("+workspace.filter.foo=1", "workspace.filter.foo is unknown, expected one of: success_only"),
+        ("workspace.filter.min_final_coverage=95", "expected a number of at least 0 and at most 1 or null"),
+        ("workspace.filter.min_final=0.9", r"expected keys with values, \{key: value\}"),
+        ("+workspace.filter.foo=1", "unknown key workspace.filter.foo. Known: success_only"),
         ("seed=1", "collector=checkpoint and checkpoint=PATH go together"),
     ],
 )
@@ -92,7 +92,7 @@ def test_mistakes_are_refused_before_anything_is_made(override, expected):
 def test_a_worker_that_dies_is_told_and_costs_nothing_that_was_made(collect, tmp_path):
     result = collect("workspace.n_workers=1", "collector.dies_at=1004")
     assert result.returncode == 1
-    assert "a worker process was killed, at work on one of" in result.stderr
+    assert "a worker process died while it worked on one of" in result.stderr
     assert "Traceback" not in result.stderr
     assert contents(tmp_path / STORE)[1] == [1001, 1002, 1003][: len(contents(tmp_path / STORE)[1])]
 

@@ -68,9 +68,11 @@ def test_an_error_in_a_loader_process_is_not_called_a_death(
         raise RuntimeError("a user's own")
 
     monkeypatch.setattr("dp.data.batches._Gather.__getitem__", fail)
+    loader = StreamedLoader(windows, order(), CPU, n_workers=1)
     with pytest.raises(RuntimeError, match="a user's own") as raised:
-        next(iter(StreamedLoader(windows, order(), CPU, n_workers=1)))
+        next(iter(loader))
     assert not lost_worker(raised.value)
+    loader.close()
 
 
 @pytest.mark.parametrize("position", [1, 4, 5, 12])  # batch 4 spans two epochs

@@ -39,7 +39,7 @@ def test_every_parameter_is_trained() -> None:
 
 @pytest.mark.parametrize("crop", [20, [20, 96], [96, 20], 0.2])
 def test_a_crop_that_the_convolutions_shrink_to_nothing_is_refused(crop: int | float | list[int]) -> None:
-    with pytest.raises(ValueError, match=r"crop=.* pixels, too small for 4 strided convolutions: give"):
+    with pytest.raises(ValueError, match=r"crop=.* pixels, too small for 4 strided convolutions: set"):
         CNNEncoder(SPECS, crop=crop)
 
 

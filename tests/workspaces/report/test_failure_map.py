@@ -19,9 +19,9 @@ from workspaces.report import failure_map, figures, tables
 from workspaces.report.runs import find
 
 
-def sheets(runs, folder=Path("report")):
+def sheets(runs, folder=Path("report"), n_films=failure_map.MAX_FILMED):
     with figures.style():
-        return failure_map.sheets(tables.results(runs), folder)
+        return failure_map.sheets(tables.results(runs), folder, n_films=n_films)
 
 
 def test_episodes_are_sorted_worst_first_and_named_by_their_outcome():

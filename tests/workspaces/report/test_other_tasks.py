@@ -98,7 +98,7 @@ def test_the_report_of_another_task_says_nothing_of_ours_and_imports_nothing(toy
     assert 'class="map"' not in everything
     assert "reach-3" in everything
     assert {path.parent for path in workspace.figures.values()} == {workspace.run_dir / "figures"}
-    assert "learning-curve-toy-reach-step" in workspace.figures
+    assert "learning-curve-toy-reach" in workspace.figures
 
 
 def test_named_quantities_reach_tables_cards_and_comparisons(toys, report):
@@ -123,7 +123,7 @@ def test_rewards_above_one_fit_the_axes_and_the_bars(toys, report):
     assert (min(bars), max(bars)) == (pytest.approx(0.2 / 2.4), 1.0)
     run = next(run for run in find(toys).finished if run.verb == "train")
     with figures.style():
-        drawn = figures.all_figures([run], [], [], [])["learning-curve-toy-reach-step"]
+        drawn = figures.all_figures([run], [], [], [])["learning-curve-toy-reach"]
     assert drawn.axes[0].get_ylim()[1] > 2.5
 
 
@@ -167,8 +167,8 @@ def test_tasks_share_no_figure_and_no_comparison(toys, without_a_simulator, repo
     workspace = report(tmp_path / "toys")
     names = set(workspace.figures)
     assert {f"train-loss-{task}" for task in ("toy-reach", "other", "robot")} <= names
-    assert {"learning-curve-other-step", "learning-curve-toy-reach-step"} <= names
-    assert "learning-curve-robot-step" not in names
+    assert {"learning-curve-other", "learning-curve-toy-reach"} <= names
+    assert "learning-curve-robot" not in names
     assert len(workspace.tables["paired-comparison"]) == 1
     assert set(workspace.tables["trainings"]["task"]) == {"toy/reach", "other", "robot"}
 
