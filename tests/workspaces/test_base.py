@@ -14,10 +14,12 @@ from workspaces.base import Signals, StopNow, Workspace
 
 @pytest.fixture
 def signals():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     signals = Signals()
     with signals:
         yield signals
     signals.restore()
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
