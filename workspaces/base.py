@@ -40,6 +40,9 @@ class Workspace:
     computes: ClassVar[bool] = True
     """Whether the command runs a policy. Commands that only read files time no threads and start no wandb."""
 
+    trains: ClassVar[bool] = False
+    """Whether its run resumes from the configuration in its own directory."""
+
     resolves: ClassVar[bool] = True
     """Whether the settings are the command's own. A command that opens a checkpoint takes most from there."""
 

@@ -58,7 +58,7 @@ def workspace(composed: DictConfig) -> Workspace:
         config["run_dir"] = HydraConfig.get().runtime.output_dir
     else:
         config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
-        own = resume.own_config(config, typed)
+        own = resume.own_config(config, typed) if _verb(config["workspace"]).trains else None
         if own is not None:
             config = own
             _check_values(config)

@@ -42,7 +42,7 @@ def own_config(composed: Config, typed: Sequence[str]) -> Config | None:
             configuration names untrusted code.
     """
     keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in typed]
-    if composed["run_dir"] is None or composed["workspace"]["_target_"] != TRAINING:
+    if composed["run_dir"] is None:
         return None
     if any(key in HydraConfig.get().runtime.choices for key in keys) or any(o.startswith("~") for o in typed):
         return None

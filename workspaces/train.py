@@ -31,6 +31,8 @@ class Every(TypedDict):
 class TrainWorkspace(Workspace):
     """One training run."""
 
+    trains = True
+
     def _train(self) -> None:
         state = self.state
         batches, train_step = self._batches_and_step()
