@@ -67,9 +67,8 @@ class InspectWorkspace(Workspace):
             yield from self._foreign(error)
             return
         if doubts := len(list(data.doubts())):
-            self.closing = (
-                f"nothing is wrong but what the {doubts} WARNING{'S' * (doubts > 1)} above say{'s' * (doubts == 1)}"
-            )
+            warnings = "WARNING above says" if doubts == 1 else f"{doubts} WARNINGS above say"
+            self.closing = f"nothing is wrong but what the {warnings}"
         yield from self._windows(data)
         yield from data.describe()
         if self.media is not None:
