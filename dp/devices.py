@@ -66,7 +66,7 @@ class Machine:
 
 
 def _other_build(cuda: str) -> str:
-    return f"pip install torch torchvision --index-url https://download.pytorch.org/whl/{cuda}"
+    return f"pip install torch and torchvision built for {cuda} (https://pytorch.org/get-started shows the command)"
 
 
 def runs_on(capability: tuple[int, int], architectures: tuple[str, ...]) -> bool:
