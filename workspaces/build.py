@@ -56,13 +56,13 @@ def workspace(composed: DictConfig) -> Workspace:
     if in_sweep():
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
-    else:
+    verb = _verb(config["workspace"])
+    if not in_sweep():
         config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
-        own = resume.own_config(config, typed) if _verb(config["workspace"]).trains else None
+        own = resume.own_config(config, typed) if verb.trains else None
         if own is not None:
             config = own
             _check_values(config)
-    verb = _verb(config["workspace"])
     if verb.resolves:
         for group in GROUPS:
             _settings(config, group)

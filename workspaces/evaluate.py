@@ -12,7 +12,6 @@ import torch
 from dp import engines
 from dp.files import write_json
 from dp.kernels.calibration import AVAILABLE
-from dp.modalities import parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.rollouts.baselines import DoNothing, Replay
 from dp.rollouts.runner import EnvRunner, RolloutResult
@@ -231,7 +230,7 @@ def protocol(task: Task, runner: EnvRunner) -> dict[str, Any]:
 
 def _baseline(name: str, config: Config) -> Policy:
     if name == "do_nothing":
-        _, action = parse_shape_meta(config["task"]["shape_meta"])
+        _, action = build.shape_meta(config)
         idle = partial(build.task(config).idle, action_dim=action.shape[0])
         return DoNothing(idle, config["n_action_steps"])
     if name != "replay":
