@@ -27,7 +27,7 @@ TINY = {"encoder": "state", "channels": [16], "kernel": 3, "norm": "layer", "bat
 """A network that compiles in a minute or two on one core, for simulated devices."""
 
 ENGINES = ("eager", "graph without a compiler", "compile", "graph")
-QUICK = ("logger.mode=disabled", "env_runner.n_videos=0", "dataset.source=bundled")
+QUICK = ("logger.mode=disabled", "env_runner.n_videos=0")
 FALLBACKS = ("workspace.engine", "denoising runs without")
 """How the warnings begin that say a slower engine took over. Here they are errors."""
 
@@ -240,7 +240,7 @@ class Check:
     def _train(self) -> tuple[str, ...]:
         tiny = ("denoiser.channels=[16]", "denoiser.step_embed_dim=16", "workspace.batch_size=8") if self.tiny else ()
         steps = f"workspace.num_steps={2000 if self.proves else 30}"
-        return "+experiment=pusht_state_small", *self._rollouts, *tiny, steps
+        return "+experiment=pusht_state_small", "dataset.source=bundled", *self._rollouts, *tiny, steps
 
     @property
     def _rollouts(self) -> tuple[str, ...]:
