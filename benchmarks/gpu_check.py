@@ -177,21 +177,28 @@ class Check:
         return {"ok": abs(again - score) < 0.05 if self.proves else None, "score": again, "in training": score}
 
     def resume(self) -> Figures:
-        """A run that is stopped and resumed ends with the weights of one that is not."""
-        self._whole()
-        shutil.rmtree(self.into / "stopped", ignore_errors=True)
-        last = {name: self.into / name / "checkpoints/last.pt" for name in ("whole", "stopped")}
-        with subprocess.Popen(self._command("stopped", *self._train), env=self.environment) as process:
+        """A run that is stopped and resumed ends with the weights of one that is not.
+
+        Both are short: sums are rounded in no fixed order on a GPU, and training amplifies the differences (after 2,000
+        steps weights differ by 0.1, losses by 0.3 %).
+        """
+        names = ("straight", "stopped")
+        last = {name: self.into / name / "checkpoints/last.pt" for name in names}
+        for name in names:
+            shutil.rmtree(self.into / name, ignore_errors=True)
+        short = (*self._train, "workspace.num_steps=60", "env_runner.n_episodes=2", "env_runner.max_steps=16")
+        self._run("straight", *short)
+        with subprocess.Popen(self._command("stopped", *short), env=self.environment) as process:
             while process.poll() is None and not last["stopped"].is_file():  # written after the first step
                 time.sleep(0.02)
             process.terminate()
         stopped_at = _load(last["stopped"])["step"]
-        self._run("stopped", *self._train)
+        self._run("stopped", *short)
         states = [_load(file) for file in last.values()]
-        whole, stopped = (state["ema"]["model"] for state in states)
-        worst = max((whole[name] - stopped[name]).abs().max().item() for name in whole)
+        straight, stopped = (state["ema"]["model"] for state in states)
+        worst = max((straight[name] - stopped[name]).abs().max().item() for name in straight)
         done = stopped_at < states[0]["step"] == states[1]["step"]
-        ok = done and (None if self.simulated else worst < 1e-2)
+        ok = done and (None if self.simulated else worst < 1e-3)
         return {"ok": ok, "stopped_at": stopped_at, "of": states[1]["step"], "difference": worst}
 
     def sweep(self) -> Figures:
@@ -205,7 +212,9 @@ class Check:
 
     def _whole(self) -> float:
         """Trains, unless that has been done. Returns the score of the last rollouts."""
-        self._run("whole", *self._train)
+        run = self.into / "whole/run.json"
+        if not run.is_file() or json.loads(run.read_text())["state"] != "finished":
+            self._run("whole", *self._train)
         rows = [json.loads(line) for line in (self.into / "whole/metrics.jsonl").read_text().splitlines()]
         return next(row["rollout/score"] for row in reversed(rows) if "rollout/score" in row)
 

@@ -21,6 +21,9 @@ from dp.types import Batch, Denoiser
 Inputs = Any
 """Output of a loader: a tensor, or a nested dict of tensors, always of the same shapes."""
 
+EAGERS_RANDOM_NUMBERS = {"fallback_random": True, "reorder_for_peak_memory": False}
+"""Options of TorchInductor: it draws with eager's operations, and in eager's order."""
+
 WARM_UP = 3
 """Calls that run eagerly before a graph is captured, so that everything created on first use exists."""
 
@@ -114,7 +117,7 @@ def compiled(step: EagerStep) -> EagerStep:
     """
     torch.compiler.reset()
     faster = copy.copy(step)
-    loss = torch.compile(step.loss, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    loss = torch.compile(step.loss, fullgraph=True, dynamic=False, options=EAGERS_RANDOM_NUMBERS)
     faster.loss = cast(Callable[[Batch], Tensor], loss)
     return faster
 

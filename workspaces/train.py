@@ -47,8 +47,6 @@ class TrainWorkspace(Workspace):
                 cold = not train_step.warm
                 with self.signals.interrupting(cold):  # it may compile for minutes
                     state.pending.append(train_step([next(batches) for _ in range(self.grad_accumulation)]))
-                if cold and train_step.warm:
-                    state.timer.start(state.step + 1)  # a rate that counts the compilation says nothing
                 state.lr_schedule.step()
                 state.ema.update(state.policy)
                 state.step, state.evaluated = state.step + 1, False
@@ -57,6 +55,8 @@ class TrainWorkspace(Workspace):
                     self.assessment.log_training()
                 elif bar.disable:
                     self.assessment.log_sign_of_life()
+                if cold and train_step.warm:
+                    state.timer.start(state.step)  # a rate that counts the compilation says nothing
                 state.metrics_offset = self.logger.offset
                 if self.device.type == "cpu":
                     state.timer.warn_if_slow(state.step, self.num_steps, self.small_experiment)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from dp import engines
 from dp.data.recording import DemonstrationStore
 from dp.tasks.pusht.demonstration import FACTS, FRAMES
 from dp.tasks.pusht.sources import BUNDLED_PATH
@@ -257,15 +258,20 @@ def test_the_dataloader_trains_the_same_policy(uninterrupted, run, tmp_path, ove
     ],
 )
 def test_a_stopped_run_goes_on_in_every_engine(command, run, tmp_path, engine, device):
-    options = (f"workspace.engine={engine}", f"device={device}", "denoiser.channels=[16]")  # less to compile
-    assert run(*options, "run_dir=straight").returncode == 0
+    """A line is logged at the very step at which the engine is warm and the clock starts anew."""
+    every = f"workspace.every={{log: {engines.WARM_UP + 1}, validate: 8, rollout: 12, checkpoint: 3}}"
+    options = (f"workspace.engine={engine}", f"device={device}", every, "denoiser.channels=[16]")  # less to compile
+    straight = run(*options, "run_dir=straight")
+    assert straight.returncode == 0, straight.stderr
     with subprocess.Popen(
         command(*options, "run_dir=stopped"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
     ) as process:
-        next(line for line in process.stderr if line.startswith("step 5/"))
+        next(line for line in process.stderr if line.startswith("step 4/"))
         process.send_signal(signal.SIGTERM)
         assert "SIGTERM: saved at step" in process.stderr.read()
-    assert "resuming stopped at step" in run(*options, "run_dir=stopped").stderr
+    resumed = run(*options, "run_dir=stopped")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming stopped at step" in resumed.stderr
     if device == "cpu":
         assert_same_run(tmp_path / "straight", tmp_path / "stopped")
     losses = [
