@@ -21,7 +21,7 @@ from dp.types import Batch, Denoiser
 Inputs = Any
 """Output of a loader: a tensor, or a nested dict of tensors, always of the same shapes."""
 
-EAGERS_RANDOM_NUMBERS = {"fallback_random": True, "reorder_for_peak_memory": False}
+EAGERS_RANDOM_NUMBERS: dict[str, Any] = {"fallback_random": True, "reorder_for_peak_memory": False}
 """Options of TorchInductor: it draws with eager's operations, and in eager's order."""
 
 WARM_UP = 3

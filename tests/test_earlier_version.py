@@ -3,14 +3,14 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.workspaces.conftest import RUN, metrics
+from tests.cli import run_py
+from tests.workspaces.conftest import metrics
 
 V1 = Path(__file__).parent / "data/v1"
 HERE = ("env_runner.n_workers=0", "env_runner.n_videos=0", "logger.mode=disabled", "n_threads=1", "device=cpu")
@@ -23,8 +23,7 @@ def v1(tmp_path: Path) -> Path:
 
 
 def run(*typed: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RUN), *typed]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    result = run_py(*typed, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result
 

@@ -18,7 +18,8 @@ import torch
 import yaml
 import zarr
 
-from tests.workspaces.conftest import RUN, assert_same_run
+from tests.cli import RUN, run_py
+from tests.workspaces.conftest import assert_same_run
 
 PUSHT = ("PushT", "pusht", "0.95", "coverage", "paper", "RandomState", "block", " T ")
 """What nothing about another task may say."""
@@ -53,11 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(place: Path, *overrides: str, configs: bool = True, code: int = 0) -> subprocess.CompletedProcess[str]:
     flags = [o for o in overrides if o.startswith("-")]
-    typed = [sys.executable, str(RUN), *flags, *(["--config-dir", str(place / "toylab/configs")] if configs else [])]
-    result = subprocess.run(
-        [*typed, *(o for o in overrides if o not in flags)],
-        cwd=place, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(place)},
-    )  # fmt: skip
+    typed = [*flags, *(["--config-dir", str(place / "toylab/configs")] if configs else [])]
+    rest = (o for o in overrides if o not in flags)
+    result = run_py(*typed, *rest, cwd=place, env={**os.environ, "PYTHONPATH": str(place)})
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     return result

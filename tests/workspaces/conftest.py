@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-RUN = Path(__file__).parent.parent.parent / "run.py"
+from tests.cli import RUN, run_py
 
 SMALL = [
     "+experiment=pusht_state_small",
@@ -52,9 +52,7 @@ def run(command: Callable[..., list[str]], tmp_path: Path) -> Callable[..., subp
     """Runs the small training in `tmp_path` to its end."""
 
     def call(*overrides: str, base: list[str] = SMALL, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*overrides, base=base), cwd=tmp_path, capture_output=True, text=True, timeout=timeout
-        )
+        return run_py(*command(*overrides, base=base)[2:], cwd=tmp_path, timeout=timeout)
 
     return call
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from tests.workspaces.conftest import RUN
+from tests.cli import RUN
 from workspaces import build
 from workspaces.arguments import check_arguments, fits, shown, words
 

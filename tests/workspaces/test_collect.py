@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from dp.tasks.pusht.store import ReplayBuffer, read_facts
-from tests.workspaces.conftest import RUN
+from tests.cli import RUN, run_py
 from tests.workspaces.wander import Wander
 from workspaces import build
 from workspaces.collect import Filter
@@ -37,7 +37,7 @@ def typed(tmp_path):
 @pytest.fixture
 def collect(typed, tmp_path):
     def call(*overrides):
-        return subprocess.run(typed(*overrides), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return run_py(*typed(*overrides)[2:], cwd=tmp_path, timeout=120)
 
     return call
 
@@ -145,18 +145,17 @@ def test_the_filter_keeps_what_passes():
 
 def test_a_policy_demonstrates_what_it_does_in_an_evaluation(run, tmp_path):
     assert run("run_dir=trained").returncode == 0
-    roll = [sys.executable, str(RUN), "checkpoint=trained", "device=cpu", "logger.mode=disabled"]
+    roll = ["checkpoint=trained", "device=cpu", "logger.mode=disabled"]
     roll += ["env_runner.max_steps=20", "env_runner.n_workers=0"]
     collect = [*roll, "workspace=collect", "collector=checkpoint", "workspace.filter.success_only=null"]
-    options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
     for path, n_episodes, n_envs in (("a", 2, 1), ("a", 5, 3), ("b", 5, 8)):
         made = [*collect, f"workspace.path={path}", f"workspace.n_episodes={n_episodes}", f"env_runner.n_envs={n_envs}"]
-        result = subprocess.run(made, **options)
+        result = run_py(*made, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert contents(tmp_path / "a")[1] == list(range(1000, 1005))
     evaluated = [*roll, "workspace=evaluate", "run_dir=e", "env_runner.n_episodes=5", "env_runner.start_seed=1000"]
-    assert subprocess.run(evaluated, **options).returncode == 0
+    assert run_py(*evaluated, cwd=tmp_path).returncode == 0
     rows = json.loads((tmp_path / "e/evaluation.json").read_text())["episodes"]
     facts = read_facts(tmp_path / "a")
     assert facts["final_coverage"].tolist() == [row["final_coverage"] for row in rows]

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from tests.workspaces.conftest import RUN
+from tests.cli import RUN, run_py
 from workspaces import build, errors
 from workspaces.errors import explain
 
@@ -27,7 +27,7 @@ from workspaces.errors import explain
     ],
 )
 def test_a_mistake_ends_a_command_with_a_line_and_writes_nothing(typed, expected, tmp_path):
-    result = subprocess.run([sys.executable, str(RUN), typed], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = run_py(typed, cwd=tmp_path, timeout=60)
     assert result.returncode != 0
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
@@ -119,9 +119,7 @@ def test_cuda_is_not_promised_where_there_is_none(tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    result = subprocess.run(
-        [sys.executable, str(RUN), "device=cuda"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    result = run_py("device=cuda", cwd=tmp_path, timeout=60)
     assert result.returncode == 1
     assert "device=cuda, but torch finds no CUDA device here" in result.stderr
 

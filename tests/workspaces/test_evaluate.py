@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.workspaces.conftest import RUN
+from tests.cli import run_py
 from workspaces import trust
 
 QUICK = [
@@ -37,10 +36,7 @@ def trained(folder, run):
 def evaluate(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """In a folder and an environment without any data set."""
     environment = {k: v for k, v in os.environ.items() if k != "DP_PUSHT_ZARR"}
-    return subprocess.run(
-        [sys.executable, str(RUN), "workspace=evaluate", *QUICK, *overrides],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    return run_py("workspace=evaluate", *QUICK, *overrides, cwd=cwd, env=environment, timeout=120)
 
 
 def result_of(run_dir: Path) -> dict:

@@ -2,19 +2,16 @@
 
 import shlex
 import shutil
-import subprocess
-import sys
 
 import zarr
 
 from dp.tasks.pusht.sources import BUNDLED_PATH
+from tests.cli import run_py
 from tests.dp.data.stores import robot, write
-from tests.workspaces.conftest import RUN
 
 
 def inspect(*overrides, cwd):
-    arguments = [sys.executable, str(RUN), "workspace=inspect", *overrides]
-    return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return run_py("workspace=inspect", *overrides, cwd=cwd, timeout=120)
 
 
 def test_sound_data_are_described(small_zarr, tmp_path):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workspaces.conftest import RUN, assert_same_run
+from tests.cli import RUN, run_py
+from tests.workspaces.conftest import assert_same_run
 from workspaces import record
 from workspaces.base import create_new
 from workspaces.sweep import _progress, read_manifest
@@ -38,9 +39,7 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 
 def sweep(*overrides: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(RUN), "-m", *overrides], cwd=cwd, capture_output=True, text=True, timeout=timeout
-    )
+    return run_py("-m", *overrides, cwd=cwd, timeout=timeout)
 
 
 def manifest(folder: Path) -> list[dict]:

@@ -1,6 +1,7 @@
 """A training run: what it leaves behind, and what killing, stopping and breaking it does."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -11,10 +12,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from dp import engines
 from dp.data.recording import DemonstrationStore
 from dp.tasks.pusht.demonstration import FACTS, FRAMES
 from dp.tasks.pusht.sources import BUNDLED_PATH
+from tests.cli import Forks
 from tests.workspaces.conftest import assert_same_run, metrics
 from tests.workspaces.wander import Wander
 from workspaces.base import Signals
@@ -85,7 +85,9 @@ def test_training_learns(uninterrupted):
 def test_killed_again_and_again_it_ends_as_if_it_had_never_been(uninterrupted, command, tmp_path):
     """Every other time at a call that writes, the rest at random moments; resumed by both commands in turn."""
     rng, kills, runs, places = random.Random(0), 0, 0, Counter()
-    with forks(tmp_path) as fork:
+    log = tmp_path / "log"
+    with contextlib.closing(Forks()) as forks:
+        fork = functools.partial(forks.run, cwd=tmp_path, stdout=str(log), stderr=str(log), counts=True)
         whole = fork(command(f"run_dir={tmp_path}/whole")[2:])
         assert_same_run(uninterrupted, tmp_path / "whole")
         while kills < KILLS:
@@ -96,27 +98,12 @@ def test_killed_again_and_again_it_ends_as_if_it_had_never_been(uninterrupted, c
                 deaths = {"at_call": rng.randrange(whole["calls"])}, {"after_s": rng.uniform(0, whole["seconds"])}
                 life = fork(arguments, **(deaths[kills % 2] if kills < KILLS else {}))
                 finished = life["returncode"] == 0
-                assert finished or life["returncode"] == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+                assert finished or life["returncode"] == -signal.SIGKILL, log.read_text()
                 kills += not finished
                 places[life["where"]] += not finished
             assert_same_run(uninterrupted, run_dir)
     assert kills == KILLS
     sys.stdout.write("\n".join([f"{runs} runs, killed at:", *(f"{n} {place}" for place, n in places.most_common())]))
-
-
-@contextlib.contextmanager
-def forks(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Runs of `run.py` with these arguments, started and killed by `forks.py`."""
-    command = [sys.executable, str(Path(__file__).parent / "forks.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
-
-        def fork(arguments: list[str], **death: float) -> dict[str, Any]:
-            process.stdin.write(json.dumps({"arguments": arguments, "stderr": str(folder / "stderr"), **death}) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
-        yield fork
-        process.stdin.close()
 
 
 def _last_step(run_dir: Path) -> int:

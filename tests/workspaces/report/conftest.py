@@ -1,8 +1,6 @@
 """A small sweep of real runs, made once; and runs made up in memory, for the arithmetic."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from dp.tasks import Task
 from dp.tasks.pusht import PushT
-from tests.workspaces.conftest import RUN, SMALL
+from tests.cli import RUN, run_py
+from tests.workspaces.conftest import SMALL
 from workspaces import build
 from workspaces.report import ReportWorkspace
 from workspaces.report.runs import Protocol, Run, Words
@@ -22,7 +21,7 @@ QUICK = ["env_runner.max_steps=20", "env_runner.n_workers=0", "logger.mode=disab
 
 
 def start(*overrides: str) -> None:
-    result = subprocess.run([sys.executable, str(RUN), *overrides], capture_output=True, text=True, timeout=120)
+    result = run_py(*overrides, cwd=RUN.parent, timeout=120)
     assert result.returncode == 0, result.stderr
 
 

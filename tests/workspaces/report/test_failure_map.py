@@ -3,8 +3,6 @@
 import base64
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -13,7 +11,7 @@ import pytest
 
 from dp.tasks.pusht.env import PushTEnv
 from dp.tasks.pusht.state import initial_state
-from tests.workspaces.conftest import RUN
+from tests.cli import run_py
 from tests.workspaces.report.conftest import made_up
 from workspaces.report import failure_map, figures, tables
 from workspaces.report.runs import find
@@ -116,8 +114,7 @@ def test_the_command_replays_the_episode_and_records_it(sweep, tmp_path, name):
     row = run.episodes[2]
     python, script, *overrides = shlex.split(failure_map.replay(run, row["seed"]))
     assert (python, script) == ("python", "run.py")
-    command = [sys.executable, str(RUN), *overrides, f"run_dir={tmp_path / 'again'}"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = run_py(*overrides, f"run_dir={tmp_path / 'again'}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "again/evaluation.json").read_text())["episodes"] == [row]
     assert len(list((tmp_path / "again/media").iterdir())) == 1

@@ -1,20 +1,17 @@
 """The verb: what it writes, and what it refuses."""
 
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.workspaces.conftest import RUN
+from tests.cli import run_py
 from tests.workspaces.report.conftest import CONFIGS
 
 
 def test_a_sweep_becomes_a_page_tables_and_figures(sweep):
-    command = [sys.executable, str(RUN), "workspace=report", f"runs={sweep}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = run_py("workspace=report", f"runs={sweep}", cwd=sweep)
     assert result.returncode == 0, result.stderr
     assert "CPU threads" not in result.stderr  # nothing is timed for what computes nothing
     out = sweep / "report"
@@ -79,8 +76,7 @@ def test_its_keys_exist_for_this_verb_alone():
 
 
 def test_a_mistake_is_answered_in_a_line(tmp_path):
-    command = [sys.executable, str(RUN), "workspace=report"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = run_py("workspace=report", cwd=tmp_path)
     assert result.returncode == 1
     _, error = result.stderr.splitlines()
     assert error.startswith("error: set runs=DIR")

@@ -15,7 +15,7 @@ from dp.tasks.pusht.env import PushTEnv
 from dp.tasks.pusht.mouse import Mouse, _Window
 from dp.tasks.pusht.state import initial_state
 from dp.tasks.pusht.store import ReplayBuffer
-from tests.workspaces.conftest import RUN
+from tests.cli import RUN
 
 SIZE = 256
 

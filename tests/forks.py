@@ -1,21 +1,25 @@
 """Runs `run.py` again and again in forks of one process, which has imported everything, and kills some of them.
 
 A fork starts in a tenth of a second where a new process imports for five. Reads a JSON object per line: `arguments` of
-the command line, a file for its `stderr`, and when it is killed, if ever: `after_s` or `at_call`. Answers with one:
-`returncode`, `seconds`, `calls` and `where` it died.
+the command line, `cwd`, `env`, `timeout`, files for `stdout` and `stderr`, and when it is killed, if ever: `after_s` or
+`at_call`. Answers with one: `returncode`, `seconds`, and if a killing was asked for, `calls` and `where` it died.
 """
 
+import atexit
 import importlib
 import json
 import os
+import random
 import runpy
 import signal
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-RUN = Path(__file__).parents[2] / "run.py"
+RUN = Path(__file__).parents[1] / "run.py"
 WRITING = [
     *(str(RUN.parent / "workspaces" / name) for name in (
         "assessment.py", "base.py", "checkpoint.py", "logger.py", "record.py", "rollouts.py", "train.py",
@@ -25,13 +29,14 @@ WRITING = [
 ]  # fmt: skip
 """Files whose calls are counted: all that a training writes is written from there."""
 
-
 IMPORTED = (
     "workspaces.train", "workspaces.sweep", "dp.tasks.pusht.env", "dp.tasks.pusht.task",
     "dp.tasks.pusht.demonstrations", "dp.encoders.state", "dp.denoisers.unet1d", "dp.objectives.diffusion",
     "scipy.stats", "av",
 )  # fmt: skip
 """What a training imports later: eight hundred modules, seconds of every life."""
+
+POLL_S = 0.002
 
 
 def main() -> None:
@@ -57,24 +62,37 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
         os.close(told)
         _live(order, telling)
     os.close(telling)
-    if order.get("after_s") is not None:
-        time.sleep(order["after_s"])
-        os.kill(pid, signal.SIGKILL)  # of a child that has ended, too: nobody has waited for it yet
+    code = _end(pid, begin, order)
+    seconds = time.perf_counter() - begin
+    if not order["counts"]:  # processes that outlive it may still hold the pipe
+        os.close(told)
+        return {"returncode": code, "seconds": seconds}
     with os.fdopen(told) as pipe:
         last = pipe.read().splitlines()
-    _, status = os.waitpid(pid, 0)
     calls, _, where = (last[-1] if last else "0 some time").partition(" ")
-    seconds = time.perf_counter() - begin
-    code = os.waitstatus_to_exitcode(status)
     return {"returncode": code, "seconds": seconds, "calls": int(calls), "where": where}
 
 
-def _live(order: dict[str, Any], telling: int) -> None:
-    """The child: `run.py` with these arguments, to its end or its death. Does not return."""
-    os.dup2(os.open(order["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    os.dup2(2, 1)
-    sys.argv = [str(RUN), *order["arguments"]]
-    calls, code = 0, 0
+def _end(pid: int, begin: float, order: dict[str, Any]) -> int | None:
+    """Waits for the child to end, and kills it when that is due. None: it took longer than its time."""
+    kill_at, give_up_at = (begin + (order.get(key) or float("inf")) for key in ("after_s", "timeout"))
+    timed_out = False
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return None if timed_out else os.waitstatus_to_exitcode(status)
+        now = time.perf_counter()
+        if now > min(kill_at, give_up_at):
+            timed_out = now > give_up_at
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_S)
+
+
+def _live(order: dict[str, Any], telling: int) -> NoReturn:
+    """The child: `run.py` with these arguments, to its end or its death."""
+    for descriptor, file in enumerate((os.devnull, order["stdout"], order["stderr"])):
+        os.dup2(os.open(file, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    code, calls = 1, 0
 
     def count(frame: Any, event: str, called: Any) -> None:
         nonlocal calls
@@ -87,14 +105,29 @@ def _live(order: dict[str, Any], telling: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        if order.get("after_s") is None:
+        os.chdir(order["cwd"])
+        os.environ.clear()
+        os.environ.update(order["env"])
+        sys.path[1:1] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+        sys.argv = [str(RUN), *order["arguments"]]
+        random.seed()
+        if order["counts"] and order.get("after_s") is None:
             sys.setprofile(count)
         runpy.run_path(str(RUN), run_name="__main__")
+        code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            sys.stderr.write(error.code + "\n")
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.setprofile(None)
-        os.write(telling, f"{calls} the end\n".encode())
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        if order["counts"]:
+            os.write(telling, f"{calls} the end\n".encode())
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
