@@ -75,12 +75,12 @@ def check_arguments(
         for name, p in parameters.items()
         if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
-    _check_complete(key, needed - settings.keys() - set(given))
+    _check_complete(key, needed - {name for name, value in settings.items() if value != MISSING} - set(given))
 
 
 def _check_complete(key: str, missing: Collection[str]) -> None:
     for name in sorted(missing):
-        raise ValueError(f"{key}.{name} is missing, expected a value: give {key}.{name}=VALUE, and no ~{key}.{name}")
+        raise ValueError(f"{key}.{name} is missing, expected a value: give {key}.{name}=VALUE")
 
 
 def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -1,5 +1,6 @@
 """Batches in an order that is a pure function of (seed, position), on which exact resumption rests."""
 
+import mmap
 import multiprocessing
 import shutil
 import signal
@@ -155,8 +156,10 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def _nbytes(batch: Any) -> int:
-    parts = batch.values() if isinstance(batch, dict) else [batch]
-    return sum(part.nbytes if isinstance(part, Tensor) else _nbytes(part) for part in parts)
+    """Bytes of shared memory, which is handed out in pages."""
+    if isinstance(batch, Tensor):
+        return -(-batch.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    return sum(map(_nbytes, batch.values()))
 
 
 class _Gather(Dataset):

@@ -176,10 +176,12 @@ def test_a_ray_cluster_of_two_machines_shares_the_jobs(tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
-        result = sweep(
+        typed = [
             *DRY, "env_runner.n_episodes=200", "env_runner.max_steps=0,300,299", "hydra.sweep.dir=here",
-            "+launcher=ray", f"hydra.launcher.ray.init.address='{cluster.address}'", cwd=tmp_path,
-        )  # fmt: skip
+            "+launcher=ray", f"hydra.launcher.ray.init.address='{cluster.address}'",
+        ]  # fmt: skip
+        command = [sys.executable, str(RUN), "-m", *typed]  # Ray hangs in a fork
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     finally:
         cluster.shutdown()
     assert states(tmp_path / "here") == {

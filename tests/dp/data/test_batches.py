@@ -1,3 +1,4 @@
+import mmap
 import subprocess
 import sys
 from itertools import islice
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from dp.data import WindowDataset
-from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, check_shared_memory, fits, lost_worker
+from dp.data.batches import (
+    BatchOrder, Loader, ResidentLoader, StreamedLoader, _nbytes, check_shared_memory, fits, lost_worker,
+)  # fmt: skip
 from dp.types import Batch
 
 CPU = torch.device("cpu")
@@ -123,6 +126,11 @@ def test_too_little_shared_memory_is_said_before_a_worker_waits_for_it(tmp_path)
     check_shared_memory(10**18, tmp_path / "nowhere")  # macOS has no such place
     with pytest.raises(ValueError, match=r"workers need 1000000000000 MB of shared memory.*n_loader_workers=0"):
         check_shared_memory(10**18, tmp_path)
+
+
+def test_small_tensors_take_whole_pages_of_shared_memory():
+    batch = {"obs": {"state": torch.zeros(3)}, "action": torch.zeros(mmap.PAGESIZE + 1, dtype=torch.uint8)}
+    assert _nbytes(batch) == 3 * mmap.PAGESIZE
 
 
 @pytest.mark.parametrize(
