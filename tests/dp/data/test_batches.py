@@ -9,7 +9,14 @@ import torch
 
 from dp.data import WindowDataset
 from dp.data.batches import (
-    BatchOrder, Loader, ResidentLoader, StreamedLoader, _nbytes, check_shared_memory, fits, lost_worker,
+    BatchOrder,
+    Loader,
+    ResidentLoader,
+    StreamedLoader,
+    _nbytes,
+    check_shared_memory,
+    fits,
+    lost_worker,
 )  # fmt: skip
 from dp.types import Batch
 
