@@ -11,7 +11,7 @@ FLOORS = {
     4: {"engines", "tasks.pusht"},
     3: {"policy", "encoders", "objectives", "data", "rollouts"},
     2: {"types", "denoisers"},
-    1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "limits"},
+    1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits"},
 }
 ALONE = {"ema", "devices"}
 """Each imports nothing of `dp` but `limits`, and is imported by nothing in it."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from dp.data import Demonstrations
 from dp.data.windows import WindowDataset, prepare
 from dp.policy import DiffusionPolicy
+from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner, check_finite
 from workspaces import checkpoint
 from workspaces.base import Config
@@ -174,7 +174,7 @@ def _validation(policy: DiffusionPolicy, windows: WindowDataset, batch_size: int
     device = policy.device
     generator = torch.Generator(device).manual_seed(seed)
     index = _spread(len(windows), MAX_VAL_WINDOWS)
-    parts = tqdm(index.split(batch_size), desc="validation", unit="batch", leave=False, disable=None)
+    parts = Progress(index.split(batch_size), desc="validation", unit="batch", leave=False)
     losses = [policy.loss(prepare(windows.gather(part), device), generator) * len(part) for part in parts]
     batch = prepare(windows.gather(_spread(len(windows), MAX_SAMPLED_WINDOWS)), device)
     sampled = policy.sample(policy.condition(batch["obs"]), generator)

@@ -1,6 +1,7 @@
 """Base of all commands: an exclusive run directory, logging, device selection, a recorded exit status."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import multiprocessing
@@ -84,11 +85,23 @@ class Workspace:
         torch.set_num_threads(n_threads)
 
     def take_run_dir(self) -> None:
-        """Creates the run directory and locks it for this process. Raises ValueError if another process has it."""
-        if self.config["run_dir"] is None:
-            self.run_dir = create_new(self.run_dir)
-        check_inside(self.run_dir)
-        self._lock = lock(self.run_dir / ".lock")
+        """Creates the run directory and locks it for this process, once.
+
+        Raises ValueError if another process has it, or if it cannot be one.
+        """
+        if self._lock is not None:
+            return
+        if not str(self.run_dir).isprintable():
+            raise ValueError(f"run_dir={str(self.run_dir)!r} has characters that no command could show")
+        try:
+            if self.config["run_dir"] is None:
+                self.run_dir = create_new(self.run_dir)
+            check_inside(self.run_dir)
+            self._lock = lock(self.run_dir / ".lock")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(f"run_dir={self.run_dir} cannot be used: {error.strerror}. Choose another") from error
         if self._lock is None:
             raise ValueError(f"{self.run_dir} is in use by another process: wait for it or set another run_dir")
         self._inode = _inode(self.run_dir)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import math
 import os
 import re
@@ -36,6 +37,8 @@ from workspaces.errors import Interrupted, cause_of, explain, is_explained, is_o
 from workspaces.logger import Logger
 from workspaces.memory import MEMORY, MemoryLimit
 
+log = logging.getLogger(__name__)
+
 GROUPS = (
     "task", "dataset", "encoder", "denoiser", "objective", "scheduler", "optimizer", "lr_schedule", "ema",
     "env_runner", "logger",
@@ -52,6 +55,7 @@ CUSTOM = "custom"
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
     config, typed, own = settings(composed), record.overrides(), None
+    _shrink(config, typed)
     _check_values(config)
     if in_sweep():
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
@@ -76,6 +80,16 @@ def workspace(composed: DictConfig) -> Workspace:
     if own is not None:
         made.overrides = resume.recorded(made.run_dir, typed)
     return made
+
+
+def _shrink(config: Config, typed: Collection[str]) -> None:
+    """Sets those values of `debug.shrink` that a group has and the user did not type."""
+    debug = config.get("debug")
+    shrink = debug.get("shrink") or {} if isinstance(debug, dict) else {}
+    for key, value in shrink.items():
+        group, _, name = key.partition(".")
+        if name in config[group] and not any(override.lstrip("+").startswith(f"{key}=") for override in typed):
+            config[group][name] = value
 
 
 def _check_values(config: Config) -> None:
@@ -199,7 +213,16 @@ def demonstrations(config: Config) -> Demonstrations:
 def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, WindowDataset]:
     """The windows to train on, and those to validate on: none if no episode is held out."""
     steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
-    return data.windows(data.train_episodes, *steps), data.windows(data.split.val, *steps)
+    train, val = data.windows(data.train_episodes, *steps), data.windows(data.split.val, *steps)
+    needed = f"for a window of horizon={config['horizon']}"
+    if not len(train):
+        raise ValueError(f"none of the {len(data.train_episodes)} training episodes is long enough {needed}: reduce it")
+    if len(data.split.val) and not len(val):
+        log.warning(
+            "None of the %d validation episodes is long enough %s, so nothing is validated. Set dataset.val_ratio to "
+            "hold more of them out.", len(data.split.val), needed,
+        )  # fmt: skip
+    return train, val
 
 
 def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPolicy:
@@ -286,7 +309,7 @@ def env_runner(config: Config) -> EnvRunner | None:
     parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
     runner = _make(config, "env_runner", n_obs_steps=config["n_obs_steps"], **parts)
     with _named(config, "task"):
-        try_out(make_env, obs, action, config["env_runner"]["start_seed"])
+        try_out(make_env, obs, action, config["env_runner"]["start_seed"], films=runner.n_videos > 0)
     return runner
 
 

@@ -55,7 +55,10 @@ def load(path: Path) -> dict[str, Any]:
     entry has the wrong type.
     """
     if not path.is_file():
-        raise ValueError(f"checkpoint={path}: there is no such file")
+        within = path.parent.parent if path.name == "last.pt" else path
+        runs = sorted(file.parent.parent for file in within.glob("*/checkpoints/last.pt"))
+        hint = f". Its runs are further down, the latest in {runs[-1]}" if runs else ""
+        raise ValueError(f"checkpoint={path}: there is no such file{hint}")
     if reason := damage(path):
         raise ValueError(f"checkpoint={path} is damaged or not a checkpoint of dp: {reason}{_advice(path)}")
     where = f"checkpoint={path}"

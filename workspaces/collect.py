@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, TypedDict
 
-from tqdm import tqdm
-
 from dp import limits
 from dp.data.recording import DemonstrationStore
 from dp.processes import N_CORES, in_processes
+from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner
 from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build, command
@@ -128,7 +127,7 @@ class CollectWorkspace(Workspace):
         first = self.start_seed if store.last_seed is None else store.last_seed + 1
         made = self._make(range(first, self.seeds.stop))
         tally = Tally()
-        bar = tqdm(total=self.n_episodes, initial=store.n_episodes, unit="episode", disable=None)
+        bar = Progress(total=self.n_episodes, initial=store.n_episodes, desc="collecting", unit="episode")
         try:
             while store.n_episodes < self.n_episodes:
                 if hasattr(self._collector, "n_stored"):
@@ -139,7 +138,7 @@ class CollectWorkspace(Workspace):
                 if demonstration is not None and objection is None:
                     store.append([demonstration], self.source)
                     bar.update()
-                bar.set_postfix_str(str(tally), refresh=False)
+                bar.set_postfix_str(str(tally))
                 if tally.in_vain == PATIENCE:
                     raise ValueError(f"no seed from {seed - PATIENCE + 1} to {seed} gave a demonstration: {tally}")
         finally:

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from workspaces import command, record
 from workspaces.config import Config
 from workspaces.load import migrate
+from workspaces.schema import Range, check
 from workspaces.settings import flatten, keys_with
-from workspaces.trust import check_part, check_targets, packages_of, plain
+from workspaces.trust import POLICY, check_part, check_targets, packages_of, plain
 
 TRAINING = "workspaces.train.TrainWorkspace"
 
@@ -21,6 +22,14 @@ MAX_BYTES = 1_000_000
 """Largest config.yaml that is read, in bytes."""
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+
+RUN = POLICY | {
+    "device": str,
+    "n_threads": (Range(1, 1024), str),
+    "checkpoint": type(None),
+    **dict.fromkeys(("dataset", "optimizer", "lr_schedule", "ema", "logger", "workspace"), dict),
+}
+"""Schema of a training's `config.yaml`, as far as nothing else checks it."""
 
 PARTS = ("dataset", "optimizer", "lr_schedule", "ema", "env_runner", "logger", "workspace")
 """Groups that only a training instantiates. `trust.TRUSTED` lists the others."""
@@ -120,7 +129,7 @@ def _read(run_dir: Path) -> Config:
     if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_BYTES:
         raise ValueError(f"{file} is not the configuration of a run: expected a file of at most {MAX_BYTES} bytes")
     try:
-        config = migrate(plain(yaml.safe_load(file.read_text()), str(file)))
+        config = migrate(plain(_parsed(file), str(file)))
         verb = config["workspace"]["_target_"]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -130,7 +139,16 @@ def _read(run_dir: Path) -> Config:
             f"run_dir={run_dir} holds no training, and only trainings resume from their directory. The overrides of "
             f"its run are in {run_dir / record.FILE}"
         )
+    check(config, RUN, str(file))
     return config
+
+
+def _parsed(file: Path) -> Any:
+    text = file.read_text()
+    try:
+        return yaml.safe_load(text)
+    except ValueError as error:  # of a number that Python does not convert
+        raise yaml.YAMLError(str(error)) from None
 
 
 def _with(saved: Config, typed: Sequence[str]) -> Config:

@@ -67,8 +67,8 @@ TABLE: dict[Role, Entry] = {
     ),
     "protocol": Entry(
         "Environment and rules of a policy's test.",
-        "debug env_runner env_runner._target_ env_runner.protocol env_runner.max_steps env_runner.n_train_episodes "
-        "task.env.* task.protocols.*",
+        "debug debug.* env_runner env_runner._target_ env_runner.protocol env_runner.max_steps "
+        "env_runner.n_train_episodes task.env.* task.protocols.*",
     ),
     "episodes": Entry(
         "Episodes to roll out, and those to film.",

@@ -102,6 +102,8 @@ class TrainWorkspace(Workspace):
     def run(self) -> float | None:
         """Trains to `num_steps`. Returns the best score, larger is better, or None if there is none."""
         torch.manual_seed(self.config["seed"])
+        if (self.run_dir / ".lock").is_file():
+            self.take_run_dir()  # before the data are read: another process may have it
         self._build()
         self._open()
         if self.state.step < self.num_steps or not self.state.evaluated:
@@ -159,8 +161,9 @@ class TrainWorkspace(Workspace):
             self.state.load_state_dict(saved)
             log.info("resuming %s at step %d", self.run_dir, self.state.step)
             warn_if_inexact(saved, self.state.precision)
+        else:
+            warn_if_short(self.config)
         self.logger.truncate(self.state.metrics_offset)
-        warn_if_short(self.config)
         self.about = {
             "config": self.config,
             "versions": checkpoint.versions(self.packages),

@@ -266,7 +266,12 @@ def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
     Raises ValueError if that run was begun with settings that `config` cannot resume.
     """
     last = run_dir / "checkpoints/last.pt"
-    if not last.is_file():
+    if not last.exists() and (best := sorted(last.parent.glob("best-*.pt"))):
+        raise ValueError(
+            f"{run_dir} has lost checkpoints/last.pt, without which its run cannot resume. To train from its best "
+            f"checkpoint on, in another run_dir: init_from={best[-1]}"
+        )
+    if not last.exists():
         return None
     state = checkpoint.load(last)
     checkpoint.check_complete(state, ("config",), f"checkpoint={last}")

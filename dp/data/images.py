@@ -1,10 +1,10 @@
 """Stored pictures of any layout and number type as uint8, channels last."""
 
 import numpy as np
-from tqdm import tqdm
 
 from dp.data.cache import Frames
 from dp.data.formats.zarr import ZarrStore
+from dp.progress import Progress
 
 OVERSHOOT = 0.01
 """Tolerance by which float images may leave [0, 1], as resampling filters do."""
@@ -47,7 +47,7 @@ def _decode(store: ZarrStore, name: str, first: bool, images: np.ndarray, scale:
     Raises ValueError for values that are in neither range.
     """
     highest = 0.0
-    bar = tqdm(total=len(images), desc=f"decoding {name}", unit="frame", leave=False, disable=None)
+    bar = Progress(total=len(images), desc=f"decoding {name}", unit="frame", leave=False)
     for rows, values in store.blocks(name):
         bar.update(rows.stop - rows.start)
         values = values[: max(0, len(images) - rows.start)]

@@ -1,7 +1,9 @@
 """An episode as a policy sees it: To observations in, Ta actions out."""
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,38 +49,81 @@ class Episode:
 
         The first observation stands for those before it, as in the data's padding.
         """
-        self.env.reset(seed)
-        self._steps, self._max_steps, self._record = 0, max_steps, record
+        self._seed, self._steps, self._max_steps, self._record = seed, 0, max_steps, record
+        with self._named("reset(seed)"):
+            self.env.reset(seed)
+        self._history.clear()
         for _ in range(self._history.maxlen or 0):
             self._history.append(self._look())
         return Chunk(self._stacked(), control_hz=self.env.control_hz, frames=self._frames())
 
     def step(self, actions: Float[np.ndarray, "Ta Da"]) -> Chunk:
-        """Executes `actions` until they, or the episode, end."""
+        """Executes `actions` until they, or the episode, end.
+
+        Raises ValueError, naming the seed, for a fault of the environment.
+        """
         chunk = Chunk({})
         planned = actions[: self._max_steps - self._steps]
         for number, action in enumerate(planned, start=1):
-            self.env.step(action)
+            with self._named("step(action)"):
+                self.env.step(action)
             self._steps += 1
-            chunk.rewards.append(self.env.reward)
-            chunk.success = self.env.success if self.env.success is None else bool(chunk.success) or self.env.success
+            terminated = self._judge(chunk)
             chunk.frames += self._frames()
-            if self.env.terminated:
+            if terminated:
                 break
             if number > len(planned) - (self._history.maxlen or 0):
                 self._history.append(self._look())
-        chunk.info = self.env.info()
-        chunk.ended = self.env.terminated or self._steps == self._max_steps
+        with self._named("info()"):
+            chunk.info = self.env.info()
+        chunk.ended = terminated or self._steps == self._max_steps
         if not chunk.ended:
             chunk.obs = self._stacked()
         return chunk
 
+    def _judge(self, chunk: Chunk) -> bool:
+        """Adds reward and success of the present state. Returns whether the episode is over."""
+        with self._named("reward, success or terminated"):
+            reward, success, terminated = float(self.env.reward), self.env.success, self.env.terminated
+        if not math.isfinite(reward):
+            raise ValueError(f"the environment's reward is {reward} in step {self._steps} of the episode {self._where}")
+        chunk.rewards.append(reward)
+        chunk.success = None if success is None else bool(chunk.success) or success
+        return terminated
+
     def _look(self) -> dict[str, np.ndarray]:
-        obs = self.env.observe()
-        return obs if self._obs_names is None else {name: obs[name] for name in self._obs_names}
+        with self._named("observe()"):
+            seen = self.env.observe()
+            obs = {name: seen[name] for name in (seen if self._obs_names is None else self._obs_names)}
+        for name, value in obs.items():
+            before = self._history[-1][name] if self._history else value
+            if value.shape != before.shape:
+                raise ValueError(
+                    f"the environment's {name} changes its shape from {before.shape} to {value.shape} in the episode "
+                    f"{self._where}"
+                )
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise ValueError(f"the environment's {name} is not finite in the episode {self._where}")
+        return obs
+
+    @property
+    def _where(self) -> str:
+        return f"of seed {self._seed}"
+
+    @contextmanager
+    def _named(self, method: str) -> Iterator[None]:
+        """Turns what the environment raises in `method` into a ValueError that says so."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"the environment fails in {method} in the episode {self._where}: {reason}") from error
 
     def _stacked(self) -> dict[str, np.ndarray]:
         return {name: np.stack([obs[name] for obs in self._history]) for name in self._history[0]}
 
     def _frames(self) -> list[np.ndarray]:
-        return [self.env.render()] if self._record else []
+        if not self._record:
+            return []
+        with self._named("render()"):
+            return [self.env.render()]

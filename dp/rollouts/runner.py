@@ -12,12 +12,12 @@ import torch
 from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from dp import intervals
 from dp.intervals import Bounds, Estimate
 from dp.kernels.switch import BLOCK
 from dp.limits import Count, EnvSeed, Workers
+from dp.progress import Progress
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
 from dp.types import Env, Obs, Policy
@@ -170,9 +170,17 @@ class EnvRunner:
         self._pool.close()
 
     def stream(
-        self, policy: Policy, device: torch.device, seeds: Iterable[int], n_videos: int = 0
+        self,
+        policy: Policy,
+        device: torch.device,
+        seeds: Iterable[int],
+        n_videos: int = 0,
+        acted: Callable[[], object] = lambda: None,
     ) -> Iterator[EpisodeResult]:
-        """Yields one episode per seed, in the order in which they end. `seeds` may be endless."""
+        """Yields one episode per seed, in the order in which they end. `seeds` may be endless.
+
+        acted: called after every chunk of actions, long before an episode ends.
+        """
         waiting = iter(enumerate(seeds))
         running: dict[int, EpisodeResult] = {}  # by env
         generators: dict[int, torch.Generator] = {}
@@ -192,15 +200,18 @@ class EnvRunner:
             actions = _act(policy, [chunks[env] for env in running], [generators[env] for env in running], device)
             planned = dict(zip(running, actions, strict=True))
             chunks = self._pool.step(planned)
+            acted()
             for env, chunk in chunks.items():
                 running[env].add(chunk, planned[env])
                 if chunk.ended:
                     yield running.pop(env)
 
     def _run(self, policy: Policy, device: torch.device, seeds: list[int], n_videos: int, desc: str) -> RolloutResult:
-        stream = self.stream(policy, device, seeds, n_videos)
-        bar = tqdm(stream, total=len(seeds), desc=desc, leave=False, disable=None)
-        ended = {episode.seed: episode for episode in bar}
+        with Progress(total=len(seeds), desc=desc, unit="episode", leave=False) as bar:
+            ended = {}
+            for episode in self.stream(policy, device, seeds, n_videos, bar.refresh):
+                ended[episode.seed] = episode
+                bar.update()
         return RolloutResult([ended[seed] for seed in seeds], self.bounds)
 
     def _max_steps(self, seed: int) -> int:

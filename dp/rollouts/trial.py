@@ -1,5 +1,6 @@
 """Tries an environment out before training, so that errors appear at the start instead of the first rollout."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -11,8 +12,8 @@ from dp.tasks.env import Env
 T = TypeVar("T")
 
 
-def try_out(make_env: Callable[[], Env], obs: Mapping[str, Spec], action: Spec, seed: int) -> None:
-    """Makes an environment, looks at its observations, and takes a step of zeros.
+def try_out(make_env: Callable[[], Env], obs: Mapping[str, Spec], action: Spec, seed: int, films: bool = False) -> None:
+    """Makes an environment, looks at its observations, takes a step of zeros and, if it is to be filmed, a picture.
 
     Raises:
         ValueError: if the environment fails, naming the method, and if an observation is missing or differs from its
@@ -26,8 +27,17 @@ def try_out(make_env: Callable[[], Env], obs: Mapping[str, Spec], action: Spec, 
             raise ValueError(f"the environment observes {sorted(seen)}, but task.shape_meta.obs declares {name}")
         _compare(name, np.asarray(seen[name]), spec)
     _tried("step(action)", lambda: env.step(np.zeros(action.shape, np.float32)))
-    _tried("reward, success and terminated", lambda: (env.reward, env.success, env.terminated))
+    reward, *_ = _tried("reward, success and terminated", lambda: (float(env.reward), env.success, env.terminated))
+    if not math.isfinite(reward):
+        raise ValueError(f"the environment's reward is {reward} after a step of zeros from seed {seed}")
     _tried("info()", lambda: {name: float(value) for name, value in env.info().items()})
+    if films:
+        picture = _tried("render()", env.render)
+        if getattr(picture, "dtype", None) != np.uint8 or picture.ndim != 3:
+            raise ValueError(
+                f"the environment's render() returns {type(picture).__name__}, expected uint8 (Y, X, 3), or set "
+                "env_runner.n_videos=0"
+            )
 
 
 def _tried(what: str, call: Callable[[], T]) -> T:

@@ -106,6 +106,15 @@ def test_a_value_is_refused_with_its_key_and_what_it_must_be(
     assert "\n" not in str(error.value)
 
 
+def test_a_quick_trial_shrinks_only_what_a_network_has(composed: DictConfig) -> None:
+    config = composed.copy()
+    shrink = {"denoiser.channels": [8, 16], "denoiser.width": 8}
+    OmegaConf.update(config, "debug", {"shrink": shrink}, merge=False, force_add=True)
+    denoiser = build.workspace(config).config["denoiser"]
+    assert denoiser["channels"] == [8, 16]
+    assert "width" not in denoiser
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -70,6 +70,14 @@ class Waits(Workspace):
     computes = False
 
 
+@pytest.mark.parametrize(("place", "said"), [("/dev/null/x", "Choose another"), ("a\x01b", "has characters")])
+def test_what_cannot_be_a_run_directory_is_named(place, said):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = build.settings(compose("config", ["device=cpu"])) | {"run_dir": place}
+    with Waits(config) as workspace, pytest.raises(ValueError, match=f"run_dir=.*{said}"):
+        workspace.take_run_dir()
+
+
 def test_a_run_directory_that_was_deleted_is_an_error_and_is_not_made_again(tmp_path):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = build.settings(compose("config", [f"run_dir={tmp_path}/run", "device=cpu"]))

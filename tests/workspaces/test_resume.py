@@ -103,6 +103,19 @@ def test_a_damaged_configuration_is_an_error_of_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("missing", ["n_threads", "device", "name", "horizon", "scheduler", "optimizer", "seed"])
+def test_a_configuration_that_has_lost_a_setting_names_it(tmp_path, begun, missing):
+    write(tmp_path, {key: value for key, value in begun.items() if key != missing})
+    with pytest.raises(ValueError, match=rf"config\.yaml.*{missing}"):
+        taken_up(tmp_path)
+
+
+def test_a_number_that_python_does_not_read_is_damage(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: " + "9" * 6000)
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+        taken_up(tmp_path)
+
+
 def test_a_link_is_not_followed(tmp_path, run_dir):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/config.yaml").symlink_to(run_dir / "config.yaml")

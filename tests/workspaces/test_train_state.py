@@ -116,6 +116,17 @@ def test_a_run_with_other_settings_is_refused_and_one_elsewhere_is_not(tmp_path)
             load_run(tmp_path, config(other))
 
 
+def test_a_run_that_lost_its_last_checkpoint_does_not_begin_again(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    best = tmp_path / "checkpoints/best-000004-0.115.pt"
+    best.touch()
+    with pytest.raises(ValueError, match=rf"has lost checkpoints/last.pt.*init_from={best}"):
+        load_run(tmp_path, config())
+    (tmp_path / "checkpoints/last.pt").mkdir()
+    with pytest.raises(ValueError, match="there is no such file"):
+        load_run(tmp_path, config())
+
+
 def test_auto_means_what_it_meant_and_choosing_draws_no_random_number():
     rng = torch.get_rng_state()
     assert choose_precision("auto", CPU, None) in ("fp32", "bf16")

@@ -48,6 +48,7 @@ class ReportWorkspace(Workspace):
         """Makes all results before it writes any file."""
         check_inside(self.run_dir)
         trusted = self.config.get("trust") or ()
+        log.info("reading the runs in %s", self.runs)
         found = runs.find(self.runs, trusted)
         counted = tables.count(found)
         trained = [run for run in found.finished if run.verb == "train"]

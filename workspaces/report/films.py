@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from dp.processes import N_CORES, in_processes
+from dp.progress import Progress
 from dp.rollouts.runner import EpisodeResult
 from dp.types import Env
 from workspaces.foreign import read_arrays
@@ -56,7 +56,7 @@ def film(runs: Iterable[Run], folder: Path, n_films: int = MAX_FILMED) -> Films:
             len(missing), N_CORES,
         )  # fmt: skip
         made = in_processes(_film, missing.values(), N_CORES)
-        bar = tqdm(made, total=len(missing), desc="filming", leave=False, disable=None)
+        bar = Progress(made, total=len(missing), desc="filming", unit="episode", leave=False)
         strangers = {take.file for take, same in bar if not same}
     if strangers:
         log.warning("%d episodes run differently here, with another version of it: no videos", len(strangers))

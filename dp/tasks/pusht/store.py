@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from dp.data.cache import Frames, load_images
 from dp.data.episodes import Episodes, join_ends
@@ -18,6 +17,7 @@ from dp.data.reading import Mismatch, check_ends, find, find_ends, numeric, read
 from dp.data.recording import read_settings
 from dp.modalities import Spec
 from dp.processes import N_CORES, in_processes
+from dp.progress import Progress
 from dp.tasks.pusht import state as pusht
 from dp.tasks.pusht.demonstration import FACTS, FRAMES
 from dp.tasks.pusht.env import IMAGE_SIZE
@@ -213,7 +213,7 @@ def _rendered(recorded: ReplayBuffer) -> Frames:
 
     def render(images: np.ndarray) -> None:
         made = in_processes(pack_episode, map(recorded.executed, range(recorded.n_episodes)), N_CORES)
-        with tqdm(total=len(images), desc="rendering images, once", unit="frame", disable=None) as bar:
+        with Progress(total=len(images), desc="rendering images, once", unit="frame") as bar:
             for start, end, (_, packed) in zip(recorded.episode_starts, recorded.episode_ends, made, strict=True):
                 images[start:end] = PACKING.decode(packed, np.empty((end - start, *images.shape[1:]), np.uint8))
                 bar.update(end - start)

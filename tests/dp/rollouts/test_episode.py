@@ -99,3 +99,56 @@ def test_a_second_episode_remembers_nothing_of_the_first() -> None:
     first, second = used.step(actions(4)), fresh.step(actions(4))
     assert first.rewards == second.rewards
     np.testing.assert_array_equal(first.obs["agent_pos"], second.obs["agent_pos"])
+
+
+def failing(after: int, **faults: object) -> type:
+    """An environment whose methods change after so many steps."""
+
+    class Failing(PushTEnv):
+        steps = 0
+
+        def step(self, action: np.ndarray) -> None:
+            super().step(action)
+            type(self).steps += 1
+            if type(self).steps == after:
+                for name, fault in faults.items():
+                    setattr(type(self), name, fault)
+
+    return Failing
+
+
+def raising(*_: object) -> None:
+    raise KeyError("motor")
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        ({"step": raising}, r"fails in step\(action\) in the episode of seed 7: KeyError: 'motor'"),
+        ({"observe": raising}, r"fails in observe\(\) in the episode of seed 7"),
+        ({"render": raising}, r"fails in render\(\) in the episode of seed 7"),
+        ({"reward": property(raising)}, "fails in reward, success or terminated in the episode of seed 7"),
+        ({"info": raising}, r"fails in info\(\) in the episode of seed 7"),
+        ({"reward": float("nan")}, "reward is nan in step 3 of the episode of seed 7"),
+        ({"reward": float("-inf")}, "reward is -inf in step 3 of the episode of seed 7"),
+        (
+            {"observe": lambda self: {"agent_pos": np.full(2, np.nan)}},
+            "agent_pos is not finite in the episode of seed 7",
+        ),
+        (
+            {"observe": lambda self: {"agent_pos": np.zeros(3)}},
+            r"changes its shape from \(2,\) to \(3,\) in the episode",
+        ),
+    ],
+)
+def test_a_fault_of_the_environment_is_named_with_its_seed(faults: dict[str, object], said: str) -> None:
+    episode = Episode(failing(3, **faults)(["agent_pos"]), n_obs_steps=2)
+    episode.reset(seed=7, max_steps=20, record=True)
+    with pytest.raises(ValueError, match=said):
+        run(episode, actions(16), 8)
+
+
+def test_an_episode_that_cannot_begin_is_named() -> None:
+    episode = Episode(type("Broken", (PushTEnv,), {"reset": raising})(["agent_pos"]), n_obs_steps=2)
+    with pytest.raises(ValueError, match=r"fails in reset\(seed\) in the episode of seed 7"):
+        episode.reset(seed=7, max_steps=20, record=False)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
+from dp.progress import Progress
 from dp.tasks.pusht.expert.pushes import PUSHES, STANDOFF
 from dp.tasks.pusht.expert.simulator import CENTROID, GOAL, Simulator, clearance, pose_error, private_api_agrees, rotate
 
@@ -44,7 +44,7 @@ def outcomes(speed: float) -> Outcomes:
     """Every push for every length at which the agent still touches the block, at `speed` pixels per control step."""
     simulator, rows = Simulator(private_api_agrees(), walls=False), []
     way = np.arange(speed, STANDOFF + LENGTHS[-1] + 5 * speed, speed)[:, None] - STANDOFF
-    pushes = tqdm(PUSHES, desc="planner: trying pushes", unit="push", leave=False, disable=None)
+    pushes = Progress(PUSHES, desc="planner: trying pushes", unit="push", leave=False)
     for number, push in enumerate(pushes):
         targets = push.contact + np.where(way < 0, way * push.approach, way * push.direction)
         positions, poses = simulator.rollout(np.array([*push.start, 0, 0, 0]), np.zeros(5), targets[None])
@@ -95,7 +95,7 @@ class CostToGo:
         shift = moved[:, :2] + rotate(CENTROID, moved[:, 2]) - CENTROID
         after = [_normalized(centroid + rotate(d, angle), angle + m) for d, m in zip(shift, moved[:, 2], strict=True)]
         change = np.inf
-        bar = tqdm(desc="planner: value table", unit="round", leave=False, disable=None)
+        bar = Progress(desc="planner: value table", unit="round", leave=False)
         while change > 1:
             bar.update()
             # Bellman's update: the cheapest of all pushes, each with the value of the pose after it.
