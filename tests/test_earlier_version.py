@@ -1,6 +1,7 @@
 """What commit 7318b79 wrote still loads: a run, an evaluation, a sweep and a store (tests/data/v1)."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_a_sweep_is_found_finished_and_one_lost_job_runs_again(v1):
 
 def test_its_directories_are_reported(v1):
     result = run("workspace=report", "runs=.", "run_dir=report", cwd=v1)
-    assert "7 runs count" in result.stderr or "6 runs count" in result.stderr, result.stderr
+    assert re.search("runs that count: [67],", result.stderr), result.stderr
     html = (v1 / "report/report.html").read_text()
     assert "reward = min(1, coverage / 0.95)" in html
     assert "damaged" not in html.partition("<main>")[2].partition("<script>")[0]

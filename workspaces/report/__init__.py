@@ -79,7 +79,7 @@ class ReportWorkspace(Workspace):
         self.figures = {name: self.run_dir / "figures" / f"{name}.png" for name in drawn}
         self._write(made, files, html)
         self._log(counted, results)
-        log.info("%d runs count, %d directories left out", len(counted), len(found.left_out))
+        log.info("runs that count: %d, directories left out: %d", len(counted), len(found.left_out))
         log.info("%s", self.html)
 
     def _log(self, counted: list[runs.Run], results: list[tables.Result]) -> None:
