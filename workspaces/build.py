@@ -38,7 +38,7 @@ from workspaces.memory import MEMORY, MemoryLimit
 
 GROUPS = (
     "task", "dataset", "encoder", "denoiser", "objective", "scheduler", "optimizer", "lr_schedule", "ema",
-    "env_runner", "logger",
+    "guidance", "env_runner", "logger",
 )  # fmt: skip
 """Groups that training builds, each a class and its arguments."""
 
@@ -284,6 +284,9 @@ def env_runner(config: Config) -> EnvRunner | None:
         return None
     obs, action = shape_meta(config)
     parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
+    parts["guidance"] = _make(
+        config, "guidance", n_action_steps=config["n_action_steps"], simulator=its_task.simulator_critic
+    )
     runner = _make(config, "env_runner", n_obs_steps=config["n_obs_steps"], **parts)
     with _named(config, "task"):
         try_out(make_env, obs, action, config["env_runner"]["start_seed"])

@@ -22,7 +22,7 @@ MAX_BYTES = 1_000_000
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
-PARTS = ("dataset", "optimizer", "lr_schedule", "ema", "env_runner", "logger", "workspace")
+PARTS = ("dataset", "optimizer", "lr_schedule", "ema", "guidance", "env_runner", "logger", "workspace")
 """Groups that only a training instantiates. `trust.TRUSTED` lists the others."""
 
 MAY_DIFFER = keys_with("length", "source", "speed", "arithmetic", "place", "output", "verb")
