@@ -17,8 +17,11 @@
 | executed  | no (before To-1)   | **yes**                     | no  |
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -95,3 +98,46 @@ class Policy(Protocol):
     def loss(self, batch: Batch) -> Float[Tensor, ""]: ...
 
     def act(self, obs: Obs, generator: Generator = None) -> Float[Tensor, "B Ta Da"]: ...
+
+
+@runtime_checkable
+class Planning(Protocol):
+    """A policy that shows all that it predicts, not only what it would execute."""
+
+    n_action_steps: int
+
+    def plan(self, obs: Obs, generator: Generator = None, n: int = 1) -> Float[Tensor, "B n T Da"]:
+        """n samples of the actions from the latest observation on (T = H - To + 1), in raw units."""
+
+
+@dataclass
+class Situation:
+    """One running episode as guidance sees it.
+
+    generator: the episode's source of noise. state: the environment's true state (`Env.snapshot`) if the guidance asks
+    for it. memory: what the guidance keeps from one decision of this episode to the next.
+    """
+
+    generator: torch.Generator
+    state: Mapping[str, np.ndarray] | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """Compares plans for one situation."""
+
+    def costs(self, plans: Float[np.ndarray, "n T Da"], situation: Situation) -> Float[np.ndarray, " n"]:
+        """Lower is better. Plans in raw units."""
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """Decides at test time what to execute of what a policy samples. It changes no weights.
+
+    sees_state: whether it is privileged: it uses the environment's true state, which no robot has.
+    """
+
+    sees_state: bool
+
+    def act(self, policy: Any, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B Ta Da"]: ...

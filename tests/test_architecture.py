@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    4: {"engines", "tasks.pusht"},
-    3: {"policy", "encoders", "objectives", "data", "rollouts"},
+    4: {"engines", "rollouts", "tasks.pusht"},
+    3: {"policy", "encoders", "objectives", "data", "guidance"},
     2: {"types", "denoisers"},
     1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits"},
 }

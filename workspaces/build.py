@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 GROUPS = (
     "task", "dataset", "encoder", "denoiser", "objective", "scheduler", "optimizer", "lr_schedule", "ema",
-    "env_runner", "logger",
+    "guidance", "env_runner", "logger",
 )  # fmt: skip
 """Groups that training builds, each a class and its arguments."""
 
@@ -307,6 +307,9 @@ def env_runner(config: Config) -> EnvRunner | None:
         return None
     obs, action = shape_meta(config)
     parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
+    parts["guidance"] = _make(
+        config, "guidance", n_action_steps=config["n_action_steps"], simulator=its_task.simulator_critic
+    )
     runner = _make(config, "env_runner", n_obs_steps=config["n_obs_steps"], **parts)
     with _named(config, "task"):
         try_out(make_env, obs, action, config["env_runner"]["start_seed"], films=runner.n_videos > 0)

@@ -11,6 +11,7 @@ import torch
 
 from dp import engines
 from dp.files import write_json
+from dp.guidance import Unguided
 from dp.kernels.calibration import AVAILABLE
 from dp.policy import DiffusionPolicy
 from dp.rollouts.baselines import DoNothing, Replay
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 SCHEDULE = tuple(key.removeprefix("scheduler.") for key in keys_with("identity") if key.startswith("scheduler."))
 """Keys of the noise schedule that the denoiser was trained with. Another sampler must keep them."""
 
-OWN = groups_with("verb", "place", "output", "speed", "protocol")
+OWN = groups_with("verb", "place", "output", "speed", "protocol", "guidance")
 """Settings that an evaluation chooses. All others come from the checkpoint."""
 
 MAY_OVERRIDE = (*OWN, *groups_with("sampling"))
@@ -75,6 +76,8 @@ class EvaluateWorkspace(Workspace):
         if runner is None:
             raise ValueError(f"task {self.task.name} has no simulator (task.env=null): there is nothing to roll out in")
         self.env_runner: EnvRunner = runner
+        if baseline is not None and not isinstance(runner.guidance, Unguided):
+            raise ValueError(f"guidance chooses among a policy's samples, and workspace.baseline={baseline} draws none")
         if isinstance(self.policy, Replay):
             self.env_runner.max_steps = {seed: len(actions) for seed, actions in self.policy.actions.items()}
         if config["run_dir"] is None:
@@ -96,8 +99,10 @@ class EvaluateWorkspace(Workspace):
             "protocol": protocol(self.task, self.env_runner),
             **self.about,
             "settings": {
-                key: self.config[key] for key in ("horizon", "n_obs_steps", "n_action_steps", "scheduler", "seed")
+                key: self.config[key]
+                for key in ("horizon", "n_obs_steps", "n_action_steps", "scheduler", "guidance", "seed")
             },
+            "privileged": self.env_runner.guidance.sees_state,
             "device": str(self.device),
             "n_threads": torch.get_num_threads(),
             "precision": "fp32" if self.device.type == "cpu" else torch.get_float32_matmul_precision(),
@@ -114,12 +119,16 @@ class EvaluateWorkspace(Workspace):
 
     def _report(self, result: RolloutResult) -> None:
         log.info(
-            "score %s  success %s  %d episodes, seeds %d-%d  %.1f ms per action chunk",
+            "score %s  success %s  %d episodes, seeds %d-%d  %.1f ms per action chunk%s",
             text_of(result.score), text_of(result.success, True), len(result.episodes),
-            self.env_runner.seeds[0], self.env_runner.seeds[-1], self.latency_ms,
+            self.env_runner.seeds[0], self.env_runner.seeds[-1], self.latency_ms, self._privilege,
         )  # fmt: skip
         log.info("%s", self.run_dir / "evaluation.json")
         log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
+
+    @property
+    def _privilege(self) -> str:
+        return "  (privileged: guided by the environment's true state)" if self.env_runner.guidance.sees_state else ""
 
     def close(self, failed: bool) -> None:
         self.env_runner.close()

@@ -30,7 +30,7 @@ def migrate(config: Config) -> Config:
 
     Raises ValueError for a task that no version wrote.
     """
-    config = {"kernels": "auto", **copy.deepcopy(config)}
+    config = {"kernels": "auto", "guidance": {"_target_": "dp.guidance.Unguided"}, **copy.deepcopy(config)}
     if "denoiser" in config:
         config.setdefault("objective", {"_target_": "dp.objectives.Diffusion"})
     encoder = config.get("encoder")

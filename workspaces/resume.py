@@ -31,7 +31,7 @@ RUN = POLICY | {
 }
 """Schema of a training's `config.yaml`, as far as nothing else checks it."""
 
-PARTS = ("dataset", "optimizer", "lr_schedule", "ema", "env_runner", "logger", "workspace")
+PARTS = ("dataset", "optimizer", "lr_schedule", "ema", "guidance", "env_runner", "logger", "workspace")
 """Groups that only a training instantiates. `trust.TRUSTED` lists the others."""
 
 MAY_DIFFER = keys_with("length", "source", "speed", "arithmetic", "place", "output", "verb")

@@ -23,6 +23,7 @@ Role = Literal[
     "data",
     "source",
     "sampling",
+    "guidance",
     "protocol",
     "episodes",
     "speed",
@@ -65,6 +66,7 @@ TABLE: dict[Role, Entry] = {
     "sampling": Entry(
         "Sampling of actions from a trained policy. An evaluation may choose anew.", "scheduler.* n_action_steps"
     ),
+    "guidance": Entry("What is executed of what a policy samples. An evaluation chooses anew.", "guidance.*"),
     "protocol": Entry(
         "Environment and rules of a policy's test.",
         "debug debug.* env_runner env_runner._target_ env_runner.protocol env_runner.max_steps "

@@ -113,7 +113,7 @@ class Sweep:
         for override in self.swept.values():
             if not override.is_discrete_sweep():
                 raise ValueError(f"{override.input_line} is not a list of values: set one, or use hydra/sweeper=optuna")
-        inference = {key: o for key, o in self.swept.items() if role(key) == "sampling"}
+        inference = {key: o for key, o in self.swept.items() if role(key) in ("sampling", "guidance")}
         if self.verb != "train" or not inference:
             return [[self.job(values) for values in _combinations(self.swept)]]
         others = {key: o for key, o in self.swept.items() if key not in inference}
@@ -126,7 +126,7 @@ class Sweep:
         return Job(_name(values, prefix), self.verb, (*self.fixed.values(), *swept, *self._group()))
 
     def _evaluation(self, trained: Job, values: Mapping[str, str]) -> Job:
-        taken = groups_with("protocol", "speed", "place", "output")
+        taken = groups_with("protocol", "guidance", "speed", "place", "output")
         fixed = [override for key, override in self.fixed.items() if group(key) in taken]
         checkpoint = self.dir / trained.name / "checkpoints" / "last.pt"
         trusted = [f"trust=[{','.join(self.trusted)}]"] if self.trusted else []

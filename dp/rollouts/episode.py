@@ -19,7 +19,8 @@ class Chunk:
     obs: name -> (To, ...), the last observations, raw; empty when the episode has ended.
     rewards: one per step taken. info: the environment's named quantities after the last step. success: whether
     the task was solved after any of the steps; None if the environment does not say. ended: whether the episode is
-    over. control_hz: control steps per second. frames: pictures for people, if wanted.
+    over. control_hz: control steps per second. frames: pictures for people, if wanted. state: the environment's true
+    state, if wanted.
     """
 
     obs: dict[str, np.ndarray]
@@ -29,6 +30,7 @@ class Chunk:
     ended: bool = False
     control_hz: float = 0.0
     frames: list[np.ndarray] = field(default_factory=list)
+    state: dict[str, np.ndarray] | None = None
 
 
 class Episode:
@@ -38,10 +40,13 @@ class Episode:
         env: an environment, reset by this class.
         n_obs_steps: To.
         obs_names: the observations to keep; None: all.
+        with_state: whether chunks bring the environment's true state (`snapshot`).
     """
 
-    def __init__(self, env: Env, n_obs_steps: int, obs_names: Sequence[str] | None = None) -> None:
-        self.env, self._obs_names = env, obs_names
+    def __init__(
+        self, env: Env, n_obs_steps: int, obs_names: Sequence[str] | None = None, with_state: bool = False
+    ) -> None:
+        self.env, self._obs_names, self._with_state = env, obs_names, with_state
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
 
     def reset(self, seed: int, max_steps: int, record: bool) -> Chunk:
@@ -55,14 +60,14 @@ class Episode:
         self._history.clear()
         for _ in range(self._history.maxlen or 0):
             self._history.append(self._look())
-        return Chunk(self._stacked(), control_hz=self.env.control_hz, frames=self._frames())
+        return Chunk(self._stacked(), control_hz=self.env.control_hz, frames=self._frames(), state=self._state())
 
     def step(self, actions: Float[np.ndarray, "Ta Da"]) -> Chunk:
         """Executes `actions` until they, or the episode, end.
 
         Raises ValueError, naming the seed, for a fault of the environment.
         """
-        chunk = Chunk({})
+        chunk, terminated = Chunk({}), False
         planned = actions[: self._max_steps - self._steps]
         for number, action in enumerate(planned, start=1):
             with self._named("step(action)"):
@@ -78,7 +83,7 @@ class Episode:
             chunk.info = self.env.info()
         chunk.ended = terminated or self._steps == self._max_steps
         if not chunk.ended:
-            chunk.obs = self._stacked()
+            chunk.obs, chunk.state = self._stacked(), self._state()
         return chunk
 
     def _judge(self, chunk: Chunk) -> bool:
@@ -121,6 +126,9 @@ class Episode:
 
     def _stacked(self) -> dict[str, np.ndarray]:
         return {name: np.stack([obs[name] for obs in self._history]) for name in self._history[0]}
+
+    def _state(self) -> dict[str, np.ndarray] | None:
+        return self.env.snapshot() if self._with_state else None  # type: ignore[attr-defined]
 
     def _frames(self) -> list[np.ndarray]:
         if not self._record:

@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dp import intervals
+from dp.guidance.unguided import Unguided
 from dp.intervals import Bounds, Estimate
 from dp.kernels.switch import BLOCK
 from dp.limits import Count, EnvSeed, Workers
 from dp.progress import Progress
 from dp.rollouts.episode import Chunk, Episode
 from dp.rollouts.pool import EnvPool
-from dp.types import Env, Obs, Policy
+from dp.types import Env, Guidance, Obs, Policy, Situation
 
 Episodes = Annotated[int, Interval(ge=1, le=10**7)]
 """Number of episodes, or of an episode's control steps."""
@@ -106,6 +107,7 @@ class EnvRunner:
         max_steps: most control steps of an episode, or seed -> steps if they differ.
         protocol: name of this test, quoted with every score.
         obs_names: what the policy sees of an environment's observations; None: all of them.
+        guidance: what is executed of what a policy samples; None: the sample.
         bounds: of the reward ("reward") and of named quantities, for intervals that respect them.
         n_envs: environments at once.
         n_workers: processes that step them, started by `start` or at the first rollout, and kept; 0 steps them in this
@@ -130,6 +132,7 @@ class EnvRunner:
         protocol: str = "custom",
         obs_names: Sequence[str] | None = None,
         bounds: Mapping[str, Bounds] | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         shortest = max_steps if isinstance(max_steps, int) else min(max_steps.values())
         _check_least(1, {"n_episodes": n_episodes, "max_steps": shortest, "n_envs": n_envs})
@@ -140,7 +143,9 @@ class EnvRunner:
         self.max_steps, self.protocol, self.bounds = max_steps, protocol, dict(bounds or {})
         self.seeds = list(range(start_seed, start_seed + n_episodes))
         self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
-        self._pool = EnvPool(partial(_make_episode, make_env, n_obs_steps, obs_names), min(n_workers, n_envs))
+        self.guidance = guidance or Unguided()
+        make_episode = partial(_make_episode, make_env, n_obs_steps, obs_names, self.guidance.sees_state)
+        self._pool = EnvPool(make_episode, min(n_workers, n_envs))
 
     def start(self) -> None:
         """Starts the worker processes in the background, so that errors appear before the first rollout."""
@@ -159,9 +164,10 @@ class EnvRunner:
         """Median time from one observation to its actions, milliseconds, after two calls to warm up."""
         chunk = self._pool.reset({0: (self.seeds[0], self._max_steps(self.seeds[0]), False)})[0]
         obs, times = _stack([chunk], device), []
+        situation = Situation(torch.Generator(device), chunk.state)
         for _ in range(2 + repeats):
             start = time.perf_counter()
-            policy.act(obs, torch.Generator(device)).cpu()
+            self.guidance.act(policy, obs, [situation]).cpu()
             times.append(time.perf_counter() - start)
         return 1000 * float(np.median(times[2:]))
 
@@ -183,7 +189,7 @@ class EnvRunner:
         """
         waiting = iter(enumerate(seeds))
         running: dict[int, EpisodeResult] = {}  # by env
-        generators: dict[int, torch.Generator] = {}
+        situations: dict[int, Situation] = {}
         chunks: dict[int, Chunk] = {}  # env -> its latest chunk
         while True:
             # Idle environments start the next seeds.
@@ -193,11 +199,11 @@ class EnvRunner:
                 chunks |= self._pool.reset({e: (s, self._max_steps(s), rec) for e, (s, rec) in starting.items()})
             for env, (seed, _) in starting.items():
                 running[env] = EpisodeResult(seed, control_hz=chunks[env].control_hz, frames=chunks[env].frames)
-                generators[env] = torch.Generator(device).manual_seed(seed)
+                situations[env] = Situation(torch.Generator(device).manual_seed(seed))
             if not running:
                 return
             # All running environments get a chunk of actions, and those that end make room.
-            actions = _act(policy, [chunks[env] for env in running], [generators[env] for env in running], device)
+            actions = self._act(policy, [(chunks[env], situations[env]) for env in running], device)
             planned = dict(zip(running, actions, strict=True))
             chunks = self._pool.step(planned)
             acted()
@@ -214,6 +220,21 @@ class EnvRunner:
                 bar.update()
         return RolloutResult([ended[seed] for seed in seeds], self.bounds)
 
+    def _act(self, policy: Policy, live: list[tuple[Chunk, Situation]], device: torch.device) -> np.ndarray:
+        """Actions (B, Ta, Da) for the environments that the chunks come from, in one batch.
+
+        Matrix products round the same row differently in very small batches; padded to blocks, an episode does not
+        depend on how many others run. Raises ValueError for actions that are not finite, which have no score.
+        """
+        for chunk, situation in live:
+            situation.state = chunk.state
+        first = live[0][0]
+        spare = [(first, Situation(torch.Generator(device), first.state)) for _ in range(-len(live) % BLOCK)]
+        chunks, situations = zip(*live, *spare, strict=True)
+        actions = self.guidance.act(policy, _stack(chunks, device), situations)[: len(live)].cpu()
+        check_finite(actions, policy)
+        return actions.numpy()
+
     def _max_steps(self, seed: int) -> int:
         return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]
 
@@ -224,25 +245,13 @@ def _check_least(least: int, counts: Mapping[str, int]) -> None:
             raise ValueError(f"{name}={value}, expected at least {least}")
 
 
-def _make_episode(make_env: Callable[[], Env], n_obs_steps: int, obs_names: Sequence[str] | None) -> Episode:
-    return Episode(make_env(), n_obs_steps, obs_names)
+def _make_episode(
+    make_env: Callable[[], Env], n_obs_steps: int, obs_names: Sequence[str] | None, with_state: bool
+) -> Episode:
+    return Episode(make_env(), n_obs_steps, obs_names, with_state)
 
 
-def _act(policy: Policy, chunks: list[Chunk], generators: list[torch.Generator], device: torch.device) -> np.ndarray:
-    """Actions (B, Ta, Da) for the environments that `chunks` come from, in one batch.
-
-    Matrix products round the same row differently in very small batches; padded to blocks, an episode does not depend
-    on how many others run. Raises ValueError for actions that are not finite, which have no score.
-    """
-    padding = -len(chunks) % BLOCK
-    padded = chunks + chunks[:1] * padding
-    spare = [torch.Generator(device) for _ in range(padding)]
-    actions = policy.act(_stack(padded, device), generators + spare)[: len(chunks)].cpu()
-    check_finite(actions, policy)
-    return actions.numpy()
-
-
-def _stack(chunks: list[Chunk], device: torch.device) -> Obs:
+def _stack(chunks: Sequence[Chunk], device: torch.device) -> Obs:
     names = chunks[0].obs
     return {name: torch.from_numpy(np.stack([c.obs[name] for c in chunks])).to(device) for name in names}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the processes that step environments import this file, and 
     from torch import Tensor
 
     from dp.tasks.demonstration import Recording
-    from dp.types import Obs
+    from dp.types import Critic, Obs
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -158,6 +158,11 @@ class Task:
         if self.make_env is None:
             raise ValueError(f"task {self.name} has no simulator (task.env=null): nothing can be recorded")
         return partial(Recorder, self.make_env())
+
+    @property
+    def simulator_critic(self) -> "Callable[[int], Critic] | None":
+        """Makes, given Ta, a critic that tries plans in the task's physics from `Env.snapshot`; None: there is none."""
+        return None
 
     def columns(self) -> tuple[Columns, Columns]:
         """Columns of a store of recordings, per frame and per episode: array -> (dtype, shape of a row)."""

@@ -54,6 +54,7 @@ def test_it_scores_as_the_training_run_did_and_needs_no_data(trained, tmp_path):
     assert evaluation["success_ci_low"] <= evaluation["success"] <= evaluation["success_ci_high"]
     assert evaluation["n_episodes"] == 3
     assert evaluation["inference_ms"] > 0
+    assert evaluation["privileged"] is False
     assert evaluation["protocol"]["seeds"] == [100000, 100002]
     assert evaluation["protocol"]["max_steps"] == 20
     assert (tmp_path / "out/media/6-100000.mp4").stat().st_size > 1000
@@ -80,6 +81,20 @@ def test_another_sampler_keeps_the_noise_schedule(trained, tmp_path, overrides, 
     scheduler = result_of(tmp_path / "out")["settings"]["scheduler"]
     assert scheduler.items() >= expected.items()
     assert scheduler["num_train_timesteps"] == 100
+
+
+def test_guidance_is_an_evaluations_own_and_a_privileged_one_says_so(trained, tmp_path):
+    guidance = ("guidance=best_of_n", "guidance.n=2", "guidance.critic=simulator")
+    result = evaluate(f"checkpoint={trained}/checkpoints/last.pt", "run_dir=out", *guidance, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "(privileged: guided by the environment's true state)" in result.stderr
+    evaluation = result_of(tmp_path / "out")
+    assert evaluation["privileged"] is True
+    settings = {"_target_": "dp.guidance.BestOfN", "n": 2, "critic": "simulator"}
+    assert evaluation["settings"]["guidance"] == settings
+    refused = evaluate("workspace.baseline=do_nothing", "task=pusht_state", *guidance, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "guidance chooses among a policy's samples" in refused.stderr
 
 
 @pytest.mark.parametrize(

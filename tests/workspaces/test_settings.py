@@ -55,7 +55,7 @@ def test_no_key_has_two_roles():
 def test_prefixes_select_the_keys_of_their_roles_and_no_others():
     lists = {
         resume.MAY_DIFFER: {"length", "source", "speed", "arithmetic", "place", "output", "verb"},
-        tables.NO_SETTING: set(settings.TABLE) - {"identity", "training", "length", "sampling"},
+        tables.NO_SETTING: set(settings.TABLE) - {"identity", "training", "length", "sampling", "guidance"},
         recipe.OF_THE_PLACE: {"data", "source", "speed", "place", "output", "verb", "outside"},
     }
     coming = {"kernels", "trust", "task.name", "task.protocols.x.max_steps", "env_runner.protocol", "init_from"}

@@ -17,7 +17,7 @@ from workspaces.report.runs import FINAL, Found, LeftOut, Protocol, Run
 from workspaces.rollouts import text_of
 from workspaces.settings import flatten, keys_without
 
-NO_SETTING = keys_without("identity", "training", "length", "sampling")
+NO_SETTING = keys_without("identity", "training", "length", "sampling", "guidance")
 """Keys of the place, speed and protocol of a run, which do not tell settings apart."""
 
 STEPS = "scheduler.num_inference_steps"

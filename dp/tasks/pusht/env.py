@@ -150,6 +150,10 @@ class PushTEnv:
         agent, block = self._env.agent, self._env.block
         return np.array([*agent.velocity, *block.velocity, block.angular_velocity])
 
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """The true state, from which a critic may try actions: `state` (5,) and `velocity` (5,)."""
+        return {"state": self.state, "velocity": self.velocity}
+
     @property
     def n_contacts(self) -> int:
         """Contact points in the last control step, per simulation step, rounded up, as in the reference environment."""

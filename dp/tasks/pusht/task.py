@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from dp.tasks.pusht.demonstration import Recorder
     from dp.tasks.pusht.env import PushTEnv
-    from dp.types import Obs
+    from dp.types import Critic, Obs
 
 IMAGE = (
     Reference("paper, best checkpoint", 0.91, "3 seeds × 50 episodes", "--"),
@@ -56,6 +56,12 @@ class PushT(Task):
         from dp.tasks.pusht.env import PushTEnv
 
         return partial(Recorder, env=PushTEnv([]))
+
+    @property
+    def simulator_critic(self) -> "Callable[[int], Critic]":
+        from dp.tasks.pusht.expert.critic import SimulatorCritic
+
+        return SimulatorCritic
 
     def columns(self) -> tuple[Columns, Columns]:
         """The official data set's columns, and those that it takes to run an episode again."""

@@ -1,0 +1,61 @@
+"""Samples several action sequences and executes the one that a critic likes best."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from annotated_types import Interval
+from jaxtyping import Float
+from torch import Tensor
+
+from dp.guidance.coherence import Coherence
+from dp.types import Critic, Obs, Planning, Situation
+
+
+class BestOfN:
+    """The cheapest of `n` samples (best-of-N, or random shooting with a policy as the proposal).
+
+    The first sample is the one that would be executed without guidance, and wins ties. So n=1 equals no guidance to the
+    bit, and so does a critic that is indifferent.
+
+    Args:
+        n: samples for each decision. A decision costs as much as denoising n times as many environments.
+        critic: "simulator" tries every sample in the task's physics, from the true state of the environment: privileged
+            knowledge that no robot has. "coherence" prefers what continues the last plan (`Coherence`).
+        n_action_steps: Ta, the actions that are executed before the next decision.
+        simulator: makes the task's own critic; None if the task has no physics to try actions in.
+
+    Raises:
+        ValueError: for critic=simulator without `simulator`.
+    """
+
+    def __init__(
+        self,
+        n: Annotated[int, Interval(ge=1, le=1024)] = 16,
+        critic: Literal["simulator", "coherence"] = "coherence",
+        n_action_steps: int = 8,
+        simulator: Callable[[int], Critic] | None = None,
+    ) -> None:
+        if critic == "simulator" and simulator is None:
+            raise ValueError("critic=simulator: the task has no physics to try actions in. Use critic=coherence")
+        self.n, self.sees_state = n, critic == "simulator"
+        make: Callable[[int], Critic] = simulator if critic == "simulator" and simulator is not None else Coherence
+        self.critic = make(n_action_steps)
+
+    def act(self, policy: Planning, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B Ta Da"]:
+        generators = [g for situation in situations for g in self._generators(situation)]
+        plans = policy.plan(obs, generators, self.n)
+        tried = plans.cpu().numpy()
+        chosen = [int(np.argmin(self.critic.costs(*of))) for of in zip(tried, situations, strict=True)]
+        for plan, situation in zip(tried[range(len(chosen)), chosen], situations, strict=True):
+            situation.memory["plan"] = plan
+        return plans[torch.arange(len(chosen)), chosen][:, : policy.n_action_steps]
+
+    def _generators(self, situation: Situation) -> list[torch.Generator]:
+        """The episode's own generator, and n - 1 more that its memory keeps."""
+        own, more = situation.generator, situation.memory.setdefault("generators", [])
+        for number in range(len(more) + 1, self.n):
+            seed = np.random.SeedSequence((own.initial_seed(), number)).generate_state(1)[0]
+            more.append(torch.Generator(own.device).manual_seed(int(seed)))  # its CPU generator uses 32 bits of a seed
+        return [own, *more]
