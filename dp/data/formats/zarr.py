@@ -152,11 +152,11 @@ class ZarrStore:
             raise ValueError(f"{self.path / name} holds {array.nbytes / 1e9:.0f} GB, more than this machine's memory")
         self.check_chunks(name)
         try:
-            return np.asarray(array[:])  # zarr reads in a thread of its own: one call waits for it once
+            return np.asarray(array[...])  # zarr reads in a thread of its own: one call waits for it once
         except NO_DAMAGE:
             raise
         except Exception as error:
-            raise self._damage(name, slice(0, array.shape[0]), error) from error
+            raise self._damage(name, slice(0, (*array.shape, 1)[0]), error) from error
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields (rows, values), whole rows of chunks at a time. Raises as `read` does."""
@@ -225,17 +225,15 @@ class ZarrStore:
         array = self.open(name)
         if isinstance(error, OSError) or "start new thread" in str(error):
             return ValueError(f"{self.path / name} cannot be read now: {error}")
-        for start in range(rows.start, rows.stop, array.chunks[0]):
-            for corner in itertools.product(
-                *(range(0, n, c) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True))
-            ):
-                index = (start, *corner)
-                try:
-                    array[tuple(slice(i, i + c) for i, c in zip(index, array.chunks, strict=True))]
-                except Exception as first:
-                    numbers = tuple(i // c for i, c in zip(index, array.chunks, strict=True))
-                    key = array.metadata.encode_chunk_key(numbers)
-                    return ValueError(self._with_advice(f"chunk {self.path / name / key} is corrupt ({first})"))
+        bounds = [(rows.start, rows.stop), *((0, n) for n in array.shape[1:])][: array.ndim]
+        corners = itertools.product(*(range(*ends, c) for ends, c in zip(bounds, array.chunks, strict=True)))
+        for index in corners:
+            try:
+                array[tuple(slice(i, i + c) for i, c in zip(index, array.chunks, strict=True))]
+            except Exception as first:
+                numbers = tuple(i // c for i, c in zip(index, array.chunks, strict=True))
+                key = array.metadata.encode_chunk_key(numbers)
+                return ValueError(self._with_advice(f"chunk {self.path / name / key} is corrupt ({first})"))
         return ValueError(self._with_advice(f"{self.path / name} cannot be read: {error}"))
 
     def _with_advice(self, message: str) -> str:
