@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from dp.data import summary
-from dp.data.demonstrations import Demonstrations, check_paths
+from dp.data.demonstrations import Demonstrations, check_paths, open_zarr
 from dp.data.formats.zarr import ZarrStore
 from dp.data.reading import Mismatch
+from dp.modalities import parse_shape_meta
 from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace
 
@@ -100,11 +101,21 @@ class InspectWorkspace(Workspace):
         ]
         if chosen:
             raise error
+        for path in check_paths(self.config["dataset"]["path"]):
+            yield from self._trainable(ZarrStore(path))
         task = f"task={self.config['task']['name']}"
         yield f"{task} does not read them: {error}"
         self.closing = (
             f"{task}, the default, does not read these data. The line above trains on them, and inspect checks it, too"
         )
+
+    def _trainable(self, store: ZarrStore) -> Iterator[str]:
+        """Reads the numbers as the line to paste would. Raises the ValueError that training on them would."""
+        shape_meta = summary.guess(store)
+        if shape_meta["action"] != "???":
+            obs, action = parse_shape_meta(shape_meta)
+            numbers = {name: spec for name, spec in obs.items() if spec.type != "rgb"}  # images would take minutes
+            yield from self._windows(open_zarr(numbers, action, str(store.path)))
 
 
 def _training_on(store: ZarrStore) -> str:

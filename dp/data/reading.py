@@ -165,10 +165,10 @@ def check_ends(name: Path, ends: np.ndarray, n_frames: int | None = None) -> Non
 
 def _taken_for(ends: np.ndarray, n_frames: int | None) -> str:
     """A sentence about what else `ends` are, if that is clear."""
-    if ends.sum() == n_frames:
-        return ". These are the lengths of the episodes: store their cumulative sum"
     if ends[0] == 0 and (np.diff(ends) > 0).all():
         return ". These are the first frames of the episodes: store one past the last frame of each"
+    if ends.sum() == n_frames:
+        return ". These are the lengths of the episodes: store their cumulative sum"
     if n_frames is not None and ends[-1] == n_frames - 1:
         return ". These are the last frames of the episodes: store them plus one"
     return ""

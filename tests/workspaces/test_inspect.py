@@ -3,6 +3,8 @@
 import shlex
 import shutil
 
+import numpy as np
+import pytest
 import zarr
 
 from dp.tasks.pusht.sources import BUNDLED_PATH
@@ -79,3 +81,21 @@ def test_the_official_data_are_recognised(official_zarr, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "the official demonstrations, bit for bit" in result.stdout
     assert "206 of 206 demonstrations start from their number as a seed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "length", "said"),
+    [
+        (np.nan, 25, "data/qpos is not finite at frame 40, as float32"),
+        (1e300, 25, "data/qpos is not finite at frame 40, as float32"),
+        (0, 1, "no episode is long enough for horizon=16"),
+    ],
+)
+def test_what_training_would_refuse_in_a_store_of_another_task_is_wrong(value, length, said, tmp_path):
+    arrays = robot(n_episodes=100 // length, length=length)
+    arrays["meta/episode_ends"] = arrays.pop("meta/ends")
+    arrays["data/qpos"][40, 2] = value
+    path = write(tmp_path / "robot.zarr", arrays)
+    result = inspect(f"dataset.path={path}", cwd=tmp_path)
+    assert result.returncode == 1
+    assert said in result.stderr

@@ -8,6 +8,7 @@ import math
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.storage import ZipStore
 
 from dp.data.cache import MEMORY_BYTES
+from dp.data.formats.bounded import BoundedZipStore, check_codecs, max_file_bytes
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ BLOCK_BYTES = 16 << 20
 
 METADATA = (".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json")
 
-MAX_METADATA_BYTES, MAX_CHUNKS = 64 << 20, 10_000_000
+MAX_METADATA_BYTES, MAX_CHUNKS = 16 << 20, 10_000_000
 """Limits of a store's metadata. Reading more would take minutes, or all memory."""
 
 MAX_CHUNK_BYTES = 2 << 30
@@ -38,6 +39,9 @@ MAX_RATIO = 500
 FREE_BYTES = 256 << 20
 """Arrays up to this size need not be stored at all: chunks that hold the fill value alone are not written."""
 
+
+NUMBERS = "biufcmM"
+"""Kinds of types with a fixed size. Texts may be longer than their type says; they are never read."""
 
 NO_DAMAGE = (MemoryError, PermissionError)
 """Errors of reading that say nothing about the files, so they come without advice to delete data."""
@@ -60,9 +64,8 @@ class ZarrStore:
         self.path, self.complete, self.advice = path, complete, advice
         self._zip: Any = None
         if path.is_file():
-            self.names = _names_in_zip(path)
-            self._zip = ZipStore(str(path), mode="r")
-            self._files = set(zipfile.ZipFile(path).namelist())
+            self.names, self._members = _names_in_zip(path)
+            self._zip = BoundedZipStore(str(path), mode="r")
         elif path.is_dir():
             self.names = _names_in_folder(path)
         else:
@@ -90,13 +93,15 @@ class ZarrStore:
         return self._arrays[name]
 
     def _check_size(self, name: str, array: Any) -> None:
-        """Raises ValueError for an array that declares more than its files can hold: it could take any amount of
-        memory.
+        """Raises ValueError for an array that declares more than its files can hold, or a file that holds more than a
+        chunk can: either could take any amount of memory.
 
         It allocates nothing and opens no chunk.
         """
-        if self._zip is None:
-            _check_files(self.path / name)
+        expected = max_file_bytes(array) if array.dtype.kind in NUMBERS else None
+        for file, size in self._sizes(name):
+            if expected is not None and size > max(expected, MAX_METADATA_BYTES if file.name in METADATA else 0):
+                raise ValueError(f"{file} has {size:,} bytes, but the array declares at most {expected:,} for a chunk")
         chunk = math.prod(array.chunks) * array.dtype.itemsize
         if min(array.chunks, default=1) < 1 or chunk > MAX_CHUNK_BYTES:
             raise ValueError(
@@ -112,7 +117,19 @@ class ZarrStore:
     def _stored_bytes(self, name: str) -> int:
         if self._zip is not None:
             return self.path.stat().st_size
-        return sum(file.stat().st_size for file in _files(self.path / name))
+        return sum(size for _, size in self._sizes(name))
+
+    def _sizes(self, name: str) -> Iterator[tuple[Path, int]]:
+        """The files of an array with their bytes, unpacked from the zip. Raises ValueError for what is not a file."""
+        if self._zip is not None:
+            for file, size in self._members.items():
+                if file.startswith(f"{name}/"):
+                    yield self.path / file, size
+            return
+        for entry in _files(self.path / name):
+            if not entry.is_file():
+                raise ValueError(f"{entry.path} is not an ordinary file")
+            yield Path(entry.path), entry.stat().st_size
 
     def find(self, key: str) -> str | None:
         """The name that `key` stands for: itself, or the one name that ends with /key. None if there is none."""
@@ -135,11 +152,11 @@ class ZarrStore:
             raise ValueError(f"{self.path / name} holds {array.nbytes / 1e9:.0f} GB, more than this machine's memory")
         self.check_chunks(name)
         try:
-            return np.asarray(array[:])  # zarr reads in a thread of its own: one call waits for it once
+            return np.asarray(array[...])  # zarr reads in a thread of its own: one call waits for it once
         except NO_DAMAGE:
             raise
         except Exception as error:
-            raise self._damage(name, slice(0, array.shape[0]), error) from error
+            raise self._damage(name, slice(0, (*array.shape, 1)[0]), error) from error
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields (rows, values), whole rows of chunks at a time. Raises as `read` does."""
@@ -169,11 +186,17 @@ class ZarrStore:
         return [key for key in keys if key.rpartition("/")[2] not in files_in(key.rpartition("/")[0])]
 
     def check_chunks(self, name: str, complete: bool = False) -> None:
-        """Raises ValueError for a chunk that was lost: if the store's writer never leaves one out, if there is nothing
-        to read instead, or if `complete` says that no chunk of this array can be all fill value. Otherwise a missing
-        chunk gives a warning.
+        """Raises ValueError for codecs that may unpack to anything, and for a chunk that was lost.
+
+        It was lost if the store's writer never leaves one out, if there is nothing to read instead, or if `complete`
+        says that no chunk of this array can be all fill value. Otherwise a missing chunk gives a warning.
         """
-        missing, fill_value = self.missing_chunks(name), self.open(name).fill_value
+        array = self.open(name)
+        try:
+            check_codecs(array.metadata)
+        except ValueError as error:
+            raise ValueError(f"cannot read the array {self.path / name}: {error}. {_unknown(error)}") from error
+        missing, fill_value = self.missing_chunks(name), array.fill_value
         if missing and (self.complete or complete or fill_value is None):
             raise ValueError(self._with_advice(f"chunk {self.path / missing[0]} is missing"))
         if missing and name not in self._warned:
@@ -192,7 +215,7 @@ class ZarrStore:
 
     def _files_in(self, folder: str) -> frozenset[str]:
         if self._zip is not None:
-            return frozenset(name.rpartition("/")[2] for name in self._files if name.rpartition("/")[0] == folder)
+            return frozenset(name.rpartition("/")[2] for name in self._members if name.rpartition("/")[0] == folder)
         if not (self.path / folder).is_dir():
             return frozenset()
         return frozenset(file.name for file in (self.path / folder).iterdir())
@@ -202,17 +225,15 @@ class ZarrStore:
         array = self.open(name)
         if isinstance(error, OSError) or "start new thread" in str(error):
             return ValueError(f"{self.path / name} cannot be read now: {error}")
-        for start in range(rows.start, rows.stop, array.chunks[0]):
-            for corner in itertools.product(
-                *(range(0, n, c) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True))
-            ):
-                index = (start, *corner)
-                try:
-                    array[tuple(slice(i, i + c) for i, c in zip(index, array.chunks, strict=True))]
-                except Exception as first:
-                    numbers = tuple(i // c for i, c in zip(index, array.chunks, strict=True))
-                    key = array.metadata.encode_chunk_key(numbers)
-                    return ValueError(self._with_advice(f"chunk {self.path / name / key} is corrupt ({first})"))
+        bounds = [(rows.start, rows.stop), *((0, n) for n in array.shape[1:])][: array.ndim]
+        corners = itertools.product(*(range(*ends, c) for ends, c in zip(bounds, array.chunks, strict=True)))
+        for index in corners:
+            try:
+                array[tuple(slice(i, i + c) for i, c in zip(index, array.chunks, strict=True))]
+            except Exception as first:
+                numbers = tuple(i // c for i, c in zip(index, array.chunks, strict=True))
+                key = array.metadata.encode_chunk_key(numbers)
+                return ValueError(self._with_advice(f"chunk {self.path / name / key} is corrupt ({first})"))
         return ValueError(self._with_advice(f"{self.path / name} cannot be read: {error}"))
 
     def _with_advice(self, message: str) -> str:
@@ -247,24 +268,31 @@ def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def _check_files(folder: Path) -> None:
-    """Raises ValueError for a chunk that is not a file."""
-    for entry in _files(folder):
-        if not entry.is_file():
-            raise ValueError(f"{entry.path} is not an ordinary file")
-
-
-def _names_in_zip(path: Path) -> list[str]:
+def _names_in_zip(path: Path) -> tuple[list[str], dict[str, int]]:
+    """The arrays, and the unpacked size of every file. Raises ValueError for a zip that may unpack to anything."""
     try:
         with zipfile.ZipFile(path) as bundle:
-            return sorted(
-                file.rpartition("/")[0]
-                for file in bundle.namelist()
-                if Path(file).name == ".zarray"
-                or (Path(file).name == "zarr.json" and _is_array(bundle.read(file), path / file))
-            )
-    except zipfile.BadZipFile as error:
+            names, members = [], {info.filename: info.file_size for info in bundle.infolist()}
+            for info in bundle.infolist():
+                file, _, kind = info.filename.rpartition("/")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{path / info.filename} is packed in an unusual way, expected stored or deflated")
+                if kind in METADATA and info.file_size > MAX_METADATA_BYTES:
+                    raise ValueError(
+                        f"{path / info.filename} unpacks to {info.file_size:,} bytes, too many for metadata"
+                    )
+                if kind == ".zarray" or (
+                    kind == "zarr.json" and _is_array(_content(bundle, info), path / info.filename)
+                ):
+                    names.append(file)
+            return sorted(names), members
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is a file, expected a zarr store: a folder or a .zip of one ({error})") from error
+
+
+def _content(bundle: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with bundle.open(info) as file:
+        return file.read(info.file_size)  # without a number it unpacks a gigabyte, whatever the size
 
 
 def _unknown(error: Exception) -> str:
@@ -276,7 +304,7 @@ def _unknown(error: Exception) -> str:
 def _is_array(metadata: bytes, file: Path) -> bool:
     try:
         return json.loads(metadata)["node_type"] == "array"
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"cannot read {file}: {error!r}") from error
 
 

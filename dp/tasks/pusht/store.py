@@ -125,7 +125,7 @@ class _Store:
             assert action is not None
             return find_ends(self.zarr, self.zarr.open(action).shape[0])
         ends = self.zarr.read("meta/episode_ends").astype(np.int64)
-        if not len(ends):
+        if not ends.size:
             raise ValueError(f"{self.path} holds no episode yet: python run.py workspace=collect fills it")
         check_ends(self.path / "meta/episode_ends", ends)
         return ends

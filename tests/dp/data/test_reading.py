@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from dp.data.formats.zarr import ZarrStore
 from dp.data.reading import Mismatch, read
@@ -132,14 +133,18 @@ def test_ends_that_are_ambiguous_or_missing_are_named(tmp_path: Path) -> None:
             "has 100 frames, but the last episode of meta/episode_ends ends at 40. These are the lengths",
         ),
         ([0, 25, 50, 75], "must increase, but does not at episode 0. These are the first frames"),
+        ([0, 10, 30, 60], "must increase, but does not at episode 0. These are the first frames"),
+        (100, "meta/episode_ends has shape () and type int64, expected integers of shape (E,), E > 0"),
         ([24, 49, 74, 99], "ends at 99. These are the last frames of the episodes: store them plus one"),
         ([25, 50, 90], "has 100 frames, but the last episode of meta/episode_ends ends at 90"),
         ([-5, 50, 100], "must increase, but does not at episode 0"),
         ([25.0, 50.0, 100.0], "type float64, expected integers"),
     ],
 )
-def test_numbers_that_are_no_ends_are_recognised(ends: list, said: str, tmp_path: Path) -> None:
-    assert said in refused(write(tmp_path / "a.zarr", {**robot(), "meta/episode_ends": np.array(ends)}))
+def test_numbers_that_are_no_ends_are_recognised(ends: list | int, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", robot())
+    zarr.open_group(str(path), mode="a").create_array("meta/episode_ends", data=np.array(ends))
+    assert said in refused(path)
 
 
 def test_ends_of_another_type_and_lost_ends_are_named(tmp_path: Path) -> None:
