@@ -11,6 +11,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 import pytest
+import zarr
 import zarr.codecs as v3
 
 from dp.data.formats.zarr import ZarrStore
@@ -176,3 +177,10 @@ def understate(path: Path, size: int, said: int) -> None:
     at = content.index(b"PK\x01\x02")
     head, directory = content[:at], content[at:]
     path.write_bytes(head + directory.replace(size.to_bytes(4, "little"), said.to_bytes(4, "little")))
+
+
+def test_arrays_of_others_keep_codecs_without_a_bound(tmp_path):
+    """The pipeline serves the whole process, and an environment may read files of its own."""
+    texts = zarr.create_array(str(tmp_path / "texts.zarr"), shape=(2,), dtype=str)
+    texts[:] = ["left", "right"]
+    assert zarr.open_array(str(tmp_path / "texts.zarr"))[:].tolist() == ["left", "right"]
