@@ -213,16 +213,12 @@ def demonstrations(config: Config) -> Demonstrations:
 def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, WindowDataset]:
     """The windows to train on, and those to validate on: none if no episode is held out."""
     steps = (config["horizon"], config["n_obs_steps"], config["n_action_steps"])
-    train, val = data.windows(data.train_episodes, *steps), data.windows(data.split.val, *steps)
-    needed = f"for a window of horizon={config['horizon']}"
-    if not len(train):
-        raise ValueError(f"none of the {len(data.train_episodes)} training episodes is long enough {needed}: reduce it")
-    if len(data.split.val) and not len(val):
-        log.warning(
-            "None of the %d validation episodes is long enough %s, so nothing is validated. Set dataset.val_ratio to "
-            "hold more of them out.", len(data.split.val), needed,
-        )  # fmt: skip
-    return train, val
+    train = data.windows(data.train_episodes, *steps)
+    try:
+        return train, data.windows(data.split.val, *steps)
+    except ValueError as error:
+        log.warning("Nothing is validated: %s, or hold more episodes out (dataset.val_ratio).", error)
+        return train, data.windows(data.split.val[:0], *steps)
 
 
 def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPolicy:

@@ -79,9 +79,9 @@ class InspectWorkspace(Workspace):
                 yield from data.save_pictures(Path(self.media))
 
     def _windows(self, data: Demonstrations) -> Iterator[str]:
-        steps = (self.config["horizon"], self.config["n_obs_steps"], self.config["n_action_steps"])
-        for name, episodes in (("train", data.split.train), ("validation", data.split.val)):
-            yield f"{name}: {len(episodes)} episodes, {len(data.windows(episodes, *steps))} windows"
+        train, val = build.windows(self.config, data)
+        yield f"train: {len(data.train_episodes)} episodes, {len(train)} windows"
+        yield f"validation: {len(data.split.val)} episodes, {len(val)} windows"
         yield f"validation episodes: {data.split.val.tolist()}"
 
     def _foreign(self, error: ValueError) -> Iterator[str]:

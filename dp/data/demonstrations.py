@@ -78,8 +78,11 @@ class Demonstrations:
             )  # fmt: skip
 
     def windows(self, episodes: np.ndarray, horizon: int, n_obs_steps: int, n_action_steps: int) -> WindowDataset:
-        """The windows of `episodes`; none of those that are too short for one."""
+        """The windows of `episodes`. Raises ValueError if all of them are too short for one."""
         table = window_table(self.episodes, episodes, horizon, n_obs_steps, n_action_steps)
+        if len(episodes) and not len(table):
+            needed = f"a window of horizon={horizon}"
+            raise ValueError(f"none of {len(episodes)} episodes is long enough for {needed}: set a smaller horizon")
         return WindowDataset(self._obs, self._action, torch.from_numpy(table), n_obs_steps)
 
     @property

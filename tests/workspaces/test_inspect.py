@@ -88,7 +88,7 @@ def test_the_official_data_are_recognised(official_zarr, tmp_path):
     [
         (np.nan, 25, "data/qpos is not finite at frame 40, as float32"),
         (1e300, 25, "data/qpos is not finite at frame 40, as float32"),
-        (0, 1, "no episode is long enough for horizon=16"),
+        (0, 1, "is long enough for a window of horizon=16"),
     ],
 )
 def test_what_training_would_refuse_in_a_store_of_another_task_is_wrong(value, length, said, tmp_path):

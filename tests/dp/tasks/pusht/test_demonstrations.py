@@ -46,9 +46,10 @@ def test_no_validation_episodes_make_no_windows(small_zarr: Path) -> None:
     assert len(data.windows(data.split.val, 16, 2, 8)) == 0
 
 
-def test_episodes_shorter_than_a_window_make_none(small_zarr: Path) -> None:
+def test_a_horizon_beyond_every_episode_is_named(small_zarr: Path) -> None:
     data = pusht_demonstrations({"agent_pos": (2,)}, path=str(small_zarr))
-    assert len(data.windows(data.split.train, 64, 2, 8)) == 0
+    with pytest.raises(ValueError, match=r"none of \d+ episodes is long enough for a window of horizon=64"):
+        data.windows(data.split.train, 64, 2, 8)
 
 
 def test_path_without_data_is_named(tmp_path: Path) -> None:
