@@ -45,6 +45,7 @@ EVALUATION: Schema = {
     "checkpoint": Maybe(str),
     "step": Maybe(COUNT),
     "inference_ms": Maybe(NUMBER),
+    "privileged": Maybe(bool),
     "episodes": [ROW],
 }
 """Fields of evaluation.json that a report reads."""
@@ -102,6 +103,7 @@ class Run:
     task's.
     metrics: the lines of metrics.jsonl. episodes: test episodes of the evaluation, or of the last rollout.
     checkpoint: file that was evaluated. trained_in: directory of the training, None if it is not known.
+    privileged: whether guidance used the environment's true state.
     """
 
     path: Path
@@ -118,6 +120,7 @@ class Run:
     step: int | None = None
     checkpoint: str | None = None
     trained_in: Path | None = None
+    privileged: bool = False
 
     @property
     def replicate(self) -> str:
@@ -334,6 +337,7 @@ def _evaluation(config: Config, common: dict[str, Any]) -> Run:
         step=_step(evaluation.get("step")),
         checkpoint=checkpoint,
         trained_in=trained_in,
+        privileged=bool(evaluation.get("privileged")),
         **common,
     )
 

@@ -230,12 +230,15 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
     """One row per setting. `trained`: the training runs by directory."""
     rows, shown = [], []
     quantities = dict.fromkeys(key for result in results for key in result.quantities)
+    privileged = any(run.privileged for result in results for run in result.runs)
     for result in results:
         minutes = [m for m in (training_minutes(trained.get(_training_of(run))) for run in result.runs) if m]
         sources = " and ".join(sorted({"evaluation" if r.verb == "evaluate" else "last rollout" for r in result.runs}))
         keys = {short(key): value_of(value) for key, value in result.setting.items()} or {"setting": result.label}
         seeds, episodes = len(result.runs), result.protocol.n_episodes
         facts = {"task": result.protocol.task, "protocol": str(result.protocol), "from": sources}
+        if privileged:
+            facts["sees the true state"] = "yes, which no robot does" if result.runs[0].privileged else "no"
         numbers = {"inference ms": result.inference_ms, "training min": float(np.mean(minutes or [np.nan]))}
         estimates = {"score": result.score, "success": result.success}
         own = result.quantities  # tasks differ in theirs
@@ -251,7 +254,7 @@ def results_table(results: list[Result], trained: dict[object, Run]) -> Table:
     several = len({result.protocol.task for result in results}) > 1
     dropped = () if several else ("task",)
     frame, same = _without_constants(
-        _with_dashes(shown).drop(columns=[*dropped], errors="ignore"), ("protocol", "from")
+        _with_dashes(shown).drop(columns=[*dropped], errors="ignore"), ("protocol", "from", "sees the true state")
     )
     return Table("Results", pd.DataFrame(rows), frame, " ".join([note, *same]))
 

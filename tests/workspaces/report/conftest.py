@@ -87,7 +87,9 @@ def made_up(
         "task": {"name": task.name}, "workspace": {"num_steps": 10},
     }  # fmt: skip
     about = {
-        key: settings.pop(key) for key in ("verb", "state", "record", "metrics", "inference_ms") if key in settings
+        key: settings.pop(key)
+        for key in ("verb", "state", "record", "metrics", "inference_ms", "privileged")
+        if key in settings
     }
     for key, value in settings.items():
         *groups, last = key.split("__")

@@ -220,3 +220,12 @@ def test_quantities_stand_with_the_scores_where_another_task_has_none():
     assert columns.index("final coverage [95 %]") == columns.index("success [95 %]") + 1
     assert list(table.shown["final coverage [95 %]"]).count("–") == 1
     assert tables.number(-5.25, 1) == "−5.2"
+
+
+def test_a_result_that_used_the_true_state_says_so():
+    plain = made_up([0.5, 1.0], guidance__n=1)
+    privileged = made_up([1.0, 1.0], guidance__n=16, privileged=True)
+    for runs, expected in ([[plain], ""], [[plain, privileged], "no"], [[privileged], "yes"]):
+        table = tables.results_table(tables.results(runs), {})
+        seen = [str(table.frame.get("sees the true state", "")), table.note]
+        assert (expected in " ".join(seen)) if expected else "true state" not in " ".join(seen)
