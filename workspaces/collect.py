@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, TypedDict
 
 from dp import limits
 from dp.data.recording import DemonstrationStore
+from dp.guidance import Unguided
 from dp.processes import N_CORES, in_processes
 from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner
@@ -101,14 +102,17 @@ class CollectWorkspace(Workspace):
 
     def _rollouts(self, collector: Callable[..., Made], loaded: Loaded) -> Callable[[Iterable[int]], Made]:
         self.use_threads(self.config["n_threads"])
+        record = self.task.recorder()  # an error without a simulator
         settings = {**loaded.config["env_runner"], "n_workers": self.n_workers}
         self._runner = build.env_runner({**loaded.config, "env_runner": settings})
+        assert self._runner is not None
+        guided = () if isinstance(self._runner.guidance, Unguided) else ("guidance",)  # stores of before say nothing
         self.settings |= flatten(
-            {key: loaded.config[key] for key in ("scheduler", "n_action_steps")}
+            {key: loaded.config[key] for key in ("scheduler", "n_action_steps", *guided)}
             | {key: loaded.about[key] for key in ("checkpoint", "step")}
             | {"env_runner.max_steps": settings["max_steps"]}
         )
-        return partial(collector, self._runner, loaded.policy, self.device, self.task.recorder())
+        return partial(collector, self._runner, loaded.policy, self.device, record)
 
     def run(self) -> None:
         if self.config["run_dir"] is not None:

@@ -162,6 +162,8 @@ def test_a_policy_demonstrates_what_it_does_in_an_evaluation(run, tmp_path):
     lengths = np.diff(ReplayBuffer.load(tmp_path / "a", []).episode_ends, prepend=0)
     assert lengths.tolist() == [row["length"] for row in rows]
     assert set(facts["source"]) == {"checkpoint"}
+    guided = run_py(*collect, "workspace.path=a", "workspace.n_episodes=6", "guidance=best_of_n", cwd=tmp_path)
+    assert 'a was collected with other settings (guidance._target_=null there, "dp.guidance' in guided.stderr
 
 
 def test_what_a_person_keeps_is_stored_and_the_window_counts_the_store(tmp_path, monkeypatch):
