@@ -1,6 +1,9 @@
 """The report on wandb, in its real offline files; and the dashboard that a login would make."""
 
 import json
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,10 +23,20 @@ def logged(sweep, monkeypatch):
     return sweep
 
 
+def _written(folder: Path) -> tuple[Path, list[Any]]:
+    """wandb's file and its records. Its own process writes it, and on a busy machine it is late."""
+    for _ in range(600):
+        for file in folder.glob("offline-run-*/*.wandb"):
+            found = list(records(file))
+            if any(record.WhichOneof("record_type") == "exit" for record in found):
+                return file, found
+        time.sleep(0.1)
+    raise AssertionError("wandb has not written its file")
+
+
 def test_tables_pictures_and_page_join_the_group_of_the_runs(logged, report):
     workspace = report(logged, "logger.mode=offline")
-    (file,) = (logged / "report/wandb").glob("offline-run-*/*.wandb")
-    found = list(records(file))
+    file, found = _written(logged / "report/wandb")
     (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
     assert (run.job_type, run.run_group, list(run.tags)) == ("report", "horizons", ["report"])
     sent: dict[str, dict] = {}
