@@ -12,7 +12,7 @@ import torch
 from dp.data import Demonstrations
 from dp.data.windows import WindowDataset, prepare
 from dp.policy import DiffusionPolicy
-from dp.progress import Progress
+from dp.progress import LOG_S, Progress
 from dp.rollouts.runner import EnvRunner, check_finite
 from workspaces import checkpoint
 from workspaces.base import Config
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 MAX_VAL_WINDOWS, MAX_SAMPLED_WINDOWS = 512, 64
 """Most windows in the validation loss, and in the error of sampled actions."""
-
-SIGN_OF_LIFE_S = 30
 
 VAL_METRIC = "val/action_mse"
 """Metric of the best checkpoints of a task without a simulator. Smaller is better."""
@@ -102,8 +100,8 @@ class Assessment:
         state.pending, self._logged = [], True
 
     def log_sign_of_life(self) -> None:
-        """Logs a line every SIGN_OF_LIFE_S seconds until the first regular one, which may take long."""
-        if self._logged or time.monotonic() - self._said < SIGN_OF_LIFE_S:
+        """Logs a line every LOG_S seconds until the first regular one, which may take long."""
+        if self._logged or time.monotonic() - self._said < LOG_S:
             return
         self._said, state = time.monotonic(), self.state
         num_steps, rate = self.config["workspace"]["num_steps"], state.timer.mean_steps_per_s(state.step)

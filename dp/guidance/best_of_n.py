@@ -57,5 +57,5 @@ class BestOfN:
         own, more = situation.generator, situation.memory.setdefault("generators", [])
         for number in range(len(more) + 1, self.n):
             seed = np.random.SeedSequence((own.initial_seed(), number)).generate_state(1)[0]
-            more.append(torch.Generator(own.device).manual_seed(int(seed)))  # its CPU generator uses 32 bits of a seed
+            more.append(torch.Generator(own.device).manual_seed(int(seed)))  # a CPU generator uses 32 bits of a seed
         return [own, *more]

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -149,12 +150,12 @@ def _check_stages(codecs: Iterable[Codec]) -> None:
 def max_file_bytes(array: Any) -> int:
     """The largest file that a chunk of `array`, or a shard of them, can need: noise does not compress."""
     shape = getattr(array, "shards", None) or array.chunks
-    inner = int(np.prod(shape, dtype=object)) // max(1, int(np.prod(array.chunks, dtype=object)))
-    return 2 * int(np.prod(shape, dtype=object)) * array.dtype.itemsize + SHARD_ROW * inner + (1 << 16)
+    inner = math.prod(shape) // max(1, math.prod(array.chunks))
+    return 2 * math.prod(shape) * array.dtype.itemsize + SHARD_ROW * inner + (1 << 16)
 
 
 def _check(codecs: list[Codec], data: memoryview, spec: ArraySpec) -> None:
-    declared = int(np.prod(spec.shape, dtype=object)) * spec.dtype.to_native_dtype().itemsize
+    declared = math.prod(spec.shape) * spec.dtype.to_native_dtype().itemsize
     stages = _stages(codecs)
     try:
         limit = _encoded_bytes(stages, declared)
@@ -162,7 +163,7 @@ def _check(codecs: list[Codec], data: memoryview, spec: ArraySpec) -> None:
         return
     for codec in codecs:
         if isinstance(codec, ShardingCodec):
-            limit += SHARD_ROW * int(np.prod(spec.shape, dtype=object)) // int(np.prod(codec.chunk_shape, dtype=object))
+            limit += SHARD_ROW * math.prod(spec.shape) // math.prod(codec.chunk_shape)
     names = [name for name, _ in stages]
     if names[-1] == "crc32c" and len(data) > 4:
         data = data[:-4]

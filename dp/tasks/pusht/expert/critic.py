@@ -26,7 +26,9 @@ class SimulatorCritic:
         self._value, self._agrees = cost_to_go(Planner.push_speed), private_api_agrees()
 
     def costs(self, plans: Float[np.ndarray, "n T 2"], situation: Situation) -> Float[np.ndarray, " n"]:
-        simulator = situation.memory.setdefault("simulator", Simulator(self._agrees))
+        if "simulator" not in situation.memory:
+            situation.memory["simulator"] = Simulator(self._agrees)
+        simulator = situation.memory["simulator"]
         assert situation.state is not None
         state, velocity = situation.state["state"], situation.state["velocity"]
         _, poses = simulator.rollout(state, velocity, plans.astype(np.float64))
