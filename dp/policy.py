@@ -76,16 +76,22 @@ class DiffusionPolicy(nn.Module):
     @torch.no_grad()
     def act(self, obs: Obs, generator: Generator = None) -> Float[Tensor, "B Ta Da"]:
         """Raw observations -> the actions to execute, in raw units: the first Ta of a plan."""
-        return self.plan(obs, generator)[:, 0, : self.n_action_steps]
+        return self.plan(self.encode(obs), generator)[:, 0, : self.n_action_steps]
 
     @torch.no_grad()
-    def plan(self, obs: Obs, generator: Generator = None, n: int = 1) -> Float[Tensor, "B n T Da"]:
-        """Raw observations -> n samples of T = H - To + 1 actions, in raw units. Observations are encoded once.
+    def encode(self, obs: Obs) -> Float[Tensor, "B To Do"]:
+        """Raw observations -> the condition of the denoiser."""
+        return self.condition({name: self.normalizer.normalize(name, x) for name, x in obs.items()})
+
+    @torch.no_grad()
+    def plan(
+        self, cond: Float[Tensor, "B To Do"], generator: Generator = None, n: int = 1
+    ) -> Float[Tensor, "B n T Da"]:
+        """Encoded observations -> n samples of T = H - To + 1 actions, in raw units.
 
         Of the H predicted actions, index To-1 belongs to the latest observation, where a plan begins.
         generator: as many as samples, those of a row next to each other.
         """
-        normalized = {name: self.normalizer.normalize(name, x) for name, x in obs.items()}
-        cond = self.condition(normalized).repeat_interleave(n, dim=0)
-        action = self.normalizer.unnormalize("action", self.sample(cond, generator))
+        sampled = self.sample(cond.repeat_interleave(n, dim=0), generator)
+        action = self.normalizer.unnormalize("action", sampled)
         return action[:, self.n_obs_steps - 1 :].unflatten(0, (-1, n))

@@ -106,7 +106,10 @@ class Planning(Protocol):
 
     n_action_steps: int
 
-    def plan(self, obs: Obs, generator: Generator = None, n: int = 1) -> Float[Tensor, "B n T Da"]:
+    def encode(self, obs: Obs) -> Float[Tensor, "B To Do"]:
+        """What its encoder sees in raw observations."""
+
+    def plan(self, cond: Float[Tensor, "B To Do"], generator: Generator = None, n: int = 1) -> Float[Tensor, "B n T Da"]:
         """n samples of the actions from the latest observation on (T = H - To + 1), in raw units."""
 
 
@@ -115,11 +118,13 @@ class Situation:
     """One running episode as guidance sees it.
 
     generator: the episode's source of noise. state: the environment's true state (`Env.snapshot`) if the guidance asks
-    for it. memory: what the guidance keeps from one decision of this episode to the next.
+    for it. cond: what the policy's encoder sees (To, Do). memory: what the guidance keeps from one decision of this
+    episode to the next.
     """
 
     generator: torch.Generator
     state: Mapping[str, np.ndarray] | None = None
+    cond: Tensor | None = None
     memory: dict[str, Any] = field(default_factory=dict)
 
 

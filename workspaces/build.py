@@ -28,7 +28,7 @@ from dp.processes import N_CORES
 from dp.rollouts.runner import EnvRunner
 from dp.rollouts.trial import try_out
 from dp.tasks import Task
-from dp.types import Objective
+from dp.types import Guidance, Objective
 from workspaces import record, resume, trust
 from workspaces import settings as checks
 from workspaces.arguments import MISSING, check_arguments, check_value, shown
@@ -113,7 +113,7 @@ def _verb(settings: Any) -> type[Workspace]:
     except (ModuleNotFoundError, AttributeError, ValueError):
         verb = None
     if not (inspect.isclass(verb) and issubclass(verb, Workspace)):
-        raise ValueError(f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect or report")
+        raise ValueError(f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect, critic or report")
     return verb
 
 
@@ -295,15 +295,18 @@ def collector(config: Config) -> Any:
     return _make(config, "collector")
 
 
-def env_runner(config: Config) -> EnvRunner | None:
-    """The runner of rollouts; None for a task without a simulator. Raises ValueError for a faulty environment."""
+def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | None:
+    """The runner of rollouts; None for a task without a simulator. Raises ValueError for a faulty environment.
+
+    guidance: instead of the configured one.
+    """
     its_task = task(config)
     make_env = its_task.make_env
     if make_env is None:
         return None
     obs, action = shape_meta(config)
     parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
-    parts["guidance"] = _make(
+    parts["guidance"] = guidance or _make(
         config, "guidance", n_action_steps=config["n_action_steps"], simulator=its_task.simulator_critic
     )
     runner = _make(config, "env_runner", n_obs_steps=config["n_obs_steps"], **parts)

@@ -89,7 +89,8 @@ TABLE: dict[Role, Entry] = {
     "verb": Entry(
         "The command, and its checkpoint.",
         "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
-        "workspace.n_episodes workspace.start_seed workspace.n_workers workspace.filter.*",
+        "workspace.n_episodes workspace.start_seed workspace.n_workers workspace.filter.* workspace.n workspace.lr "
+        "workspace.weight_decay workspace.width workspace.depth",
     ),
     "outside": Entry(
         "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",

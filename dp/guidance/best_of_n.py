@@ -1,6 +1,7 @@
 """Samples several action sequences and executes the one that a critic likes best."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dp.guidance.coherence import Coherence
+from dp.guidance.value import Value
 from dp.types import Critic, Obs, Planning, Situation
 
 
@@ -21,36 +23,55 @@ class BestOfN:
 
     Args:
         n: samples for each decision. A decision costs as much as denoising n times as many environments.
-        critic: "simulator" tries every sample in the task's physics, from the true state of the environment: privileged
-            knowledge that no robot has. "coherence" prefers what continues the last plan (`Coherence`).
+        critic: "value" is learned (`Value`) and sees what the policy sees. "simulator" tries every sample in the
+            task's physics, from the true state of the environment: privileged knowledge that no robot has. "coherence"
+            prefers what continues the last plan (`Coherence`).
+        path: for critic=value: the directory of a `workspace=critic`, or the file in it.
         n_action_steps: Ta, the actions that are executed before the next decision.
         simulator: makes the task's own critic; None if the task has no physics to try actions in.
 
     Raises:
-        ValueError: for critic=simulator without `simulator`.
+        ValueError: for critic=simulator without `simulator`, and for critic=value without a critic in `path`.
     """
 
     def __init__(
         self,
         n: Annotated[int, Interval(ge=1, le=1024)] = 16,
-        critic: Literal["simulator", "coherence"] = "coherence",
+        critic: Literal["value", "simulator", "coherence"] = "value",
+        path: str | None = None,
         n_action_steps: int = 8,
         simulator: Callable[[int], Critic] | None = None,
     ) -> None:
         if critic == "simulator" and simulator is None:
-            raise ValueError("critic=simulator: the task has no physics to try actions in. Use critic=coherence")
+            raise ValueError("critic=simulator: the task has no physics to try actions in. Use critic=value")
+        if (critic == "value") != (path is not None):
+            raise ValueError(
+                "critic=value and path=DIR, the directory of a workspace=critic, go together: give both, or neither"
+            )
         self.n, self.sees_state = n, critic == "simulator"
-        make: Callable[[int], Critic] = simulator if critic == "simulator" and simulator is not None else Coherence
-        self.critic = make(n_action_steps)
+        self.critic: Critic = (
+            Value(Path(path)) if path is not None
+            else simulator(n_action_steps) if simulator is not None and self.sees_state
+            else Coherence(n_action_steps)
+        )  # fmt: skip
 
     def act(self, policy: Planning, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B Ta Da"]:
+        if isinstance(self.critic, Value):
+            self.critic.check(policy)
         generators = [g for situation in situations for g in self._generators(situation)]
-        plans = policy.plan(obs, generators, self.n)
+        cond = policy.encode(obs)
+        plans = policy.plan(cond, generators, self.n)
         tried = plans.cpu().numpy()
-        chosen = [int(np.argmin(self.critic.costs(*of))) for of in zip(tried, situations, strict=True)]
+        for row, situation in zip(cond, situations, strict=True):
+            situation.cond = row
+        chosen = [self.choose(*of) for of in zip(tried, situations, strict=True)]
         for plan, situation in zip(tried[range(len(chosen)), chosen], situations, strict=True):
             situation.memory["plan"] = plan
         return plans[torch.arange(len(chosen)), chosen][:, : policy.n_action_steps]
+
+    def choose(self, plans: Float[np.ndarray, "n T Da"], situation: Situation) -> int:
+        """Number of the plan to execute."""
+        return int(np.argmin(self.critic.costs(plans, situation)))
 
     def _generators(self, situation: Situation) -> list[torch.Generator]:
         """The episode's own generator, and n - 1 more that its memory keeps."""

@@ -27,7 +27,7 @@ class Ensemble:
         self.decay = decay
 
     def act(self, policy: Planning, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B Ta Da"]:
-        plans = policy.plan(obs, [situation.generator for situation in situations])[:, 0]
+        plans = policy.plan(policy.encode(obs), [situation.generator for situation in situations])[:, 0]
         chunks = [self._mean(*of, policy.n_action_steps) for of in zip(plans, situations, strict=True)]
         return torch.stack(chunks)
 

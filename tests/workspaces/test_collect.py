@@ -17,6 +17,7 @@ from tests.workspaces.wander import Wander
 from workspaces import build
 from workspaces.collect import Filter
 
+GUIDED = ("guidance=best_of_n", "guidance.critic=coherence")
 STORE = Path("data/collected.zarr")
 
 
@@ -162,7 +163,7 @@ def test_a_policy_demonstrates_what_it_does_in_an_evaluation(run, tmp_path):
     lengths = np.diff(ReplayBuffer.load(tmp_path / "a", []).episode_ends, prepend=0)
     assert lengths.tolist() == [row["length"] for row in rows]
     assert set(facts["source"]) == {"checkpoint"}
-    guided = run_py(*collect, "workspace.path=a", "workspace.n_episodes=6", "guidance=best_of_n", cwd=tmp_path)
+    guided = run_py(*collect, "workspace.path=a", "workspace.n_episodes=6", *GUIDED, cwd=tmp_path)
     assert 'a was collected with other settings (guidance._target_=null there, "dp.guidance' in guided.stderr
 
 

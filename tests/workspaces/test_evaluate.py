@@ -90,7 +90,7 @@ def test_guidance_is_an_evaluations_own_and_a_privileged_one_says_so(trained, tm
     assert "(privileged: guided by the environment's true state)" in result.stderr
     evaluation = result_of(tmp_path / "out")
     assert evaluation["privileged"] is True
-    settings = {"_target_": "dp.guidance.BestOfN", "n": 2, "critic": "simulator"}
+    settings = {"_target_": "dp.guidance.BestOfN", "n": 2, "critic": "simulator", "path": None}
     assert evaluation["settings"]["guidance"] == settings
     refused = evaluate("workspace.baseline=do_nothing", "task=pusht_state", *guidance, cwd=tmp_path)
     assert refused.returncode == 1

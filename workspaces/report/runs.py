@@ -25,7 +25,7 @@ from workspaces.trust import CONFIG, plain
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, HydraException)
 """Errors of reading a damaged run directory. The schemas raise ValueError and leave little else."""
 
-PARTS = ("checkpoints", "media", "rollouts", "wandb")
+PARTS = ("checkpoints", "lessons", "media", "rollouts", "wandb")
 """Folders of a run directory: there are no runs in them."""
 
 STEPS_PER_EPISODE = Range(0, 10**7)

@@ -43,7 +43,7 @@ def executed(policy, guidance: Guidance | None, n_envs: int = 3, n_workers: int 
     return [np.stack(episode.actions) for episode in result.episodes]
 
 
-@pytest.mark.parametrize("guidance", [BestOfN(n=1), BestOfN(5, "simulator", simulator=Indifferent), Ensemble(0.0)])
+@pytest.mark.parametrize("guidance", [BestOfN(1, "coherence"), BestOfN(5, "simulator", simulator=Indifferent), Ensemble(0.0)])
 def test_without_a_choice_it_equals_no_guidance_to_the_bit(policy, guidance):  # noqa: F811
     if isinstance(guidance, Ensemble):
         policy.n_action_steps = 15  # nothing is foreseen twice
@@ -82,7 +82,10 @@ def test_an_ensemble_is_the_mean_of_what_was_foreseen():
     class Counting:
         n_action_steps, n = 2, 0.0
 
-        def plan(self, obs, generator=None, n=1):
+        def encode(self, obs):
+            return obs
+
+        def plan(self, cond, generator=None, n=1):
             self.n += 1
             return torch.full((1, 1, 5, 1), self.n)
 
@@ -128,5 +131,5 @@ def test_the_simulator_values_what_solves_the_task_above_all():
 
 
 def test_a_task_without_physics_is_told_what_to_use():
-    with pytest.raises(ValueError, match=r"critic=simulator: the task has no physics .* critic=coherence"):
+    with pytest.raises(ValueError, match=r"critic=simulator: the task has no physics .* critic=value"):
         BestOfN(4, "simulator")

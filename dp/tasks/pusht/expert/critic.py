@@ -8,8 +8,8 @@ from dp.tasks.pusht.expert.simulator import Simulator, pose_error, private_api_a
 from dp.tasks.pusht.expert.value import ENOUGH, cost_to_go
 from dp.types import Situation
 
-SOLVED = -100.0
-"""Cost of a plan that solves the task, control steps."""
+SOLVED = 0.0
+"""Cost of a plan that solves the task, control steps. Any other leaves more than `ENOUGH` pixels, at `SLOPE` each."""
 
 
 class SimulatorCritic:

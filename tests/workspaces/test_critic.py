@@ -1,0 +1,67 @@
+"""`workspace=critic`, as a user types it."""
+
+import json
+
+import pytest
+
+from tests.cli import run_py
+
+PRACTICE = [
+    "workspace=critic", "device=cpu", "logger.mode=disabled", "env_runner.max_steps=20", "env_runner.n_workers=0",
+    "workspace.n_episodes=3", "workspace.n=3", "workspace.num_steps=20", "workspace.width=16",
+]  # fmt: skip
+
+
+@pytest.fixture
+def trained(run, tmp_path):
+    result = run("run_dir=trained", "workspace.num_steps=2", "workspace.every.rollout=100")
+    assert result.returncode == 0, result.stderr
+    return tmp_path
+
+
+def practise(where, *overrides):
+    return run_py(*PRACTICE, *overrides, cwd=where, timeout=120)
+
+
+def test_it_is_trained_used_and_made_again_to_the_bit(trained):
+    made = practise(trained, "checkpoint=trained", "run_dir=critic")
+    assert made.returncode == 0, made.stderr
+    critic = (trained / "critic/critic.safetensors").read_bytes()
+    assert json.loads((trained / "critic/run.json").read_text())["state"] == "finished"
+    assert "9 decisions" not in made.stderr
+    assert "by the critic's choice" in made.stderr
+    # A command that it names works.
+    use = ["guidance=best_of_n", "guidance.path=critic", "guidance.n=3"]
+    assert "guidance=best_of_n guidance.path=critic" in made.stderr
+    roll = ["device=cpu", "logger.mode=disabled", "env_runner.n_workers=0", "env_runner.n_episodes=2"]
+    result = run_py("workspace=evaluate", "checkpoint=trained", "run_dir=e", *roll, *use, cwd=trained)
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((trained / "e/evaluation.json").read_text())
+    assert evaluation["privileged"] is False
+    assert evaluation["settings"]["guidance"]["path"] == "critic"
+    # What is left of the practice is not made again.
+    (trained / "critic/critic.safetensors").unlink()
+    again = practise(trained, "checkpoint=trained", "run_dir=critic")
+    assert again.returncode == 0, again.stderr
+    assert (trained / "critic/critic.safetensors").read_bytes() == critic
+    for file in (trained / "critic/lessons").glob("*.npz"):
+        file.unlink()
+    assert practise(trained, "checkpoint=trained", "run_dir=critic").returncode == 0
+    assert (trained / "critic/critic.safetensors").read_bytes() == critic
+    other = practise(trained, "checkpoint=trained", "run_dir=critic", "workspace.n=4")
+    assert "critic holds other practice (n differ): set another run_dir" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "set checkpoint=PATH: a critic learns to choose among the plans of a policy"),
+        (["checkpoint=trained", "workspace.start_seed=100000"], "expected seeds from 206 to 99999"),
+        (["checkpoint=trained", "workspace.n=0"], "workspace.n=0, expected"),
+    ],
+)
+def test_mistakes_are_one_line(trained, overrides, said):
+    result = practise(trained, *overrides)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
