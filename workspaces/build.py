@@ -113,7 +113,7 @@ def _verb(settings: Any) -> type[Workspace]:
     except (ModuleNotFoundError, AttributeError, ValueError):
         verb = None
     if not (inspect.isclass(verb) and issubclass(verb, Workspace)):
-        raise ValueError(f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect, critic or report")
+        raise ValueError(f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect, critic, improve or report")
     return verb
 
 
@@ -290,9 +290,10 @@ def objective(config: Config) -> Objective:
         )
 
 
-def collector(config: Config) -> Any:
-    """A `dp.tasks.demonstration.Collector`, or, for collector=checkpoint, `dp.rollouts.demonstrator.rollouts`."""
-    return _make(config, "collector")
+def collector(config: Config, **parts: Any) -> Any:
+    """A `dp.tasks.demonstration.Collector`, or what runs a policy: `dp.rollouts.demonstrator.rollouts` and
+    `dp.rollouts.takeover.Takeover`. parts: what these may want."""
+    return _make(config, "collector", **parts)
 
 
 def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | None:

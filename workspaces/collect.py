@@ -1,5 +1,6 @@
 """Makes demonstrations and stores those that pass a filter. The same command resumes it after a kill at any moment."""
 
+import inspect
 import logging
 import shlex
 import sys
@@ -28,8 +29,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 500
 """Seeds in a row without a stored demonstration after which collection fails."""
 
-Made = Generator[tuple[int, Demonstration | None], None, None]
-"""Demonstrations by seed, in the order of seeds."""
+Made = Generator[tuple[int, Demonstration | str | None], None, None]
+"""Demonstrations by seed, or why there is none, in the order of seeds."""
 
 
 class FilterSettings(TypedDict, total=False):
@@ -88,21 +89,24 @@ class CollectWorkspace(Workspace):
         self.settings["workspace.start_seed"] = start_seed
         self.signals = Signals()
         self._runner: EnvRunner | None = None
-        collector = build.collector(config)
+        record = self.task.recorder() if loaded is not None else None  # an error without a simulator
+        collector = build.collector(config, expert=self.task.expert, n_workers=self.n_workers, record=record)
         if getattr(collector, "chooses", False):
             self.filter = replace(self.filter, success_only=None)
         self._collector = collector
-        by_policy = bool(config["collector"].get("_partial_"))  # it takes a policy before it takes seeds
+        by_policy = "policy" in inspect.signature(collector).parameters
         if by_policy != (loaded is not None):
-            raise ValueError("collector=checkpoint and checkpoint=PATH go together: give both, or neither")
+            raise ValueError(
+                "checkpoint=PATH and a collector that runs a policy (checkpoint, takeover) go together: give both, or "
+                "neither"
+            )
         self._make: Callable[[Iterable[int]], Made] = partial(_in_order, collector, self.n_workers)
         if loaded is not None:
             self._make = self._rollouts(collector, loaded)
-        self.source = "checkpoint" if by_policy else type(collector).__name__.lower()
+        self.source = "checkpoint" if isinstance(collector, partial) else type(collector).__name__.lower()
 
     def _rollouts(self, collector: Callable[..., Made], loaded: Loaded) -> Callable[[Iterable[int]], Made]:
-        self.use_threads(self.config["n_threads"])
-        record = self.task.recorder()  # an error without a simulator
+        self.use_threads(loaded.config["n_threads"])
         settings = {**loaded.config["env_runner"], "n_workers": self.n_workers}
         self._runner = build.env_runner({**loaded.config, "env_runner": settings})
         assert self._runner is not None
@@ -112,7 +116,7 @@ class CollectWorkspace(Workspace):
             | {key: loaded.about[key] for key in ("checkpoint", "step")}
             | {"env_runner.max_steps": settings["max_steps"]}
         )
-        return partial(collector, self._runner, loaded.policy, self.device, record)
+        return partial(collector, self._runner, loaded.policy, self.device)
 
     def run(self) -> None:
         if self.config["run_dir"] is not None:
@@ -139,7 +143,7 @@ class CollectWorkspace(Workspace):
                 seed, demonstration = self._next(made)
                 objection = self.filter.objection(demonstration)
                 tally.add(demonstration, objection)
-                if demonstration is not None and objection is None:
+                if not isinstance(demonstration, str | None) and objection is None:
                     store.append([demonstration], self.source)
                     bar.update()
                 bar.set_postfix_str(str(tally))
@@ -197,10 +201,10 @@ class Filter:
         earlier = {} if self.min_final_coverage is None else {"coverage": self.min_final_coverage}
         return {**earlier, **(self.min_final or {})}
 
-    def objection(self, demonstration: Demonstration | None) -> str | None:
+    def objection(self, demonstration: Demonstration | str | None) -> str | None:
         """Reason not to store it, or None. Raises ValueError if it lacks a quantity of `min_final`."""
-        if demonstration is None:
-            return "given up by the collector"
+        if demonstration is None or isinstance(demonstration, str):
+            return demonstration or "given up by the collector"
         if self.success_only and not demonstration.success:
             return "no success"
         final = demonstration.final()
@@ -223,9 +227,9 @@ class Tally:
     in_vain: int = 0
     objections: Counter[str] = field(default_factory=Counter)
 
-    def add(self, demonstration: Demonstration | None, objection: str | None) -> None:
+    def add(self, demonstration: Demonstration | str | None, objection: str | None) -> None:
         self.tried += 1
-        self.successes += demonstration is not None and demonstration.success
+        self.successes += not isinstance(demonstration, str | None) and demonstration.success
         self.in_vain = 0 if objection is None else self.in_vain + 1
         if objection is not None:
             self.objections[objection] += 1

@@ -222,13 +222,13 @@ class CriticWorkspace(Workspace):
 @torch.no_grad()
 def explained_share(network: ValueNetwork, cond: Tensor, plans: Tensor, costs: Tensor) -> float:
     """Share of the variance of the costs, between the plans of a decision if there are several, that the network
-    explains."""
+    explains; 0 where there is none."""
     predicted, among = network(cond, plans), plans.shape[1] > 1
     if among:
         predicted, costs = predicted - predicted.mean(1, keepdim=True), costs - costs.mean(1, keepdim=True)
     known = ~costs.isnan()
     error, total = (predicted - costs)[known].square().sum(), (costs[known] - costs[known].mean()).square().sum()
-    return float(1 - error / total.clamp(min=1e-12))
+    return float(1 - error / total) if total > 0 else 0.0
 
 
 def _without_run_dir(overrides: Iterable[str]) -> list[str]:

@@ -39,6 +39,17 @@ SETTINGS = "collected_with"
 """The attribute of the store that says how it was made."""
 
 
+def n_episodes(path: Path) -> int:
+    """Number of episodes in the store at `path`."""
+    return _length(path / ENDS)
+
+
+def last_seed(path: Path) -> int | None:
+    """Seed of the last one; None if there is none."""
+    seeds = _read(path / "meta/seed")[: n_episodes(path)]
+    return int(seeds[-1]) if len(seeds) else None
+
+
 class DemonstrationStore:
     """The store at `path`, for this process alone, created if it does not exist. A context manager.
 
@@ -108,7 +119,7 @@ class DemonstrationStore:
     @property
     def last_seed(self) -> int | None:
         """Seed of the last episode; None if there is none."""
-        return int(_read(self.path / "meta/seed")[-1]) if self.n_episodes else None
+        return last_seed(self.path)
 
     def close(self) -> None:
         if self._lock is not None:

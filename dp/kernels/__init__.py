@@ -10,10 +10,11 @@ from dp.kernels.linear import ConcatLinear
 from dp.kernels.memo import memoize, sampling_loop
 from dp.kernels.mish import Mish
 from dp.kernels.norm import GroupNorm
-from dp.kernels.switch import BLOCK, use
+from dp.kernels.switch import BLOCK, ROWS, use
 
 __all__ = [
     "BLOCK",
+    "ROWS",
     "ConcatLinear",
     "Conv1d",
     "Conv2d",

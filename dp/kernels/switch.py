@@ -9,9 +9,12 @@ from torch import Tensor
 CHOICES = ("auto", "reference")
 
 BLOCK = 8
-"""Batch size from which the CPU kernels pay off. Smaller batches are computed in another way, which rounds differently.
-In multiples of it, a row does not depend on their number, to the bit on a CPU (a GPU promises less). Rollouts therefore
-pad their batches to a multiple of it."""
+"""Batch size from which the CPU kernels pay off. Smaller batches are computed in another way, which rounds differently."""
+
+ROWS = 16
+"""In batches of a multiple of it, a row does not depend on their number, to the bit on a CPU (a GPU promises less).
+Rollouts therefore pad their batches to a multiple of it. With AVX512-BF16, torch's product of 8 rows and a 512 x 128
+matrix rounds otherwise than that of 16."""
 
 _enabled = True
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dp import intervals
 from dp.guidance.unguided import Unguided
 from dp.intervals import Bounds, Estimate
-from dp.kernels.switch import BLOCK
+from dp.kernels.switch import ROWS
 from dp.limits import Count, EnvSeed, Workers
 from dp.progress import Progress
 from dp.rollouts.episode import Chunk, Episode
@@ -229,7 +229,7 @@ class EnvRunner:
         for chunk, situation in live:
             situation.state = chunk.state
         first = live[0][0]
-        spare = [(first, Situation(torch.Generator(device), first.state)) for _ in range(-len(live) % BLOCK)]
+        spare = [(first, Situation(torch.Generator(device), first.state)) for _ in range(-len(live) % ROWS)]
         chunks, situations = zip(*live, *spare, strict=True)
         actions = self.guidance.act(policy, _stack(chunks, device), situations)[: len(live)].cpu()
         check_finite(actions, policy)

@@ -55,5 +55,14 @@ class Collector(Protocol):
         ...
 
 
+@runtime_checkable
+class Expert(Protocol):
+    """Somebody who can go on from anywhere in an episode, in any process and always alike."""
+
+    def __call__(self, seed: int, actions: np.ndarray) -> Demonstration | None:
+        """What it does where `actions` (T, Da) lead in the episode of `seed`; None if it fails."""
+        ...
+
+
 class Finished(Exception):
     """Raised when the demonstrator stops."""

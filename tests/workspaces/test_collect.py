@@ -80,7 +80,7 @@ def test_it_resumes_whatever_the_number_of_processes_and_says_what_it_made(colle
         ("workspace.filter.min_final_coverage=95", "expected a number of at least 0 and at most 1 or null"),
         ("workspace.filter.min_final=0.9", r"expected keys with values, \{key: value\}"),
         ("+workspace.filter.foo=1", "unknown key workspace.filter.foo. Known: success_only"),
-        ("seed=1", "collector=checkpoint and checkpoint=PATH go together"),
+        ("seed=1", "go together: give both, or neither"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_made(override, expected):

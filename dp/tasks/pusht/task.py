@@ -11,6 +11,7 @@ from dp.tasks.task import Columns, Protocol, Reference, Scene, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dp.tasks.demonstration import Expert
     from dp.tasks.pusht.demonstration import Recorder
     from dp.tasks.pusht.env import PushTEnv
     from dp.types import Critic, Obs
@@ -62,6 +63,12 @@ class PushT(Task):
         from dp.tasks.pusht.expert.critic import SimulatorCritic
 
         return SimulatorCritic
+
+    @property
+    def expert(self) -> "Expert":
+        from dp.tasks.pusht.expert.finisher import finish
+
+        return finish
 
     def columns(self) -> tuple[Columns, Columns]:
         """The official data set's columns, and those that it takes to run an episode again."""

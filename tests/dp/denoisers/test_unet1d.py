@@ -15,6 +15,7 @@ from benchmarks.rivals.plain_unet import PlainUNet1d
 from dp.denoisers import UNet1d
 from dp.denoisers.unet1d import SinusoidalEmbedding
 from dp.encoders import ResNetEncoder
+from dp.kernels import ROWS, sampling_loop
 from tests.specs import specs
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "denoiser"
@@ -180,3 +181,16 @@ def test_bad_arguments_are_refused_by_name() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line[: len(start)] for line, start in zip(said, BAD, strict=True)] == list(BAD)
+
+
+@torch.no_grad()
+def test_in_its_real_size_a_row_does_not_depend_on_those_beside_it() -> None:
+    """In multiples of a rollout's padding, to the bit: otherwise scores would depend on `n_envs`."""
+    settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / "unet1d_small.yaml"))
+    del settings["_target_"]
+    network = UNet1d(**settings, action_dim=2, cond_dim=12).eval()
+    given = inputs(16, 4 * ROWS)
+    with sampling_loop():
+        together = network(*given)
+        for n in range(ROWS, 4 * ROWS, ROWS):
+            assert torch.equal(network(*(x[:n].contiguous() for x in given)), together[:n])

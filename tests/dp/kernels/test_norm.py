@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dp.kernels import BLOCK, GroupNorm
+from dp.kernels import BLOCK, ROWS, GroupNorm
 
 
 @pytest.mark.parametrize("length", [1, 7])
@@ -33,9 +33,9 @@ def test_values_and_gradients_are_torchs(length: int, batch: int, mean: float, b
 @torch.no_grad()
 def test_a_sequence_does_not_depend_on_those_beside_it() -> None:
     """In multiples of a rollout's padding, to the bit: otherwise scores would depend on `n_envs`."""
-    norm, x = GroupNorm(8, 256), torch.randn(16, 7 * BLOCK, 256)
+    norm, x = GroupNorm(8, 256), torch.randn(16, 7 * ROWS, 256)
     together = norm(x)
-    for n in range(BLOCK, 7 * BLOCK, BLOCK):
+    for n in range(ROWS, 7 * ROWS, ROWS):
         assert torch.equal(norm(x[:, :n].contiguous()), together[:, :n])
 
 

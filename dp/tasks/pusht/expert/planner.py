@@ -79,14 +79,20 @@ class Planner:
         private_api_agrees()  # warns now
 
     def __call__(self, seed: int) -> Demonstration | None:
+        return self.solve(seed)
+
+    def solve(self, seed: int, initial_state: Float[np.ndarray, " 5"] | None = None) -> Demonstration | None:
+        """Solves the task from `initial_state`, by default that of `seed`; None if no attempt does."""
         for attempt in range(self.n_attempts):
-            demonstration = self._attempt(seed, attempt)
+            demonstration = self._attempt(seed, attempt, initial_state)
             if demonstration.final_coverage > 0.95:  # an end at which the task is unsolved again teaches nothing
                 return demonstration
         return None
 
-    def _attempt(self, seed: int, attempt: int) -> Demonstration:
-        rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed)
+    def _attempt(
+        self, seed: int, attempt: int, initial_state: Float[np.ndarray, " 5"] | None
+    ) -> Demonstration:
+        rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed, initial_state=initial_state)
         simulator = Simulator(private_api_agrees())
         target, noise = recorder.env.state[:2], np.zeros(2)
         while len(recorder) < self.max_steps and not recorder.env.success:

@@ -1,0 +1,203 @@
+"""Rounds of collecting where a policy fails and training on it. Every stage of a round is an ordinary command.
+
+The directories are the truth: a stage whose run has finished is not run again. So the same command resumes, whatever
+killed it.
+"""
+
+import json
+import logging
+import math
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from tabulate import tabulate
+
+from dp import limits
+from dp.data.recording import last_seed, n_episodes
+from dp.files import write_json
+from dp.intervals import Estimate
+from dp.kernels.calibration import AVAILABLE, fastest_num_threads
+from workspaces import build, command, nested, record
+from workspaces.base import Config, Workspace
+from workspaces.errors import Interrupted
+from workspaces.evaluate import OWN
+from workspaces.foreign import read_json, read_yaml
+from workspaces.rollouts import text_of
+from workspaces.settings import group, role
+
+log = logging.getLogger(__name__)
+
+FILE = "improve.json"
+
+
+class ImproveWorkspace(Workspace):
+    """Expert iteration: `n_rounds` times collect, train and evaluate, each with the policy of the round before.
+
+    round-<r>-collect/, -train/, -evaluate/, and for the last round -critic/ and -guided/ are run directories.
+
+    Args:
+        config: the composed configuration of the experiment. With `checkpoint`, that policy is round 0. Otherwise
+            round 0 trains it.
+        n_rounds: rounds after round 0; 0 only trains and evaluates. May be raised later.
+        start, collect, train, critic, evaluate: overrides of the commands of each kind: of round 0's training, of the
+            collections, of the other rounds' trainings, of the last policy's critic (None: there is none), and of the
+            evaluations, whose seeds nothing else may use.
+        afresh: whether a round trains from the start instead of from the policy of the round before.
+
+    Raises ValueError for unusable settings.
+    """
+
+    computes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: Config,
+        n_rounds: limits.Count,
+        start: str,
+        collect: str,
+        train: str,
+        critic: str | None,
+        evaluate: str,
+        afresh: bool,
+    ) -> None:
+        run_dir = config["run_dir"] or str(Path("outputs") / f"{config['name']}-improve")
+        super().__init__({**config, "run_dir": run_dir})
+        task = build.task(self.config)
+        if task.make_env is None:
+            raise ValueError(f"task {task.name} has no simulator (task.env=null): no policy can practise there")
+        self.packages, self.n_rounds, self.afresh = task.packages, n_rounds, afresh
+        texts = {"start": start, "collect": collect, "train": train, "critic": critic, "evaluate": evaluate}
+        self._of = {kind: _split(kind, text) for kind, text in texts.items()}
+        self.has_critic = critic is not None
+        typed = [o for o in record.overrides() if group(o) not in ("workspace", "run_dir", "checkpoint", "hydra")]
+        self._typed = {
+            "train": [o for o in typed if not o.startswith(("dataset.source=", "dataset.path=", "dataset.sha256="))],
+            "start": typed,
+            "other": [o for o in typed if group(o) in OWN],
+        }
+
+    def run(self) -> float | None:
+        """Runs what is left of all rounds. Returns the score of the last evaluation."""
+        self.take_run_dir()
+        self._n_threads = self._choose_threads()
+        self._check_settings()
+        self.begin_run("improve", {"n_threads": self._n_threads})
+        try:
+            for name, overrides in self._stages():
+                self._run(name, overrides)
+        except Interrupted as stop:
+            again = command.run(*self.overrides)
+            raise Interrupted(f"{stop}\nTo go on with all rounds: {again}", stop.exit_code) from None
+        log.info("\n%s", tabulate(list(self._rows()), "keys", disable_numparse=True))
+        log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
+        return self.score
+
+    def _stages(self) -> Iterator[tuple[str, list[str]]]:
+        """Name and overrides of each command, in their order. What follows from earlier ones is read when it is due."""
+        checkpoint, paths = self.config["checkpoint"], None
+        if checkpoint is None:
+            yield "round-0-train", [*self._typed["start"], *self._of["start"]]
+            checkpoint = self._dir("train", 0)
+        yield "round-0-evaluate", self._evaluate(checkpoint)
+        for number in range(1, self.n_rounds + 1):
+            yield f"round-{number}-collect", self._collect(number, checkpoint)
+            paths = self._paths() if paths is None else paths
+            paths = [*paths, str(self._store(number).absolute())]
+            begun = [] if self.afresh else [command.override("init_from", checkpoint)]
+            data = command.override("dataset.path", paths)
+            yield f"round-{number}-train", [*self._typed["train"], *self._of["train"], *begun, data]
+            checkpoint = self._dir("train", number)
+            yield f"round-{number}-evaluate", self._evaluate(checkpoint)
+        if self.has_critic:
+            policy = command.override("checkpoint", checkpoint)
+            yield f"round-{self.n_rounds}-critic", [
+                "workspace=critic", policy, *self._typed["other"], *self._of["critic"]
+            ]  # fmt: skip
+            path = command.override("guidance.path", self._dir("critic", self.n_rounds))
+            yield f"round-{self.n_rounds}-guided", [*self._evaluate(checkpoint), "guidance=best_of_n", path]
+
+    def _evaluate(self, checkpoint: object) -> list[str]:
+        policy = command.override("checkpoint", checkpoint)
+        return ["workspace=evaluate", policy, *self._typed["other"], *self._of["evaluate"]]
+
+    def _collect(self, number: int, checkpoint: object) -> list[str]:
+        """Collects from where the round before has stopped."""
+        policy = command.override("checkpoint", checkpoint)
+        before = last_seed(self._store(number - 1)) if number > 1 else None
+        seed = [] if before is None else [f"workspace.start_seed={before + 1}"]
+        return ["workspace=collect", policy, *self._typed["other"], *self._of["collect"], *seed]
+
+    def _run(self, name: str, overrides: list[str]) -> None:
+        place = [command.override("run_dir", self.run_dir / name), f"n_threads={self._n_threads}"]
+        typed = [*(o for o in overrides if not o.startswith(("run_dir=", "n_threads="))), *place]
+        if record.state_of(self.run_dir / name) == "finished":
+            return
+        log.info("\n%s: %s", name, command.run(*typed))
+        with nested.command(typed) as stage:
+            stage.run()
+
+    def _dir(self, kind: str, number: int) -> Path:
+        return self.run_dir / f"round-{number}-{kind}"
+
+    def _store(self, number: int) -> Path:
+        return self._dir("collect", number) / "collected.zarr"
+
+    def _paths(self) -> list[str]:
+        """The stores that round 0 was trained on."""
+        if self.config["checkpoint"] is None:
+            return list(read_yaml(self._dir("train", 0) / "config.yaml")["dataset"]["path"])
+        return [str(path.absolute()) for path in build.demonstrations(build.resolve(self.config)).paths]
+
+    def _choose_threads(self) -> int:
+        """As many threads in all stages, and after a resume: the last bit of a sum depends on their number."""
+        typed, begun = self.config["n_threads"], record.read_or_none(self.run_dir) or {}
+        if typed != "auto":
+            return int(typed)
+        return int(begun.get("n_threads") or fastest_num_threads(AVAILABLE)[0])
+
+    def _check_settings(self) -> None:
+        """Raises ValueError if the directory holds rounds that were made otherwise."""
+        file = self.run_dir / FILE
+        here = {
+            **{f"workspace.{kind}": shlex.join(overrides) for kind, overrides in self._of.items()},
+            "workspace.afresh": self.afresh,
+            "checkpoint": self.config["checkpoint"],
+            "typed": sorted(o for o in self._typed["start"] if role(group(o)) not in ("place", "output", "speed")),
+        }
+        there = read_json(file) if file.is_file() else here
+        differing = [
+            f"{key}={json.dumps(there.get(key))} there, {json.dumps(here[key])} here"
+            for key in here
+            if there.get(key) != here[key]
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.run_dir} holds rounds with other settings ({'; '.join(differing)}): set another run_dir"
+            )
+        write_json(file, here)
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        """A table of the rounds."""
+        for number in range(self.n_rounds + 1):
+            collected = n_episodes(self._store(number)) if number else 0
+            yield {"round": str(number), "collected": str(collected), **self._result("evaluate", number)}
+        if self.has_critic:
+            yield {"round": f"{self.n_rounds}, with the critic", "collected": "", **self._result("guided", self.n_rounds)}
+
+    def _result(self, kind: str, number: int) -> dict[str, str]:
+        found = read_json(self._dir(kind, number) / "evaluation.json")
+        self.score = found["score"]
+        shown = {
+            name: text_of(Estimate(*(found.get(f"{name}{end}", math.nan) for end in ("", "_ci_low", "_ci_high"))), percent)
+            for name, percent in (("score", False), ("success", True))
+        }
+        return {**shown, "protocol": f"{found['n_episodes']} episodes, seeds {'-'.join(map(str, found['protocol']['seeds']))}"}
+
+
+def _split(kind: str, text: str | None) -> list[str]:
+    try:
+        return shlex.split(text or "")
+    except ValueError as error:
+        raise ValueError(f"workspace.{kind}={text}: {error}") from None
