@@ -109,7 +109,9 @@ class Planning(Protocol):
     def encode(self, obs: Obs) -> Float[Tensor, "B To Do"]:
         """What its encoder sees in raw observations."""
 
-    def plan(self, cond: Float[Tensor, "B To Do"], generator: Generator = None, n: int = 1) -> Float[Tensor, "B n T Da"]:
+    def plan(
+        self, cond: Float[Tensor, "B To Do"], generator: Generator = None, n: int = 1
+    ) -> Float[Tensor, "B n T Da"]:
         """n samples of the actions from the latest observation on (T = H - To + 1), in raw units."""
 
 

@@ -38,6 +38,14 @@ TRAINING = [
 NETWORK = ["denoiser.channels=[16,32]", "denoiser.step_embed_dim=16"]
 COLLECTION = ["workspace.n_episodes=1", "workspace.n_workers=0", "workspace.filter.success_only=false"]
 PLANNER = ["collector.n_samples=8", "collector.n_iterations=1", "collector.n_attempts=1"]
+PRACTICE = ["workspace.n_episodes=1", "workspace.n=2", "workspace.num_steps=5", "workspace.width=16"]
+BY_POLICY = {"collector=checkpoint", "collector=takeover"}
+ROUNDS = [
+    "workspace.n_rounds=1", *(o for o in ROLLOUTS if "n_episodes" not in o), "lr_schedule.num_warmup_steps=1",
+    *(f'workspace.{kind}="{shlex.join([*TRAINING, "env_runner.n_episodes=1"])}"' for kind in ("start", "train")),
+    f'workspace.critic="{shlex.join(PRACTICE)}"',
+    'workspace.evaluate="env_runner.n_episodes=2 env_runner.start_seed=200000"',
+]  # fmt: skip
 REPORT = ["report.n_films=0"]
 SWEEPS = {"+sweep=horizon": "horizon=8,10"}
 """Values that replace those of a sweep by name."""
@@ -66,8 +74,18 @@ def small(arguments: list[str]) -> list[str]:
     if "--help" in arguments or "--cfg" in arguments:
         return arguments
     added = ALWAYS + [SWEEPS[argument] for argument in arguments if argument in SWEEPS]
-    if verb(arguments) == "evaluate" or "collector=checkpoint" in arguments:
+    if verb(arguments) in ("evaluate", "critic") or BY_POLICY & set(arguments):
         added += ROLLOUTS
+    if verb(arguments) == "critic":
+        added += PRACTICE
+    if verb(arguments) == "improve":
+        return [
+            *(a for a in arguments if not a.startswith("workspace.collect=")),
+            *added,
+            *NETWORK,
+            *ROUNDS,
+            *_collect(arguments),
+        ]
     if verb(arguments) == "collect":
         added += COLLECTION + (PLANNER if not any("collector=" in argument for argument in arguments) else [])
     if verb(arguments) == "report":
@@ -75,6 +93,12 @@ def small(arguments: list[str]) -> list[str]:
     if verb(arguments) == "train":
         added += _training(arguments)
     return [*_fewer(arguments), *added] if "-m" in arguments else [*arguments, *added]
+
+
+def _collect(arguments: list[str]) -> list[str]:
+    """A small collection of the kind that an improvement is told to make."""
+    typed = [a.partition("=")[2].strip('"') for a in arguments if a.startswith("workspace.collect=")]
+    return [f'workspace.collect="{" ".join([*(typed or ["collector=takeover"]), *COLLECTION])}"']
 
 
 def _training(arguments: list[str]) -> list[str]:

@@ -113,7 +113,9 @@ def _verb(settings: Any) -> type[Workspace]:
     except (ModuleNotFoundError, AttributeError, ValueError):
         verb = None
     if not (inspect.isclass(verb) and issubclass(verb, Workspace)):
-        raise ValueError(f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect, critic, improve or report")
+        raise ValueError(
+            f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect, critic, improve or report"
+        )
     return verb
 
 

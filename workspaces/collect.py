@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypedDict
 
 from dp import limits
-from dp.data.recording import DemonstrationStore
+from dp.data.recording import STORE, DemonstrationStore
 from dp.guidance import Unguided
 from dp.processes import N_CORES, in_processes
 from dp.progress import Progress
@@ -82,7 +82,7 @@ class CollectWorkspace(Workspace):
             )
         self.n_workers = N_CORES if n_workers == "auto" else n_workers
         folder = Path(config["run_dir"] or "data")
-        self.path = Path(path).expanduser() if path else folder / "collected.zarr"
+        self.path = Path(path).expanduser() if path else folder / STORE
         self.n_episodes, self.start_seed = n_episodes, start_seed
         self.filter = Filter(**filter)
         self.settings = flatten({"collector": config["collector"], "workspace": {"filter": filter}})
@@ -154,7 +154,7 @@ class CollectWorkspace(Workspace):
             bar.close()
             log.info("%s", tally)
 
-    def _next(self, made: Made) -> tuple[int, Demonstration | None]:
+    def _next(self, made: Made) -> tuple[int, Demonstration | str | None]:
         with self.signals.interrupting():
             if self.signals.received is not None:
                 raise StopNow

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ class CriticWorkspace(Workspace):
                 seeds = self.seeds[number * SHARD : (number + 1) * SHARD]
                 if not file.is_file():
                     arrays = self._lessons_of(seeds)
-                    write_atomically(file, lambda opened, arrays=arrays: np.savez(opened, **arrays))
+                    write_atomically(file, partial(_save, arrays=arrays))
                 bar.update(len(seeds))
         shards = [read_arrays(file) for file in files]
         return Lessons(*(torch.from_numpy(np.concatenate([s[name] for s in shards])) for name in Lessons._fields))
@@ -168,7 +169,9 @@ class CriticWorkspace(Workspace):
             if episode.success is None:
                 cost = -sum(episode.rewards[begun:])
             else:
-                cost = episode.length - begun if episode.success else most if isinstance(most, int) else most[episode.seed]
+                cost = (
+                    episode.length - begun if episode.success else most if isinstance(most, int) else most[episode.seed]
+                )
             decision.costs[decision.chosen] = cost
         return decisions
 
@@ -199,7 +202,9 @@ class CriticWorkspace(Workspace):
                     explained = explained_share(network, *rest)
                     metrics = {"critic/loss": loss.item(), "critic/explained": explained}
                     self.logger.log(step, metrics)
-                    log.info("step %d/%d  loss %.4f  explains %.0f %%", step, self.num_steps, loss.item(), 100 * explained)
+                    log.info(
+                        "step %d/%d  loss %.4f  explains %.0f %%", step, self.num_steps, loss.item(), 100 * explained
+                    )
         self._say_gain(network, *rest)
         return network.eval(), explained
 
@@ -228,7 +233,11 @@ def explained_share(network: ValueNetwork, cond: Tensor, plans: Tensor, costs: T
         predicted, costs = predicted - predicted.mean(1, keepdim=True), costs - costs.mean(1, keepdim=True)
     known = ~costs.isnan()
     error, total = (predicted - costs)[known].square().sum(), (costs[known] - costs[known].mean()).square().sum()
-    return float(1 - error / total) if total > 0 else 0.0
+    return float(1 - error / total) if total > 1e-6 * known.sum() else 0.0
+
+
+def _save(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
+    np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _without_run_dir(overrides: Iterable[str]) -> list[str]:

@@ -21,8 +21,9 @@ MAX_YAML_BYTES = 1 << 20
 """Largest configuration. Parsing YAML takes 5 s per megabyte."""
 
 WRITTEN = (
-    ".lock", "run.log", "run.json", "config.yaml", "metrics.jsonl", "evaluation.json", "sweep.json", "improve.json", "critic.safetensors", "lessons", "report.html",
-    "dashboard.json", "checkpoints", "media", "rollouts", "wandb", "tables", "figures", "videos", "pictures",
+    ".lock", "run.log", "run.json", "config.yaml", "metrics.jsonl", "evaluation.json", "sweep.json", "improve.json",
+    "critic.safetensors", "lessons", "report.html", "dashboard.json",
+    "checkpoints", "media", "rollouts", "wandb", "tables", "figures", "videos", "pictures",
 )  # fmt: skip
 """Names that runs and reports write in their directories."""
 

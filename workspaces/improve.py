@@ -15,7 +15,7 @@ from typing import ClassVar
 from tabulate import tabulate
 
 from dp import limits
-from dp.data.recording import last_seed, n_episodes
+from dp.data.recording import STORE, last_seed, n_episodes
 from dp.files import write_json
 from dp.intervals import Estimate
 from dp.kernels.calibration import AVAILABLE, fastest_num_threads
@@ -142,7 +142,7 @@ class ImproveWorkspace(Workspace):
         return self.run_dir / f"round-{number}-{kind}"
 
     def _store(self, number: int) -> Path:
-        return self._dir("collect", number) / "collected.zarr"
+        return self._dir("collect", number) / STORE
 
     def _paths(self) -> list[str]:
         """The stores that round 0 was trained on."""
@@ -167,6 +167,8 @@ class ImproveWorkspace(Workspace):
             "typed": sorted(o for o in self._typed["start"] if role(group(o)) not in ("place", "output", "speed")),
         }
         there = read_json(file) if file.is_file() else here
+        if not self.has_critic:
+            here["workspace.critic"] = there["workspace.critic"]  # a critic of before may stay
         differing = [
             f"{key}={json.dumps(there.get(key))} there, {json.dumps(here[key])} here"
             for key in here
@@ -184,16 +186,25 @@ class ImproveWorkspace(Workspace):
             collected = n_episodes(self._store(number)) if number else 0
             yield {"round": str(number), "collected": str(collected), **self._result("evaluate", number)}
         if self.has_critic:
-            yield {"round": f"{self.n_rounds}, with the critic", "collected": "", **self._result("guided", self.n_rounds)}
+            yield {
+                "round": f"{self.n_rounds}, with the critic",
+                "collected": "",
+                **self._result("guided", self.n_rounds),
+            }
 
     def _result(self, kind: str, number: int) -> dict[str, str]:
         found = read_json(self._dir(kind, number) / "evaluation.json")
         self.score = found["score"]
         shown = {
-            name: text_of(Estimate(*(found.get(f"{name}{end}", math.nan) for end in ("", "_ci_low", "_ci_high"))), percent)
+            name: text_of(
+                Estimate(*(found.get(f"{name}{end}", math.nan) for end in ("", "_ci_low", "_ci_high"))), percent
+            )
             for name, percent in (("score", False), ("success", True))
         }
-        return {**shown, "protocol": f"{found['n_episodes']} episodes, seeds {'-'.join(map(str, found['protocol']['seeds']))}"}
+        return {
+            **shown,
+            "protocol": f"{found['n_episodes']} episodes, seeds {'-'.join(map(str, found['protocol']['seeds']))}",
+        }
 
 
 def _split(kind: str, text: str | None) -> list[str]:

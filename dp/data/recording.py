@@ -27,6 +27,9 @@ COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]
 """Array -> (dtype, shape of one row)."""
 
+STORE = "collected.zarr"
+"""Name of the store that a collection makes."""
+
 ENDS = "meta/episode_ends"
 
 CHUNK_ROWS = {"data": 4096, "meta": 1024}
@@ -42,6 +45,12 @@ SETTINGS = "collected_with"
 def n_episodes(path: Path) -> int:
     """Number of episodes in the store at `path`."""
     return _length(path / ENDS)
+
+
+def n_frames(path: Path) -> int:
+    """Number of frames in the store at `path`."""
+    ends = _read(path / ENDS)
+    return int(ends[-1]) if len(ends) else 0
 
 
 def last_seed(path: Path) -> int | None:

@@ -59,9 +59,7 @@ class ValueNetwork(nn.Module):
             hidden = hidden + block(hidden)
         return self.last(hidden)[..., 0]
 
-    def forward(
-        self, cond: Float[Tensor, "S To Do"], plans: Float[Tensor, "S n T Da"]
-    ) -> Float[Tensor, "S n"]:
+    def forward(self, cond: Float[Tensor, "S To Do"], plans: Float[Tensor, "S n T Da"]) -> Float[Tensor, "S n"]:
         """The costs of n plans in each of S situations, in the unit of the costs that it was trained on."""
         return self._standard_costs(cond, plans) * self.get_buffer("cost_std") + self.get_buffer("cost_mean")
 
@@ -80,7 +78,9 @@ class ValueNetwork(nn.Module):
 
     def to_bytes(self, view: str) -> bytes:
         """The network as safetensors. view: `view_of` the policy in whose features it was trained."""
-        return save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, {"format": FORMAT, "view": view})
+        return save(
+            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, {"format": FORMAT, "view": view}
+        )
 
 
 def _block(width: int) -> nn.Sequential:
@@ -120,8 +120,10 @@ class Value:
 
 
 def view_of(policy: Any) -> str:
-    """Digest of all in a `DiffusionPolicy` that turns raw observations into features, and of the size of plans: policies with the same one
-    share critics."""
+    """Digest of all in a `DiffusionPolicy` that turns raw observations into features, and of the size of plans.
+
+    Policies with the same one share critics.
+    """
     sizes = (policy.n_obs_steps, policy.horizon, policy.action_dim)
     return digest_of(policy.encoder, policy.normalizer, about=repr(sizes))
 
@@ -147,7 +149,9 @@ def _read(path: Path) -> tuple[ValueNetwork, str]:
         network = ValueNetwork(len(weights["cond_mean"]), n_inputs - len(weights["cond_mean"]), width, n_blocks)
         network.load_state_dict(weights)
     except FileNotFoundError:
-        raise ValueError(f"there is no critic {path}. Train one: python run.py workspace=critic checkpoint=PATH") from None
+        raise ValueError(
+            f"there is no critic {path}. Train one: python run.py workspace=critic checkpoint=PATH"
+        ) from None
     except (SafetensorError, KeyError, RuntimeError, OSError) as error:
         raise ValueError(f"{path} is damaged or no critic: {str(error).splitlines()[0]}") from None
     return network.eval(), told.get("view", "")

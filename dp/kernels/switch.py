@@ -9,7 +9,8 @@ from torch import Tensor
 CHOICES = ("auto", "reference")
 
 BLOCK = 8
-"""Batch size from which the CPU kernels pay off. Smaller batches are computed in another way, which rounds differently."""
+"""Batch size from which the CPU kernels pay off. Smaller batches are computed in another way, which rounds
+differently."""
 
 ROWS = 16
 """In batches of a multiple of it, a row does not depend on their number, to the bit on a CPU (a GPU promises less).

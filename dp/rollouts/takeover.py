@@ -56,6 +56,8 @@ def _until_stalled(episode: EpisodeResult) -> list[np.ndarray] | None:
     return episode.actions[: step + 1]
 
 
-def _finish(expert: Expert, stalled: tuple[int, Sequence[Float[np.ndarray, " Da"]] | None]) -> Demonstration | str | None:
+def _finish(
+    expert: Expert, stalled: tuple[int, Sequence[Float[np.ndarray, " Da"]] | None]
+) -> Demonstration | str | None:
     seed, actions = stalled
     return SOLVED if actions is None else expert(seed, np.stack(actions))

@@ -9,7 +9,7 @@ from dp.files import write_bytes
 from workspaces import build
 from workspaces.base import Config, Workspace
 from workspaces.foreign import check_inside
-from workspaces.report import failure_map, figures, page, recipe, runs, tables
+from workspaces.report import failure_map, figures, page, recipe, rounds, runs, tables
 from workspaces.report.publish import publish
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,13 @@ class ReportWorkspace(Workspace):
         trained = [run for run in found.finished if run.verb == "train"]
         results = tables.results(counted)
         comparisons = tables.compare(results, self.baseline)
-        made = _tables(found, counted, trained, results, comparisons, self.baseline, self.runs)
+        its_rounds = rounds.find(found.finished)
+        made = {"rounds": rounds.table(its_rounds)} if its_rounds else {}
+        made |= _tables(found, counted, trained, results, comparisons, self.baseline, self.runs)
         with figures.style():
             drawn = figures.all_figures(trained, found.unfinished, results, comparisons)
+            if its_rounds:
+                drawn["rounds"] = rounds.figure(its_rounds)
             svgs = {name: figures.svg(figure) for name, figure in drawn.items()}
             files = {
                 f"figures/{name}.{kind}": save(figure)

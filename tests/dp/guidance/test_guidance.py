@@ -43,7 +43,9 @@ def executed(policy, guidance: Guidance | None, n_envs: int = 3, n_workers: int 
     return [np.stack(episode.actions) for episode in result.episodes]
 
 
-@pytest.mark.parametrize("guidance", [BestOfN(1, "coherence"), BestOfN(5, "simulator", simulator=Indifferent), Ensemble(0.0)])
+@pytest.mark.parametrize(
+    "guidance", [BestOfN(1, "coherence"), BestOfN(5, "simulator", simulator=Indifferent), Ensemble(0.0)]
+)
 def test_without_a_choice_it_equals_no_guidance_to_the_bit(policy, guidance):  # noqa: F811
     if isinstance(guidance, Ensemble):
         policy.n_action_steps = 15  # nothing is foreseen twice

@@ -1,0 +1,120 @@
+"""The rounds of `workspace=improve`: what each collected, and how well its policy does."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dp.data.recording import STORE, n_episodes, n_frames
+from dp.intervals import Estimate
+from workspaces.report import figures
+from workspaces.report.runs import Run
+from workspaces.report.tables import Result, Table, interval
+
+NAME = re.compile(r"round-(\d{1,6})-(evaluate|guided)")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One evaluation of an improvement.
+
+    improvement: name of its directory, empty if there is only one. critic: whether a learned critic chooses among the
+    policy's plans. episodes, frames: what was collected before it was trained, None if nothing was.
+    """
+
+    improvement: str
+    number: int
+    critic: bool
+    run: Run
+    episodes: int | None
+    frames: int | None
+
+    @property
+    def score(self) -> Estimate:
+        return Result({}, self.run.protocol, [self.run]).score
+
+    @property
+    def success(self) -> Estimate:
+        return Result({}, self.run.protocol, [self.run]).success
+
+
+def find(runs: Sequence[Run]) -> list[Round]:
+    """The rounds among `runs`, in their order."""
+    named = [(NAME.fullmatch(run.path.name), run) for run in runs if run.verb == "evaluate"]
+    rounds = [(match, run) for match, run in named if match is not None]
+    several = len({run.path.parent.resolve() for _, run in rounds}) > 1
+    found = [
+        Round(
+            run.path.parent.name if several else "",
+            int(match[1]),
+            match[2] == "guided",
+            run,
+            *_collected(run, int(match[1])),
+        )
+        for match, run in rounds
+    ]
+    return sorted(found, key=lambda one: (one.improvement, one.number, one.critic))
+
+
+def _collected(run: Run, number: int) -> tuple[int | None, int | None]:
+    store = run.path.parent / f"round-{number}-collect" / STORE
+    try:
+        return n_episodes(store), n_frames(store)
+    except (OSError, ValueError, KeyError, IndexError):
+        return None, None
+
+
+def table(rounds: Sequence[Round]) -> Table:
+    """One row per evaluation."""
+    rows, shown = [], []
+    for one in rounds:
+        facts: dict[str, str | int] = {"improvement": one.improvement} if one.improvement else {}
+        facts |= {"round": one.number, "guidance": "learned critic" if one.critic else "none"}
+        for name, texts in (("episodes collected", one.episodes), ("frames collected", one.frames)):
+            facts[name] = "–" if texts is None or one.critic else texts
+        results = {"score": one.score, "success": one.success}
+        numbers = {
+            f"{name}{end}": value
+            for name, e in results.items()
+            for end, value in zip(("", "_ci_low", "_ci_high"), e, strict=True)
+        }
+        rows.append({**facts, **numbers})
+        shown.append(
+            {**facts, **{f"{name} [95 %]": interval(e, percent=name == "success") for name, e in results.items()}}
+        )
+    note = (
+        f"Every row is {rounds[0].run.protocol.n_episodes} episodes ({rounds[0].run.protocol}), which are used for "
+        "nothing else. A round trains on all that was collected up to it."
+    )
+    return Table("Rounds", pd.DataFrame(rows), pd.DataFrame(shown), note)
+
+
+def figure(rounds: Sequence[Round]) -> Figure:
+    """Score and success over rounds, with their intervals."""
+    made = Figure(figsize=figures.SIZE)
+    axes = made.add_subplot()
+    improvements = list(dict.fromkeys(one.improvement for one in rounds))
+    for number, improvement in enumerate(improvements):
+        for name, line in (("score", "-"), ("success", "--")):
+            colour = figures.PALETTE[(2 * number + (name == "success")) % len(figures.PALETTE)]
+            for critic, marker in ((False, "o"), (True, "D")):
+                own = [one for one in rounds if one.improvement == improvement and one.critic == critic]
+                if not own:
+                    continue
+                estimates = [getattr(one, name) for one in own]
+                values = [e.value for e in estimates]
+                spans = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+                beside = (0.02 + 0.04 * critic) * (1 if name == "success" else -1)
+                label = " ".join(filter(None, [improvement, name, "with a critic" if critic else ""]))
+                axes.errorbar(
+                    [one.number + beside for one in own], values, spans, color=colour, ls=line, marker=marker, ms=5,
+                    capsize=3, elinewidth=1, label=label,
+                )  # fmt: skip
+    axes.set(title="Rounds", xlabel="round", ylabel="score, success")
+    axes.set_ylim(0, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return made
