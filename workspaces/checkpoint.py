@@ -14,6 +14,7 @@ from typing import IO, Any
 import torch
 
 from dp.files import write_atomically
+from workspaces import shipped
 from workspaces.load import migrate, migrate_weights
 from workspaces.schema import check
 from workspaces.trust import STATE, check_contents, check_weights, plain
@@ -43,9 +44,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def find(name: str) -> Path:
-    """The checkpoint that a user names: a file, or the last one of a run directory."""
+    """The checkpoint that a user names: a file, the last one of a run directory, or a bundled one."""
     path = Path(name).expanduser()
-    return path / "checkpoints/last.pt" if path.is_dir() else path
+    if name.startswith(shipped.PREFIX) and not path.exists():
+        path = shipped.folder(name)
+    if path.is_dir():
+        return path / shipped.FILE if (path / shipped.FILE).is_file() else path / "checkpoints/last.pt"
+    return path
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -59,18 +64,8 @@ def load(path: Path) -> dict[str, Any]:
         runs = sorted(file.parent.parent for file in within.glob("*/checkpoints/last.pt"))
         hint = f". Its runs are further down, the latest in {runs[-1]}" if runs else ""
         raise ValueError(f"checkpoint={path}: there is no such file{hint}")
-    if reason := damage(path):
-        raise ValueError(f"checkpoint={path} is damaged or not a checkpoint of dp: {reason}{_advice(path)}")
     where = f"checkpoint={path}"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # torch raises whatever the contents make of it
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{where} is damaged or not a checkpoint of dp: {reason}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{where} is not a checkpoint of this version of dp (format {FORMAT})")
+    state = shipped.read(path) if path.suffix == ".safetensors" else _unpickled(path)
     if "config" in state:
         state["config"] = plain(state["config"], where)
     check_contents(state, where)
@@ -82,6 +77,23 @@ def load(path: Path) -> dict[str, Any]:
         for holder, name in ((state, "policy"), (state.get("ema", {}), "model")):
             if name in holder:
                 holder[name] = migrate_weights(holder[name], state["config"])
+    return state
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of a training. Raises ValueError for any other file."""
+    where = f"checkpoint={path}"
+    if reason := damage(path):
+        raise ValueError(f"{where} is damaged or not a checkpoint of dp: {reason}{_advice(path)}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch raises whatever the contents make of it
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{where} is damaged or not a checkpoint of dp: {reason}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{where} is not a checkpoint of this version of dp (format {FORMAT})")
     return state
 
 
