@@ -246,9 +246,7 @@ class GraphDenoiser:
 def speed_up_sampling(engine: str, policy: DiffusionPolicy) -> None:
     """Lets `policy` denoise with CUDA graphs if `engine` means them. Its weights may change in place."""
     if choose(engine, policy.device) == "graph":
-        fast = GraphDenoiser(policy.denoiser, policy.device)
-        # Without `sampling_loop`: what it keeps from the warm-up would be missing in the graph.
-        policy.denoise = functools.partial(policy.objective.sample, fast)  # type: ignore[method-assign]
+        policy.fast_denoiser = GraphDenoiser(policy.denoiser, policy.device)
 
 
 def on_stream(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> Tensor:

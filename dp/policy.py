@@ -1,6 +1,8 @@
 """Diffusion Policy: the whole algorithm on one screen."""
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from dp.kernels import sampling_loop
 from dp.modalities import Normalizer
 from dp.types import Batch, Denoiser, Generator, Objective, Obs, ObsEncoder
+
+Wrap = Callable[[Denoiser], Denoiser] | None
 
 
 class DiffusionPolicy(nn.Module):
@@ -41,6 +45,7 @@ class DiffusionPolicy(nn.Module):
         self.encoder, self.denoiser, self.objective, self.normalizer = encoder, denoiser, objective, normalizer
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
         self.action_dim, self.noise_draws = action_dim, noise_draws
+        self.fast_denoiser: Denoiser | None = None  # an engine's, for sampling
 
     @property
     def device(self) -> torch.device:
@@ -57,21 +62,26 @@ class DiffusionPolicy(nn.Module):
         return self.objective.loss(self.denoiser, action, cond, generator)
 
     @torch.no_grad()
-    def sample(self, cond: Float[Tensor, "B To Do"], generator: Generator = None) -> Float[Tensor, "B H Da"]:
-        """Samples normalised actions from Gaussian noise."""
+    def sample(
+        self, cond: Float[Tensor, "B To Do"], generator: Generator = None, wrap: Wrap = None
+    ) -> Float[Tensor, "B H Da"]:
+        """Samples normalised actions from Gaussian noise. wrap: changes what the denoiser gets or returns."""
         noise = randn_tensor((len(cond), self.horizon, self.action_dim), generator=generator, device=cond.device)
-        action = self.denoise(noise, cond, generator)
+        action = self.denoise(noise, cond, generator, wrap)
         action = action.nan_to_num(
             math.nan, math.nan, math.nan
         )  # clamping would make an infinite action a plausible one
         return action.clamp(-1, 1) if self.normalizer.clamps("action") else action
 
     def denoise(
-        self, noise: Float[Tensor, "B H Da"], cond: Float[Tensor, "B To Do"], generator: Generator = None
+        self, noise: Float[Tensor, "B H Da"], cond: Float[Tensor, "B To Do"], generator: Generator, wrap: Wrap
     ) -> Float[Tensor, "B H Da"]:
-        """Turns noise into normalised actions. Engines replace this part of sampling."""
-        with sampling_loop():
-            return self.objective.sample(self.denoiser, noise, cond, generator)
+        """Turns noise into normalised actions."""
+        denoiser = self.denoiser if self.fast_denoiser is None else self.fast_denoiser
+        denoiser = denoiser if wrap is None else wrap(denoiser)
+        # In a CUDA graph, results that `sampling_loop` keeps from the warm-up would be missing.
+        with sampling_loop() if self.fast_denoiser is None else nullcontext():
+            return self.objective.sample(denoiser, noise, cond, generator)
 
     @torch.no_grad()
     def act(self, obs: Obs, generator: Generator = None) -> Float[Tensor, "B Ta Da"]:
@@ -85,13 +95,13 @@ class DiffusionPolicy(nn.Module):
 
     @torch.no_grad()
     def plan(
-        self, cond: Float[Tensor, "B To Do"], generator: Generator = None, n: int = 1
+        self, cond: Float[Tensor, "B To Do"], generator: Generator = None, n: int = 1, wrap: Wrap = None
     ) -> Float[Tensor, "B n T Da"]:
         """Encoded observations -> n samples of T = H - To + 1 actions, in raw units.
 
         Of the H predicted actions, index To-1 belongs to the latest observation, where a plan begins.
         generator: as many as samples, those of a row next to each other.
         """
-        sampled = self.sample(cond.repeat_interleave(n, dim=0), generator)
+        sampled = self.sample(cond.repeat_interleave(n, dim=0), generator, wrap)
         action = self.normalizer.unnormalize("action", sampled)
         return action[:, self.n_obs_steps - 1 :].unflatten(0, (-1, n))

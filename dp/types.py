@@ -120,13 +120,15 @@ class Situation:
     """One running episode as guidance sees it.
 
     generator: the episode's source of noise. state: the environment's true state (`Env.snapshot`) if the guidance asks
-    for it. cond: what the policy's encoder sees (To, Do). memory: what the guidance keeps from one decision of this
-    episode to the next.
+    for it. cond: the features (To, Do) that the policy's encoder computes, if the guidance does. plan: the last plan
+    (T, Da), raw, of which Ta actions have been executed; None at the beginning of an episode. memory: data that the
+    guidance keeps from one decision of this episode to the next.
     """
 
     generator: torch.Generator
     state: Mapping[str, np.ndarray] | None = None
     cond: Tensor | None = None
+    plan: Float[Tensor, "T Da"] | None = None
     memory: dict[str, Any] = field(default_factory=dict)
 
 
@@ -147,4 +149,5 @@ class Guidance(Protocol):
 
     sees_state: bool
 
-    def act(self, policy: Any, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B Ta Da"]: ...
+    def act(self, policy: Any, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B T Da"]:
+        """The actions from the latest observation on, in raw units. The first Ta are executed."""

@@ -310,7 +310,11 @@ def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | 
     obs, action = shape_meta(config)
     parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
     parts["guidance"] = guidance or _make(
-        config, "guidance", n_action_steps=config["n_action_steps"], simulator=its_task.simulator_critic
+        config,
+        "guidance",
+        n_action_steps=config["n_action_steps"],
+        n_late=config["env_runner"]["n_late"],
+        simulator=its_task.simulator_critic,
     )
     runner = _make(config, "env_runner", n_obs_steps=config["n_obs_steps"], **parts)
     with _named(config, "task"):

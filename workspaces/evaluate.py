@@ -20,7 +20,7 @@ from dp.tasks import Task
 from dp.types import Policy
 from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace, default_run_dir
-from workspaces.rollouts import metrics_of, named, save_media, text_of
+from workspaces.rollouts import disturbances, metrics_of, named, save_media, text_of
 from workspaces.schema import check
 from workspaces.settings import groups_with, keys_with
 from workspaces.trust import POLICY, check_sizes, check_targets, packages_of
@@ -230,6 +230,7 @@ def protocol(task: Task, runner: EnvRunner) -> dict[str, Any]:
         "name": runner.protocol,
         "seeds": [runner.seeds[0], runner.seeds[-1]],
         "max_steps": runner.max_steps if isinstance(runner.max_steps, int) else "as long as the demonstration",
+        **({"disturbances": harder} if (harder := disturbances(runner.kick, runner.n_late)) else {}),
         "reset": task.reset,
         "score": f"{task.score}; 95 % {'Bayesian' if 'reward' in task.bounds else 'Student'} interval",
         "success": f"{task.success}; 95 % Wilson interval",

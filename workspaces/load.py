@@ -54,6 +54,8 @@ def migrate(config: Config) -> Config:
         }
         if config.get("name") == "pusht":  # nobody had chosen one
             config["name"] = config["task"]["name"]
+    if isinstance(config.get("env_runner"), dict):
+        config["env_runner"] = {"n_late": 0, "kick": 0.0, **config["env_runner"]}
     _name_protocol(config)
     return _moved(config)
 

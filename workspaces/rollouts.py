@@ -7,6 +7,7 @@ import numpy as np
 
 from dp.files import write_atomically, write_json
 from dp.intervals import Estimate
+from dp.rollouts.episode import KICK_EVERY
 from dp.rollouts.runner import RolloutResult
 from workspaces.video import write_video
 
@@ -36,6 +37,12 @@ def text_of(estimate: Estimate, percent: bool = False, sign: bool = False) -> st
     scale, form = (100, ".1f") if percent else (1, ".3f")
     value, low, high = (f"{scale * x:{'+' if sign else ''}{form}}" for x in estimate)
     return f"{value}{' %' if percent else ''}{f' [{low}, {high}]' if estimate.bounded else ''}"
+
+
+def disturbances(kick: float, n_late: int) -> str:
+    """Words for what makes a test harder than its protocol; empty if nothing does."""
+    kicked = f"kick of {kick:g} every {KICK_EVERY} steps" if kick else ""
+    return ", ".join(filter(None, [kicked, f"plans {n_late} steps late" if n_late else ""]))
 
 
 def save_rollouts(run_dir: Path, step: int, test: RolloutResult, train: RolloutResult | None) -> dict[int, Path]:

@@ -70,7 +70,7 @@ TABLE: dict[Role, Entry] = {
     "protocol": Entry(
         "Environment and rules of a policy's test.",
         "debug debug.* env_runner env_runner._target_ env_runner.protocol env_runner.max_steps "
-        "env_runner.n_train_episodes task.env.* task.protocols.*",
+        "env_runner.n_train_episodes env_runner.n_late env_runner.kick task.env.* task.protocols.*",
     ),
     "episodes": Entry(
         "Episodes to roll out, and those to film.",

@@ -89,6 +89,8 @@ CONFIG: Schema = {
             "n_episodes": Maybe(Range(1, 10**6)),
             "start_seed": Maybe(COUNT),
             "max_steps": Maybe((Range(1, 10**7), str)),
+            "n_late": Maybe(COUNT, null=False),
+            "kick": Maybe(Range(0, 10**6, whole=False), null=False),
         }
     ),
     "dataset": Maybe({"path": Maybe((str, [str])), "sha256": Maybe(re.compile("[0-9a-f]{6,64}"))}),

@@ -3,8 +3,20 @@
 from dp.guidance.best_of_n import BestOfN
 from dp.guidance.coherence import Coherence
 from dp.guidance.ensemble import Ensemble
+from dp.guidance.inpainting import Inpainting
 from dp.guidance.practice import Decision, Practice
 from dp.guidance.unguided import Unguided
 from dp.guidance.value import Value, ValueNetwork, view_of
 
-__all__ = ["BestOfN", "Coherence", "Decision", "Ensemble", "Practice", "Unguided", "Value", "ValueNetwork", "view_of"]
+__all__ = [
+    "BestOfN",
+    "Coherence",
+    "Decision",
+    "Ensemble",
+    "Inpainting",
+    "Practice",
+    "Unguided",
+    "Value",
+    "ValueNetwork",
+    "view_of",
+]

@@ -55,7 +55,7 @@ class BestOfN:
             else Coherence(n_action_steps)
         )  # fmt: skip
 
-    def act(self, policy: Planning, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B Ta Da"]:
+    def act(self, policy: Planning, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B T Da"]:
         if isinstance(self.critic, Value):
             self.critic.check(policy)
         generators = [g for situation in situations for g in self._generators(situation)]
@@ -65,9 +65,7 @@ class BestOfN:
         for row, situation in zip(cond, situations, strict=True):
             situation.cond = row
         chosen = [self.choose(*of) for of in zip(tried, situations, strict=True)]
-        for plan, situation in zip(tried[range(len(chosen)), chosen], situations, strict=True):
-            situation.memory["plan"] = plan
-        return plans[torch.arange(len(chosen)), chosen][:, : policy.n_action_steps]
+        return plans[torch.arange(len(chosen)), chosen]
 
     def choose(self, plans: Float[np.ndarray, "n T Da"], situation: Situation) -> int:
         """Number of the plan to execute."""

@@ -24,9 +24,8 @@ class Coherence:
 
     def costs(self, plans: Float[np.ndarray, "n T Da"], situation: Situation) -> Float[np.ndarray, " n"]:
         """Zero for all at the beginning of an episode."""
-        last = situation.memory.get("plan")
-        if last is None:
+        if situation.plan is None:
             return np.zeros(len(plans))
-        rest = last[self.n_action_steps :]
+        rest = situation.plan.cpu().numpy()[self.n_action_steps :]
         distances = np.linalg.norm(plans[:, : len(rest)] - rest, axis=-1)
         return np.asarray(distances @ self.decay ** np.arange(len(rest)))

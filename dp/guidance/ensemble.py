@@ -26,16 +26,15 @@ class Ensemble:
     def __init__(self, decay: Annotated[float, Interval(ge=0, le=100)] = 0.01) -> None:
         self.decay = decay
 
-    def act(self, policy: Planning, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B Ta Da"]:
+    def act(self, policy: Planning, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B T Da"]:
         plans = policy.plan(policy.encode(obs), [situation.generator for situation in situations])[:, 0]
-        chunks = [self._mean(*of, policy.n_action_steps) for of in zip(plans, situations, strict=True)]
-        return torch.stack(chunks)
+        return torch.stack([self._mean(*of, policy.n_action_steps) for of in zip(plans, situations, strict=True)])
 
-    def _mean(self, plan: Float[Tensor, "T Da"], situation: Situation, n_steps: int) -> Float[Tensor, "Ta Da"]:
-        earlier = [old[n_steps:] for old in situation.memory.get("plans", [])]  # what has been executed is over
+    def _mean(self, plan: Float[Tensor, "T Da"], situation: Situation, n_executed: int) -> Float[Tensor, "T Da"]:
+        earlier = [old[n_executed:] for old in situation.memory.get("plans", [])]  # what has been executed is over
         situation.memory["plans"] = plans = [old for old in earlier if len(old)] + [plan]
         steps = []
-        for step in range(n_steps):
+        for step in range(len(plan)):
             foreseen = torch.stack([old[step] for old in plans if len(old) > step])
             weights = torch.exp(-self.decay * torch.arange(len(foreseen), device=plan.device, dtype=plan.dtype))
             steps.append((weights / weights.sum()) @ foreseen)

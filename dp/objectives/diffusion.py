@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from dp.objectives.schedulers import TARGETS, NoSetting, fault_of, sample, setting_for, usable_schedulers
@@ -53,10 +53,20 @@ class Diffusion(nn.Module):
         """Mean squared error at random diffusion steps (Chi et al. 2023, eq. 5)."""
         noise = torch.randn(action.shape, generator=generator, device=action.device)
         k = torch.randint(len(self.alphas_cumprod), (len(action),), generator=generator, device=action.device)
-        abar = self.alphas_cumprod[k][:, None, None]
-        signal, sigma = abar**0.5, (1 - abar) ** 0.5
+        signal, sigma = self._levels(k)
         prediction = denoiser(signal * action + sigma * noise, k[:, None], cond)
         return F.mse_loss(prediction.float(), TARGETS[self.prediction_type](action, noise, signal, sigma))
+
+    def noisy(
+        self, action: Float[Tensor, "B H Da"], noise: Float[Tensor, "B H Da"], t: Shaped[Tensor, "B 1"]
+    ) -> Float[Tensor, "B H Da"]:
+        """The input of the denoiser at diffusion step `t` that belongs to `action` (Ho et al. 2020, eq. 4)."""
+        signal, sigma = self._levels(t[:, 0].long())
+        return signal * action + sigma * noise
+
+    def _levels(self, k: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 1"], Float[Tensor, "B 1 1"]]:
+        abar = self.alphas_cumprod[k][:, None, None]
+        return abar**0.5, (1 - abar) ** 0.5
 
     def sample(
         self,

@@ -11,6 +11,9 @@ from jaxtyping import Float
 
 from dp.tasks.env import Env
 
+KICK_EVERY = 50
+"""Control steps from one disturbance to the next."""
+
 
 @dataclass
 class Chunk:
@@ -41,12 +44,18 @@ class Episode:
         n_obs_steps: To.
         obs_names: the observations to keep; None: all.
         with_state: whether chunks bring the environment's true state (`snapshot`).
+        kick: strength of a disturbance every `KICK_EVERY` steps; 0: none.
     """
 
     def __init__(
-        self, env: Env, n_obs_steps: int, obs_names: Sequence[str] | None = None, with_state: bool = False
+        self,
+        env: Env,
+        n_obs_steps: int,
+        obs_names: Sequence[str] | None = None,
+        with_state: bool = False,
+        kick: float = 0.0,
     ) -> None:
-        self.env, self._obs_names, self._with_state = env, obs_names, with_state
+        self.env, self._obs_names, self._with_state, self._kick = env, obs_names, with_state, kick
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
 
     def reset(self, seed: int, max_steps: int, record: bool) -> Chunk:
@@ -73,6 +82,9 @@ class Episode:
             with self._named("step(action)"):
                 self.env.step(action)
             self._steps += 1
+            if self._kick and self._steps % KICK_EVERY == 0:
+                with self._named("disturb(rng, strength)"):
+                    self.env.disturb(np.random.default_rng([self._seed, self._steps]), self._kick)  # type: ignore[attr-defined]
             terminated = self._judge(chunk)
             chunk.frames += self._frames()
             if terminated:

@@ -113,6 +113,9 @@ class EnvRunner:
         n_workers: processes that step them, started by `start` or at the first rollout, and kept; 0 steps them in this
             one.
         n_videos: test episodes to record, from the first on.
+        n_late: control steps that pass between an observation and the first action that it decides. Meanwhile the last
+            plan goes on, as on a robot that does not wait for its policy.
+        kick: strength of the disturbance that the environment (`disturb`) gets every `KICK_EVERY` steps; 0: none.
 
     Raises:
         ValueError: for impossible counts, and if the last seed is larger than environments accept.
@@ -133,6 +136,8 @@ class EnvRunner:
         obs_names: Sequence[str] | None = None,
         bounds: Mapping[str, Bounds] | None = None,
         guidance: Guidance | None = None,
+        n_late: Count = 0,
+        kick: Annotated[float, Interval(ge=0)] = 0.0,
     ) -> None:
         shortest = max_steps if isinstance(max_steps, int) else min(max_steps.values())
         _check_least(1, {"n_episodes": n_episodes, "max_steps": shortest, "n_envs": n_envs})
@@ -143,8 +148,8 @@ class EnvRunner:
         self.max_steps, self.protocol, self.bounds = max_steps, protocol, dict(bounds or {})
         self.seeds = list(range(start_seed, start_seed + n_episodes))
         self.n_train_episodes, self.n_envs, self.n_videos = n_train_episodes, n_envs, n_videos
-        self.guidance = guidance or Unguided()
-        make_episode = partial(_make_episode, make_env, n_obs_steps, obs_names, self.guidance.sees_state)
+        self.guidance, self.n_late, self.kick = guidance or Unguided(), n_late, kick
+        make_episode = partial(_make_episode, make_env, n_obs_steps, obs_names, self.guidance.sees_state, kick)
         self._pool = EnvPool(make_episode, min(n_workers, n_envs))
 
     def start(self) -> None:
@@ -231,9 +236,30 @@ class EnvRunner:
         first = live[0][0]
         spare = [(first, Situation(torch.Generator(device), first.state)) for _ in range(-len(live) % ROWS)]
         chunks, situations = zip(*live, *spare, strict=True)
-        actions = self.guidance.act(policy, _stack(chunks, device), situations)[: len(live)].cpu()
+        plans = self.guidance.act(policy, _stack(chunks, device), situations)[: len(live)]
+        actions = self._in_time(plans, [situation for _, situation in live], policy).cpu()
         check_finite(actions, policy)
+        for plan, (_, situation) in zip(plans, live, strict=True):
+            situation.plan = plan
         return actions.numpy()
+
+    def _in_time(
+        self, plans: Float[Tensor, "B T Da"], situations: Sequence[Situation], policy: Policy
+    ) -> Float[Tensor, "B Ta Da"]:
+        """The actions that are executed. The first `n_late` of them belong to the last plan.
+
+        Raises ValueError if plans are too short for that.
+        """
+        n_steps, n_late = getattr(policy, "n_action_steps", plans.shape[1]), self.n_late
+        if not n_late:
+            return plans[:, :n_steps]
+        if n_late + n_steps > plans.shape[1]:
+            raise ValueError(
+                f"n_late={n_late}, but a plan has only {plans.shape[1] - n_steps} actions left after "
+                f"n_action_steps={n_steps}: set a smaller n_action_steps"
+            )
+        last = [plan if s.plan is None else s.plan[n_steps:] for s, plan in zip(situations, plans, strict=True)]
+        return torch.cat([torch.stack([plan[:n_late] for plan in last]), plans[:, n_late:n_steps]], dim=1)
 
     def _max_steps(self, seed: int) -> int:
         return self.max_steps if isinstance(self.max_steps, int) else self.max_steps[seed]
@@ -246,9 +272,9 @@ def _check_least(least: int, counts: Mapping[str, int]) -> None:
 
 
 def _make_episode(
-    make_env: Callable[[], Env], n_obs_steps: int, obs_names: Sequence[str] | None, with_state: bool
+    make_env: Callable[[], Env], n_obs_steps: int, obs_names: Sequence[str] | None, with_state: bool, kick: float
 ) -> Episode:
-    return Episode(make_env(), n_obs_steps, obs_names, with_state)
+    return Episode(make_env(), n_obs_steps, obs_names, with_state, kick)
 
 
 def _stack(chunks: Sequence[Chunk], device: torch.device) -> Obs:

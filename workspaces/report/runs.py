@@ -16,6 +16,7 @@ from workspaces.base import Config
 from workspaces.build import task_of
 from workspaces.foreign import MAX_VIDEO_BYTES, parse_json, read_json, read_text, read_yaml
 from workspaces.load import migrate
+from workspaces.rollouts import disturbances
 from workspaces.schema import COUNT, NUMBER, Maybe, Range, Schema, check
 from workspaces.settings import groups_with
 from workspaces.sweep import FILE as MANIFEST
@@ -40,7 +41,7 @@ EVALUATION: Schema = {
     "protocol": {
         "seeds": [COUNT],
         "max_steps": (STEPS_PER_EPISODE, str),
-        **{key: Maybe(str) for key in ("name", "score", "success", "reset")},
+        **{key: Maybe(str) for key in ("name", "score", "success", "reset", "disturbances")},
     },
     "checkpoint": Maybe(str),
     "step": Maybe(COUNT),
@@ -61,7 +62,7 @@ class Protocol:
     """A protocol, with which a score must be quoted. Scores under different ones are never averaged.
 
     task: its name. first, last: env seeds. max_steps: control steps, or words. name: the task's name for it, if any.
-        Protocols with equal numbers are equal.
+        Protocols with equal numbers are equal. disturbances: words for what makes it harder.
     """
 
     task: str
@@ -69,12 +70,12 @@ class Protocol:
     last: int
     max_steps: int | str
     name: str | None = field(default=None, compare=False)
+    disturbances: str = ""
 
     def __str__(self) -> str:
-        if self.name:
-            return self.name
         steps = f"{self.max_steps} steps" if isinstance(self.max_steps, int) else self.max_steps
-        return f"seeds {self.first}–{self.last}, {steps}"
+        numbers = self.name or f"seeds {self.first}–{self.last}, {steps}"
+        return f"{numbers}, {self.disturbances}" if self.disturbances else numbers
 
     @property
     def n_episodes(self) -> int:
@@ -304,13 +305,15 @@ def _training(config: Config, common: dict[str, Any]) -> Run:
 
 def _protocol(runner: dict[str, Any], task: Task) -> Protocol:
     """Protocol of a training's rollouts: the numbers in its configuration, else those of the protocol it names."""
+    harder = disturbances(runner.get("kick", 0.0), runner.get("n_late", 0))
     named, known = runner.get("protocol"), {protocol.name: protocol for protocol in task.protocols}
     numbers = ("n_episodes", "start_seed", "max_steps")
     if any(runner.get(key) is None for key in numbers):
         default = known[named] if named else task.protocols[0]
         runner = {key: getattr(default, key) if runner.get(key) is None else runner[key] for key in numbers}
     n_episodes, first, max_steps = (runner[key] for key in numbers)
-    return Protocol(task.name, first, first + n_episodes - 1, max_steps, task.name_of(n_episodes, first, max_steps))
+    last, name = first + n_episodes - 1, task.name_of(n_episodes, first, max_steps)
+    return Protocol(task.name, first, last, max_steps, name, harder)
 
 
 def _evaluation(config: Config, common: dict[str, Any]) -> Run:
@@ -324,7 +327,8 @@ def _evaluation(config: Config, common: dict[str, Any]) -> Run:
         raise ValueError(f"{file.name} has {len(about['seeds'])} seeds of a protocol, expected the first and the last")
     first, last = about["seeds"]
     name = about.get("name")
-    protocol = Protocol(task.name, first, last, about["max_steps"], None if name == "custom" else name)
+    harder = _words(about.get("disturbances") or "")
+    protocol = Protocol(task.name, first, last, about["max_steps"], None if name == "custom" else name, harder)
     checkpoint = evaluation.get("checkpoint")
     trained_in = _trained_in(checkpoint, common["path"])
     return Run(

@@ -16,12 +16,18 @@ from pymunk.pygame_util import to_pygame
 from shapely.geometry.base import BaseGeometry
 
 from dp.tasks.pusht import state as pusht
+from dp.tasks.pusht.expert.simulator import CORNERS, clearance, rotate
 
 IMAGE_SIZE = 96
 
 DIGITS = 12
 """Decimals of coverage and reward. gym-pusht adds the areas of the block's parts in the order of a set, that is of
 memory addresses: the last digits differ from one environment to the next although the states are equal to the bit."""
+
+
+LEVER, BORDER, N_TRIES = 60.0, 8.0, 20
+"""For disturbances: pixels of a kick that turn the block by a radian at most, distance from the edge of the table, and
+attempts to find room."""
 
 
 class _Simulation(GymPushT):
@@ -153,6 +159,21 @@ class PushTEnv:
     def snapshot(self) -> dict[str, np.ndarray]:
         """The true state, from which a critic may try actions: `state` (5,) and `velocity` (5,)."""
         return {"state": self.state, "velocity": self.velocity}
+
+    def disturb(self, rng: np.random.Generator, strength: float) -> None:
+        """Moves the block by `strength` pixels in a random direction and turns it, where there is room for it."""
+        block, (x, y), angle = self._env.block, self._env.block.position, self._env.block.angle
+        for _ in range(N_TRIES):
+            direction, turn = rng.uniform(0, 2 * np.pi), rng.uniform(-1, 1) * strength / LEVER
+            pose = np.array([x + strength * np.cos(direction), y + strength * np.sin(direction), angle + turn])
+            corners = rotate(CORNERS, pose[2]) + pose[:2]
+            on_table = ((corners > BORDER) & (corners < 512 - BORDER)).all()
+            if on_table and clearance(np.array(self._env.agent.position), pose) > 0:
+                block.angle = pose[2]  # turns about the centre of gravity: the position comes second
+                block.position = pose[0], pose[1]
+                self._env.space.reindex_shapes_for_body(block)
+                self._coverage = None
+                return
 
     @property
     def n_contacts(self) -> int:

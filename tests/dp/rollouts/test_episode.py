@@ -152,3 +152,25 @@ def test_an_episode_that_cannot_begin_is_named() -> None:
     episode = Episode(type("Broken", (PushTEnv,), {"reset": raising})(["agent_pos"]), n_obs_steps=2)
     with pytest.raises(ValueError, match=r"fails in reset\(seed\) in the episode of seed 7"):
         episode.reset(seed=7, max_steps=20, record=False)
+
+
+def test_a_kick_moves_the_block_and_is_the_same_every_time() -> None:
+    ends = []
+    for kick in (0.0, 25.0, 25.0):
+        episode = Episode(PushTEnv(["block_pose"]), 1, kick=kick)
+        start = episode.reset(100_003, 80, False).obs["block_pose"][-1]
+        waiting = np.tile(episode.env.state[:2], (60, 1)).astype(np.float32)
+        ends.append(episode.step(waiting).obs["block_pose"][-1])
+        moved = np.hypot(*(ends[-1] - start)[:2])
+        assert moved == pytest.approx(kick, abs=1e-3)
+    assert np.array_equal(ends[1], ends[2])
+
+
+def test_an_environment_that_cannot_be_kicked_is_named() -> None:
+    class Firm(PushTEnv):
+        disturb = property()  # unreadable, as if it were not there
+
+    episode = Episode(Firm(["agent_pos"]), 1, kick=1.0)
+    episode.reset(3, 80, False)
+    with pytest.raises(ValueError, match=r"fails in disturb\(rng, strength\) in the episode of seed 3"):
+        episode.step(np.full((60, 2), 256, np.float32))
