@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,6 +46,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """The same for a JSON file."""
     write_bytes(path, json.dumps(value, indent=1).encode())
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Names the settings in which a directory (`there`) differs from a command (`here`), empty if in none."""
+    return ", ".join(
+        f"{key}={json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    )
 
 
 def lock(path: Path) -> IO[str] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dp import limits
-from dp.files import write_atomically, write_bytes, write_json
+from dp.files import differing, write_atomically, write_bytes, write_json
 from dp.guidance import Decision, Practice, ValueNetwork, view_of
 from dp.guidance.value import FILE, digest_of
 from dp.progress import Progress
@@ -140,11 +140,8 @@ class CriticWorkspace(Workspace):
             "weights": digest_of(self.policy),
         }
         there = read_json(file) if file.is_file() else here
-        differing = [key for key in here if there.get(key) != here[key]]
-        if differing:
-            raise ValueError(
-                f"{self.run_dir} holds other practice ({', '.join(differing)} differ): set another run_dir"
-            )
+        if others := differing(there, here):
+            raise ValueError(f"{self.run_dir} holds other practice ({others}): set another run_dir")
         write_json(file, here)
 
     def _lessons_of(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ The directories are the truth: a stage whose run has finished is not run again. 
 killed it.
 """
 
-import json
 import logging
 import math
 import shlex
@@ -16,7 +15,7 @@ from tabulate import tabulate
 
 from dp import limits
 from dp.data.recording import STORE, last_seed, n_episodes
-from dp.files import write_json
+from dp.files import differing, write_json
 from dp.intervals import Estimate
 from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from workspaces import build, command, nested, record
@@ -169,15 +168,8 @@ class ImproveWorkspace(Workspace):
         there = read_json(file) if file.is_file() else here
         if not self.has_critic:
             here["workspace.critic"] = there["workspace.critic"]  # a critic of before may stay
-        differing = [
-            f"{key}={json.dumps(there.get(key))} there, {json.dumps(here[key])} here"
-            for key in here
-            if there.get(key) != here[key]
-        ]
-        if differing:
-            raise ValueError(
-                f"{self.run_dir} holds rounds with other settings ({'; '.join(differing)}): set another run_dir"
-            )
+        if others := differing(there, here):
+            raise ValueError(f"{self.run_dir} holds rounds with other settings ({others}): set another run_dir")
         write_json(file, here)
 
     def _rows(self) -> Iterator[dict[str, str]]:

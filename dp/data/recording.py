@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from dp.files import lock, write_bytes, write_json
+from dp.files import differing, lock, write_bytes, write_json
 from dp.tasks.demonstration import Demonstration
 
 COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
@@ -199,15 +199,8 @@ def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Map
         held = {key: aliases.get(value, value) if isinstance(value, str) else value for key, value in held.items()}
     else:
         raise ValueError(f"{path} holds something that was not collected: set another workspace.path")
-    differing = [
-        f"{key}={json.dumps(held.get(key))} there, {json.dumps(settings.get(key))} here"
-        for key in sorted(held.keys() | settings.keys())
-        if held.get(key) != settings.get(key)
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} was collected with other settings ({', '.join(differing)}): set another workspace.path"
-        )
+    if others := differing(held, settings):
+        raise ValueError(f"{path} was collected with other settings ({others}): set another workspace.path")
     missing = [name for name in (*specs, ENDS) if not (path / name / ".zarray").is_file()]
     if missing:
         raise ValueError(

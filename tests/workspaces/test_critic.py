@@ -49,7 +49,7 @@ def test_it_is_trained_used_and_made_again_to_the_bit(trained):
     assert practise(trained, "checkpoint=trained", "run_dir=critic").returncode == 0
     assert (trained / "critic/critic.safetensors").read_bytes() == critic
     other = practise(trained, "checkpoint=trained", "run_dir=critic", "workspace.n=4")
-    assert "critic holds other practice (n differ): set another run_dir" in other.stderr
+    assert "critic holds other practice (n=3 there, 4 here): set another run_dir" in other.stderr
 
 
 @pytest.mark.parametrize(
