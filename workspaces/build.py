@@ -28,6 +28,7 @@ from dp.processes import N_CORES
 from dp.rollouts.runner import EnvRunner
 from dp.rollouts.trial import try_out
 from dp.tasks import Task
+from dp.tasks.demonstration import Expert, Recording
 from dp.types import Guidance, Objective
 from workspaces import record, resume, trust
 from workspaces import settings as checks
@@ -292,10 +293,10 @@ def objective(config: Config) -> Objective:
         )
 
 
-def collector(config: Config, **parts: Any) -> Any:
+def collector(config: Config, expert: Expert | None, n_workers: int, record: Callable[[int], Recording] | None) -> Any:
     """A `dp.tasks.demonstration.Collector`, or what runs a policy: `dp.rollouts.demonstrator.rollouts` and
-    `dp.rollouts.takeover.Takeover`. parts: what these may want."""
-    return _make(config, "collector", **parts)
+    `dp.rollouts.takeover.Takeover`. The other arguments are what these may want."""
+    return _make(config, "collector", expert=expert, n_workers=n_workers, record=record)
 
 
 def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | None:
@@ -309,17 +310,27 @@ def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | 
         return None
     obs, action = shape_meta(config)
     parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
-    parts["guidance"] = guidance or _make(
+    parts["guidance"] = guidance or _guidance(config, its_task)
+    runner = _make(config, "env_runner", n_obs_steps=config["n_obs_steps"], **parts)
+    with _named(config, "task"):
+        try_out(make_env, obs, action, config["env_runner"]["start_seed"], films=runner.n_videos > 0)
+    return runner
+
+
+def _guidance(config: Config, its_task: Task) -> Guidance:
+    return _make(
         config,
         "guidance",
         n_action_steps=config["n_action_steps"],
         n_late=config["env_runner"]["n_late"],
         simulator=its_task.simulator_critic,
     )
-    runner = _make(config, "env_runner", n_obs_steps=config["n_obs_steps"], **parts)
-    with _named(config, "task"):
-        try_out(make_env, obs, action, config["env_runner"]["start_seed"], films=runner.n_videos > 0)
-    return runner
+
+
+def check_collection(config: Config, its_task: Task) -> None:
+    """Raises ValueError for a collector or a guidance that this task cannot have."""
+    collector(config, its_task.expert, 0, None)
+    _guidance({**config, "n_action_steps": 1}, its_task)
 
 
 def loader(config: Config, windows: WindowDataset, step: int, device: torch.device) -> Loader:

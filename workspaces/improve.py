@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from hydra.errors import HydraException
 from tabulate import tabulate
 
 from dp import limits
@@ -18,6 +19,7 @@ from dp.data.recording import STORE, last_seed, n_episodes
 from dp.files import differing, write_json
 from dp.intervals import Estimate
 from dp.kernels.calibration import AVAILABLE, fastest_num_threads
+from dp.tasks import Task
 from workspaces import build, command, nested, record
 from workspaces.base import Config, Workspace
 from workspaces.errors import Interrupted
@@ -76,6 +78,25 @@ class ImproveWorkspace(Workspace):
             "start": typed,
             "other": [o for o in typed if group(o) in OWN],
         }
+
+        self._check_stages(task)
+
+    def _check_stages(self, task: Task) -> None:
+        """Raises ValueError for overrides that cannot be read, and for a collection that the task does not allow.
+
+        Otherwise hours would pass before a later stage failed.
+        """
+        for kind, overrides in self._of.items():
+            verb = {"start": "train"}.get(kind, kind)
+            shared = self._typed["start" if verb == "train" else "other"]
+            try:
+                config = build.settings(
+                    nested.without_hydra(nested.composed([f"workspace={verb}", *shared, *overrides]))
+                )
+            except HydraException as error:
+                raise ValueError(f"workspace.{kind}: {str(error).splitlines()[0]}") from error
+            if kind == "collect":
+                build.check_collection(config, task)
 
     def run(self) -> float | None:
         """Runs what is left of all rounds. Returns the score of the last evaluation."""

@@ -30,6 +30,8 @@ IMPROVE = [
     'workspace.evaluate="env_runner.start_seed=200000 env_runner.n_episodes=2"',
 ]
 
+CARTPOLE = "{obs: {observation: {type: low_dim, shape: [4]}}, action: {shape: [1]}}"
+
 STAGES = ("round-0-train", "round-0-evaluate", "round-1-collect", "round-1-train", "round-1-evaluate")
 
 
@@ -118,6 +120,12 @@ def test_mistakes_are_one_line(whole, improve):
     for overrides, said in (
         (["run_dir=whole", "workspace.afresh=true"], "whole holds rounds with other settings (workspace.afresh=false"),
         (['workspace.train="a"b"'], "workspace.train"),
+        (['workspace.train="workspace.num_step=3"'], "workspace.train: "),
+        (['workspace.collect="collector=takeovers"'], "workspace.collect: "),
+        (
+            ["task=gymnasium", "task.env.id=CartPole-v1", f"task.shape_meta={CARTPOLE}"],
+            "no expert that could take over (Task.expert)",
+        ),
         (["task.env=null"], "has no simulator (task.env=null): no policy can practise there"),
     ):
         result = improve(where, *overrides)
