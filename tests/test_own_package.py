@@ -165,6 +165,30 @@ def test_a_policy_of_it_demonstrates(trained, place):
         "workspace.num_steps=2", "device=cpu")  # fmt: skip
 
 
+def test_its_expert_takes_over(trained, place):
+    run(place, "workspace=collect", "collector=takeover", "checkpoint=trained", "trust=[toylab]", "device=cpu",
+        "workspace.n_episodes=2", "workspace.start_seed=20", "workspace.path=takeovers.zarr", "workspace.n_workers=2",
+        "env_runner.n_workers=0", "env_runner.max_steps=6", configs=False)  # fmt: skip
+    store = zarr.open_group(str(place / "takeovers.zarr"), mode="r")
+    assert store["meta/success"][:].all()
+    assert store["data/front"].shape[1:] == (48, 64, 3)
+
+
+def test_a_critic_learns_from_how_its_episodes_end(trained, place):
+    critic = run(place, "workspace=critic", "checkpoint=trained", "trust=[toylab]", "device=cpu", "run_dir=critic",
+        "workspace.n_episodes=4", "workspace.num_steps=20", "workspace.width=16", "env_runner.n_workers=0",
+        configs=False)  # fmt: skip
+    assert "1 plans each" in critic.stderr
+    with np.load(next((place / "critic/lessons").glob("*.npz"))) as lessons:
+        assert np.isfinite(lessons["costs"]).all()
+        assert lessons["costs"].max() <= 12
+    run(place, "workspace=evaluate", "checkpoint=trained", "trust=[toylab]", "device=cpu", "run_dir=guided",
+        "guidance=best_of_n", "guidance.path=critic", "guidance.n=3", "env_runner.n_workers=0",
+        configs=False)  # fmt: skip
+    evaluation = json.loads((place / "guided/evaluation.json").read_text())
+    assert evaluation["privileged"] is False
+
+
 def test_it_is_inspected(place):
     said = run(place, "workspace=inspect", *TRAIN).stdout
     assert "6 episodes" in said

@@ -46,7 +46,7 @@ class CriticWorkspace(Workspace):
 
     Args:
         config: the composed configuration, with `checkpoint`. All else about the policy comes from there.
-        n_episodes, start_seed: of the practice.
+        n_episodes, start_seed: of the practice; None: from the middle of the task's seeds for demonstrations on.
         n: plans tried at each decision.
         num_steps, batch_size, lr, weight_decay: of the training, with one cycle of the learning rate.
         width, depth: of the network.
@@ -60,7 +60,7 @@ class CriticWorkspace(Workspace):
         self,
         config: Config,
         n_episodes: limits.Positive,
-        start_seed: limits.EnvSeed,
+        start_seed: limits.EnvSeed | None,
         n: limits.WindowSteps,
         num_steps: limits.Positive,
         batch_size: limits.Width,
@@ -77,6 +77,7 @@ class CriticWorkspace(Workspace):
         task = build.task(self.config)
         self.packages = task.packages
         seeds = task.demonstration_seeds
+        start_seed = seeds[len(seeds) // 2] if start_seed is None else start_seed
         if start_seed not in seeds or start_seed + n_episodes - 1 not in seeds:
             raise ValueError(
                 f"workspace.start_seed={start_seed} with n_episodes={n_episodes}, expected seeds from {seeds[0]} to "

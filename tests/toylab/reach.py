@@ -3,6 +3,7 @@
 import numpy as np
 
 from dp.tasks import Protocol, Task
+from dp.tasks.recorder import RecordedEpisode, Recorder
 
 
 class Reach(Task):
@@ -12,6 +13,10 @@ class Reach(Task):
     packages = ("numpy",)
     default_protocols = (Protocol("touch-4", 4, 500, 12), Protocol("touch-6", 6, 500, 12))
     demonstration_seeds = range(400)
+
+    @property
+    def expert(self):
+        return finish
 
 
 class ReachEnv:
@@ -65,3 +70,25 @@ class ReachEnv:
         shades = np.clip(128 + 40 * np.r_[self.joints, self.goal], 0, 255).astype(np.uint8)
         columns = np.repeat(shades, -(-width // len(shades)))[:width]
         return np.broadcast_to(columns[None, :, None], (height, width, 3)).copy()
+
+
+class _Going(ReachEnv):
+    """An episode that begins where `actions` lead."""
+
+    def __init__(self, actions: np.ndarray) -> None:
+        super().__init__()
+        self.actions = actions
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        for action in self.actions:
+            self.step(action)
+
+
+def finish(seed: int, actions: np.ndarray) -> RecordedEpisode | None:
+    """Goes straight to the goal from where `actions` lead."""
+    recorder = Recorder(_Going(actions), seed)
+    for _ in range(12):
+        if recorder.step(recorder.env.goal - recorder.env.joints):
+            return recorder.demonstration()
+    return None
