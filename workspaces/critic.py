@@ -16,7 +16,7 @@ from dp.guidance.value import FILE, digest_of
 from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner, EpisodeResult
 from workspaces import build, command, record
-from workspaces.base import Config, Signals, StopNow, Workspace
+from workspaces.base import Config, Signals, StopNow, Workspace, default_run_dir
 from workspaces.evaluate import load_policy
 from workspaces.foreign import read_arrays, read_json
 
@@ -33,12 +33,12 @@ CLIP = 0.99
 
 
 class Lessons(NamedTuple):
-    """S decisions: what the encoder saw, the plans, their costs (nan: unknown), and the number of the executed plan."""
+    """S decisions: the features that the encoder computed (S, To, Do), the plans (S, n, T, Da) in raw units, and their
+    costs (S, n), nan where they are unknown."""
 
     cond: Tensor
     plans: Tensor
     costs: Tensor
-    chosen: Tensor
 
 
 class CriticWorkspace(Workspace):
@@ -95,6 +95,7 @@ class CriticWorkspace(Workspace):
         self.logger: Any = None
         if self.config["run_dir"] is None:
             self.config["name"] += "-critic"
+            self.run_dir = default_run_dir(self.config)
 
     def run(self) -> float:
         """Returns how much of the costs' variance the critic explains on decisions that it was not trained on."""
@@ -175,7 +176,7 @@ class CriticWorkspace(Workspace):
 
     def _train(self, lessons: Lessons) -> tuple[ValueNetwork, float]:
         cond, plans, costs = lessons.cond.float(), lessons.plans.float(), lessons.costs.float()
-        costs = costs.clamp(max=float(costs[~costs.isnan()].quantile(CLIP)))
+        costs = costs.clamp(max=float(np.nanquantile(costs.numpy(), CLIP)))
         n_train = len(cond) - max(1, int(HELD_OUT * len(cond)))
         rest = (cond[n_train:], plans[n_train:], costs[n_train:])
         log.info("%d decisions to train on, %d to test on, %d plans each", n_train, len(cond) - n_train, plans.shape[1])

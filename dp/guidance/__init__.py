@@ -7,6 +7,7 @@ from dp.guidance.inpainting import Inpainting
 from dp.guidance.practice import Decision, Practice
 from dp.guidance.unguided import Unguided
 from dp.guidance.value import Value, ValueNetwork, view_of
+from dp.guidance.warm_start import WarmStart
 
 __all__ = [
     "BestOfN",
@@ -18,5 +19,6 @@ __all__ = [
     "Unguided",
     "Value",
     "ValueNetwork",
+    "WarmStart",
     "view_of",
 ]

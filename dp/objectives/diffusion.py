@@ -64,6 +64,13 @@ class Diffusion(nn.Module):
         signal, sigma = self._levels(t[:, 0].long())
         return signal * action + sigma * noise
 
+    def prediction_for(
+        self, x: Float[Tensor, "B H Da"], action: Float[Tensor, "B H Da"], t: Shaped[Tensor, "B 1"]
+    ) -> Float[Tensor, "B H Da"]:
+        """The output of a denoiser that recognises `action` in `x` at diffusion step `t`."""
+        signal, sigma = self._levels(t[:, 0].long())
+        return TARGETS[self.prediction_type](action, (x - signal * action) / sigma, signal, sigma)
+
     def _levels(self, k: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 1"], Float[Tensor, "B 1 1"]]:
         abar = self.alphas_cumprod[k][:, None, None]
         return abar**0.5, (1 - abar) ** 0.5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dp.guidance import BestOfN, Coherence, Ensemble, Inpainting, Unguided
+from dp.guidance import BestOfN, Coherence, Ensemble, Inpainting, Unguided, WarmStart
 from dp.rollouts.runner import EnvRunner
 from dp.tasks.pusht.env import PushTEnv
 from dp.tasks.pusht.expert.critic import SOLVED, SimulatorCritic
@@ -44,7 +44,14 @@ def executed(policy, guidance: Guidance | None, n_envs: int = 3, n_workers: int 
 
 
 @pytest.mark.parametrize(
-    "guidance", [BestOfN(1, "coherence"), Inpainting(0), BestOfN(5, "simulator", simulator=Indifferent), Ensemble(0.0)]
+    "guidance",
+    [
+        BestOfN(1, "coherence"),
+        Inpainting(0),
+        WarmStart(0.0),
+        BestOfN(5, "simulator", simulator=Indifferent),
+        Ensemble(0.0),
+    ],
 )
 def test_without_a_choice_it_equals_no_guidance_to_the_bit(policy, guidance):  # noqa: F811
     if isinstance(guidance, Ensemble):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from dp.guidance import Inpainting, Unguided
+from dp.guidance import Inpainting, Unguided, WarmStart
 from dp.objectives import Diffusion
 from dp.rollouts.runner import EnvRunner
 from dp.types import Situation
@@ -82,6 +82,37 @@ def test_the_rest_of_a_plan_follows_from_what_is_known(policy):  # noqa: F811
     rest = plans[:, 6:].mean((1, 2))
     assert np.corrcoef(known, rest)[0, 1] > 0.95
     assert ((rest[-1] - rest[0]) / (known[-1] - known[0])).item() == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_a_warm_start_leads_to_the_last_plan_and_saves_evaluations(policy, prediction_type, kind):  # noqa: F811
+    class Counting(Constant):
+        n = 0
+
+        def __call__(self, x, t, cond):
+            Counting.n += 1
+            return torch.zeros_like(x)
+
+    scheduler = kind(num_train_timesteps=100, prediction_type=prediction_type)
+    before, policy.objective = policy.objective, Diffusion(scheduler, 10)
+    last = torch.linspace(150, 350, 15)[:, None].expand(15, 2)
+    obs = {name: torch.zeros(2, 2, *shape) for name, shape in SHAPES.items()}
+    try:
+        policy.fast_denoiser = Counting(policy.objective)
+        for share, n in ((0.0, 10), (0.5, 5), (0.9, 1)):
+            Counting.n = 0
+            situations = [Situation(torch.Generator().manual_seed(row), plan=last) for row in range(2)]
+            plans = WarmStart(share).act(policy, obs, situations)
+            assert Counting.n == n
+        if prediction_type == "epsilon":  # the denoiser takes no more noise away
+            wanted = torch.cat([last[8:], last[-1:].expand(8, 2)])
+            assert (plans[0] - wanted).abs().mean() < 30
+        Counting.n = 0
+        WarmStart(0.5).act(policy, obs, [Situation(torch.Generator(), plan=plan) for plan in (last, None)])
+        assert Counting.n == 10  # an episode begins: its row needs the network
+    finally:
+        policy.objective, policy.fast_denoiser = before, None
 
 
 def test_an_objective_without_a_forward_process_is_refused(policy):  # noqa: F811
