@@ -1,15 +1,22 @@
-# Two commands on a fresh machine: `make run` trains, `make test` tests. Python 3.11-3.13.
+# On a fresh machine: `make demo` shows a trained policy, `make run` trains one, `make test` tests. Python 3.11-3.13.
 PYTHON ?= python3
 ARGS ?=
+POLICY ?= pusht_state_small
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check bench clean
+.PHONY: run demo test check bench clean
 
 run: .venv/installed
 	@experiment=$$($(BIN)/python -c "import torch; print('pusht_image' if torch.cuda.is_available() else 'pusht_image_small')") && \
 	echo "python run.py +experiment=$$experiment $(ARGS)" && \
 	$(BIN)/python run.py +experiment=$$experiment $(ARGS)
+
+demo: .venv/installed
+	@$(BIN)/python run.py workspace=evaluate checkpoint=bundled/$(POLICY) env_runner.n_episodes=2 env_runner.n_videos=2 \
+		env_runner.n_workers=0 logger.mode=disabled run_dir=outputs/demo $(ARGS)
+	@echo "Next: test it on 500 episodes:  $(BIN)/python run.py workspace=evaluate checkpoint=bundled/$(POLICY) env_runner.protocol=paper-500"
+	@echo "      train your own policy:    make run"
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -15,19 +15,23 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from dp.guidance.value import FILE as CRITIC
 from dp.intervals import Estimate
 from workspaces import checkpoint, command, record, shipped
+from workspaces.improve import FILE as IMPROVE
 from workspaces.rollouts import text_of
 
 CARD = """# {name}
 
-{task}: {parameters:.1f} million weights, the matrices in {bits} bits ({megabytes:.1f} MB). Trained for {steps:,} steps.
+{task}: {parameters:.1f} million weights, the matrices in {bits} bits ({megabytes:.1f} MB).
 
 | protocol | guidance | score [95 %] | success [95 %] | ms per action chunk |
 |---|---|---|---|---|
 {rows}
 
-The score is the {score}. Success is the {success}. These are the results of the files in this folder: one training
-seed, final EMA weights. The critic, if there is one, sees what the policy sees; a simulator labelled the plans that it
-was trained on. Machine: {machine}.
+* Score: {score}.
+* Success: {success}.
+* These are results of the files in this folder: one training seed, final EMA weights. Nothing sees the true state.
+* Machine: {machine}.
+
+Made by these commands, where PATH is the policy before:
 
 ```
 {commands}
@@ -41,7 +45,7 @@ def main(run: Path, folder: Path, bits: int, *evaluations: Path) -> None:
     config = state["config"]
     state["config"] = {**config, "run_dir": None, "init_from": None, "dataset": {**config["dataset"], "path": None}}
     shipped.write(folder / shipped.FILE, state, bits)
-    commands, rows, found = [_training(path.parent.parent)], [], {}
+    commands, rows, found = _training(path.parent.parent), [], {}
     for place in evaluations:
         found = json.loads((place / "evaluation.json").read_text())
         guidance = found["settings"]["guidance"]
@@ -55,7 +59,7 @@ def main(run: Path, folder: Path, bits: int, *evaluations: Path) -> None:
     n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     about = record.read(evaluations[-1]) if evaluations else None
     card = CARD.format(
-        name=folder.name, task=config["task"]["name"], bits=bits, megabytes=n_bytes / 1e6, steps=state["step"],
+        name=folder.name, task=config["task"]["name"], bits=bits, megabytes=n_bytes / 1e6,
         parameters=sum(tensor.numel() for tensor in state["ema"]["model"].values()) / 1e6, rows="\n".join(rows),
         score=found.get("protocol", {}).get("score"), success=found.get("protocol", {}).get("success"),
         machine=(about or {}).get("machine", {}).get("cpu"), commands="\n".join(dict.fromkeys(commands)),
@@ -75,15 +79,20 @@ def _estimate(found: dict[str, Any], name: str) -> Estimate:
     return Estimate(*(found.get(f"{name}{end}", math.nan) for end in ("", "_ci_low", "_ci_high")))
 
 
-def _training(run: Path) -> str:
-    return _typed(run)
+def _training(run: Path) -> list[str]:
+    """The commands that made a policy: of its improvement and of the policy before that, or of its training alone."""
+    if not (run.parent / IMPROVE).is_file():
+        return [_typed(run)]
+    begun = json.loads((run.parent / IMPROVE).read_text())["checkpoint"]
+    return [*([] if begun is None else [_typed(Path(begun))]), _typed(run.parent)]
 
 
 def _typed(run: Path) -> str:
     """The command that made a run, without what only says where and how fast."""
     typed = (record.read(run) or {}).get("overrides", [])
     places = ("run_dir=", "n_threads=", "logger.", "env_runner.n_workers=", "dataset.path=", "init_from=")
-    return command.run(*(one for one in typed if not one.startswith(places)))
+    kept = [one for one in typed if not one.startswith(places)]
+    return command.run(*("checkpoint=PATH" if one.startswith("checkpoint=/") else one for one in kept))
 
 
 if __name__ == "__main__":

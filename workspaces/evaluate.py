@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,17 +114,19 @@ class EvaluateWorkspace(Workspace):
         self.logger.log(self.about.get("step", 0), metrics)
         self.logger.log_episodes(self.about.get("step", 0), evaluation["episodes"], videos)
         self.logger.summarize({"last": {"step": self.about.get("step", 0), **named("score", result.score)}})
-        self._report(result)
+        self._report(result, videos)
         self.score = result.score.value
         return self.score
 
-    def _report(self, result: RolloutResult) -> None:
+    def _report(self, result: RolloutResult, videos: Mapping[int, Path]) -> None:
         log.info(
             "score %s  success %s  %d episodes, seeds %d-%d  %.1f ms per action chunk%s",
             text_of(result.score), text_of(result.success, True), len(result.episodes),
             self.env_runner.seeds[0], self.env_runner.seeds[-1], self.latency_ms, self._privilege,
         )  # fmt: skip
         log.info("%s", self.run_dir / "evaluation.json")
+        for episode in [e for e in result.episodes if e.seed in videos and e.success][:1]:
+            log.info("a solved episode: %s", videos[episode.seed])
         log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
 
     @property

@@ -1,5 +1,6 @@
 """Policies as small files."""
 
+import json
 import re
 
 import pytest
@@ -66,3 +67,28 @@ def test_another_file_is_one_line(tmp_path):
         save_file({"x": torch.zeros(1)}, path, {"format": shipped.FORMAT, "facts": facts})
         with pytest.raises(ValueError, match="is damaged or not a policy of dp"):
             checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "name", [path.parent.name for path in sorted(shipped.ROOT.glob(f"*/bundled/*/{shipped.FILE}"))]
+)
+def test_every_bundled_policy_does_what_its_card_says(name, tmp_path):
+    roll = ["device=cpu", "logger.mode=disabled", "env_runner.n_workers=0", "env_runner.n_videos=1"]
+    result = run_py(
+        "workspace=evaluate", f"checkpoint=bundled/{name}", *roll, "env_runner.n_episodes=5", "run_dir=e", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((tmp_path / "e/evaluation.json").read_text())
+    assert sum(row["success"] for row in evaluation["episodes"]) >= 3
+    assert evaluation["score"] > 0.8
+    card = (shipped.folder(f"bundled/{name}") / "README.md").read_text()
+    assert "500" in card
+    assert "[95 %]" in card
+
+
+def test_bundled_policies_are_small_and_say_nothing_of_the_machine_they_come_from():
+    files = sorted(shipped.ROOT.glob("*/bundled/*/*.safetensors"))
+    assert files
+    assert sum(file.stat().st_size for file in files) < 10e6
+    for file in files:
+        assert not re.search(rb"/(home|root|tmp|work|Users)/", file.read_bytes()[:20_000]), file
