@@ -5,9 +5,13 @@ import logging
 import sys
 import time
 from collections.abc import Iterable
+from threading import RLock
 from typing import Any
 
 from tqdm import tqdm
+
+# One process writes. tqdm's own lock is for several, and leaks a semaphore in workers that are ended at once.
+tqdm.set_lock(RLock())
 
 log = logging.getLogger(__name__)
 
