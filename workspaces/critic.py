@@ -47,7 +47,7 @@ class CriticWorkspace(Workspace):
     Args:
         config: the composed configuration, with `checkpoint`. All else about the policy comes from there.
         n_episodes, start_seed: of the practice; None: from the middle of the task's seeds for demonstrations on.
-        n: plans tried at each decision.
+        n_plans: tried at each decision.
         num_steps, batch_size, lr, weight_decay: of the training, with one cycle of the learning rate.
         width, depth: of the network.
 
@@ -61,7 +61,7 @@ class CriticWorkspace(Workspace):
         config: Config,
         n_episodes: limits.Positive,
         start_seed: limits.EnvSeed | None,
-        n: limits.WindowSteps,
+        n_plans: limits.WindowSteps,
         num_steps: limits.Positive,
         batch_size: limits.Width,
         lr: limits.Rate,
@@ -84,7 +84,7 @@ class CriticWorkspace(Workspace):
                 f"{seeds[-1]}: the task {task.name} keeps others for tests"
             )
         self.seeds = range(start_seed, start_seed + n_episodes)
-        self.practice = Practice(n, self.policy.n_action_steps, task.simulator_critic)
+        self.practice = Practice(n_plans, self.policy.n_action_steps, task.simulator_critic)
         runner = build.env_runner(self.config, self.practice)
         if runner is None:
             raise ValueError(f"task {task.name} has no simulator (task.env=null): there is nothing to practise in")
@@ -137,7 +137,7 @@ class CriticWorkspace(Workspace):
         here = {
             **{key: self.config[key] for key in ("n_action_steps", "scheduler")},
             "max_steps": self.env_runner.max_steps,
-            "n": self.practice.n,
+            "n_plans": self.practice.n,
             "start_seed": self.seeds[0],
             "weights": digest_of(self.policy),
         }

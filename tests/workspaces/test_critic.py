@@ -8,7 +8,7 @@ from tests.cli import run_py
 
 PRACTICE = [
     "workspace=critic", "device=cpu", "logger.mode=disabled", "env_runner.max_steps=20", "env_runner.n_workers=0",
-    "workspace.n_episodes=3", "workspace.n=3", "workspace.num_steps=20", "workspace.width=16",
+    "workspace.n_episodes=3", "workspace.n_plans=3", "workspace.num_steps=20", "workspace.width=16",
 ]  # fmt: skip
 
 
@@ -48,8 +48,8 @@ def test_it_is_trained_used_and_made_again_to_the_bit(trained):
         file.unlink()
     assert practise(trained, "checkpoint=trained", "run_dir=critic").returncode == 0
     assert (trained / "critic/critic.safetensors").read_bytes() == critic
-    other = practise(trained, "checkpoint=trained", "run_dir=critic", "workspace.n=4")
-    assert "critic holds other practice (n=3 there, 4 here): set another run_dir" in other.stderr
+    other = practise(trained, "checkpoint=trained", "run_dir=critic", "workspace.n_plans=4")
+    assert "critic holds other practice (n_plans=3 there, 4 here): set another run_dir" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_it_is_trained_used_and_made_again_to_the_bit(trained):
     [
         ([], "set checkpoint=PATH: a critic learns to choose among the plans of a policy"),
         (["checkpoint=trained", "workspace.start_seed=100000"], "expected seeds from 206 to 99999"),
-        (["checkpoint=trained", "workspace.n=0"], "workspace.n=0, expected"),
+        (["checkpoint=trained", "workspace.n_plans=0"], "workspace.n_plans=0, expected"),
     ],
 )
 def test_mistakes_are_one_line(trained, overrides, said):

@@ -26,7 +26,7 @@ IMPROVE = [
     'workspace.start="workspace.num_steps=6 workspace.batch_size=16 env_runner.n_episodes=2"',
     'workspace.train="workspace.num_steps=4 workspace.batch_size=16 env_runner.n_episodes=2"',
     'workspace.collect="collector=takeover workspace.n_episodes=1 workspace.n_workers=0"',
-    'workspace.critic="workspace.n_episodes=2 workspace.n=2 workspace.num_steps=10 workspace.width=16"',
+    'workspace.critic="workspace.n_episodes=2 workspace.n_plans=2 workspace.num_steps=10 workspace.width=16"',
     'workspace.evaluate="env_runner.start_seed=200000 env_runner.n_episodes=2"',
 ]
 

@@ -102,3 +102,13 @@ def test_a_job_is_the_same_wherever_it_runs(override):
 @pytest.mark.parametrize("override", ["dataset.path=x", "seed=1", "workspace.precision=bf16", "env_runner.n_workers=0"])
 def test_a_job_with_other_settings_is_another_job(override):
     assert override in sweep.Job("a", "train", ("horizon=8", override)).identity
+
+
+def test_no_key_is_the_beginning_of_one_with_another_role():
+    """`keys_with` gives prefixes: workspace.n would take workspace.num_steps along."""
+    for role in settings.TABLE:
+        for prefix in settings.keys_with(role):
+            for key in settings._ROLES:
+                at_a_dot = key.removeprefix(prefix).startswith(".")
+                if key.startswith(prefix) and key != prefix and not at_a_dot:
+                    assert settings.known_role(key) == role, (prefix, key)
