@@ -89,7 +89,7 @@ class Planner:
                 return demonstration
         return None
 
-    def _attempt(self, seed: int, attempt: int, initial_state: Float[np.ndarray, " 5"] | None) -> Demonstration:
+    def _attempt(self, seed: int, attempt: int, initial_state: Float[np.ndarray, " 5"] | None = None) -> Demonstration:
         rng, recorder = np.random.default_rng([seed, attempt]), Recorder(seed, initial_state=initial_state)
         simulator = Simulator(private_api_agrees())
         target, noise = recorder.env.state[:2], np.zeros(2)

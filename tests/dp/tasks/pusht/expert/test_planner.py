@@ -119,7 +119,7 @@ def test_a_failed_attempt_is_followed_by_another_and_at_last_by_none(
     attempts = []
     attempt = Planner._attempt
 
-    def counting(self: Planner, seed: int, number: int) -> Demonstration:
+    def counting(self: Planner, seed: int, number: int, initial_state: None) -> Demonstration:
         attempts.append(attempt(self, seed, number))
         return attempts[-1]
 
