@@ -90,8 +90,8 @@ TABLE: dict[Role, Entry] = {
         "The command, and its checkpoint.",
         "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
         "workspace.n_episodes workspace.start_seed workspace.n_workers workspace.filter.* workspace.n_plans "
-        "workspace.lr workspace.weight_decay workspace.width workspace.depth workspace.n_rounds workspace.start workspace.collect "
-        "workspace.train workspace.critic workspace.evaluate workspace.afresh",
+        "workspace.lr workspace.weight_decay workspace.width workspace.depth workspace.n_rounds workspace.start "
+        "workspace.collect workspace.train workspace.critic workspace.evaluate workspace.afresh",
     ),
     "outside": Entry(
         "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",
