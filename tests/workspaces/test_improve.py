@@ -16,7 +16,7 @@ from tests.workspaces.conftest import SMALL, assert_same_run
 from tests.workspaces.test_collect import contents
 from workspaces import record
 
-KILLS = int(os.environ.get("DP_TEST_KILLS", 2))
+KILLS = int(os.environ.get("DP_TEST_KILLS", 1))
 
 IMPROVE = [
     "workspace=improve",
