@@ -5,7 +5,6 @@ of the evaluations, whose directories are given. Run it without evaluations firs
 """
 
 import json
-import math
 import shutil
 import sys
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from dp.guidance.value import FILE as CRITIC
-from dp.intervals import Estimate
 from workspaces import checkpoint, command, record, shipped
 from workspaces.improve import FILE as IMPROVE
-from workspaces.rollouts import text_of
+from workspaces.rollouts import estimate_of, text_of
 
 CARD = """# {name}
 
@@ -71,12 +69,8 @@ def _row(found: dict[str, Any], guidance: dict[str, Any]) -> str:
     chosen = f"best of {guidance['n']}, {guidance['critic']}" if "n" in guidance else "none"
     protocol = found["protocol"]
     seeds = f"{protocol['name']}, seeds {protocol['seeds'][0]}–{protocol['seeds'][1]}"
-    texts = [text_of(_estimate(found, "score")), text_of(_estimate(found, "success"), True)]
+    texts = [text_of(estimate_of(found, "score")), text_of(estimate_of(found, "success"), True)]
     return f"| {seeds} | {chosen} | {' | '.join(texts)} | {found['inference_ms']:.0f} |"
-
-
-def _estimate(found: dict[str, Any], name: str) -> Estimate:
-    return Estimate(*(found.get(f"{name}{end}", math.nan) for end in ("", "_ci_low", "_ci_high")))
 
 
 def _training(run: Path) -> list[str]:

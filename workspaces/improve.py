@@ -5,7 +5,6 @@ killed it.
 """
 
 import logging
-import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from tabulate import tabulate
 from dp import limits
 from dp.data.recording import STORE, last_seed, n_episodes
 from dp.files import differing, write_json
-from dp.intervals import Estimate
 from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from dp.tasks import Task
 from workspaces import build, command, nested, record
@@ -25,7 +23,7 @@ from workspaces.base import Config, Workspace
 from workspaces.errors import Interrupted
 from workspaces.evaluate import OWN
 from workspaces.foreign import read_json, read_yaml
-from workspaces.rollouts import text_of
+from workspaces.rollouts import estimate_of, text_of
 from workspaces.settings import group, role
 
 log = logging.getLogger(__name__)
@@ -105,8 +103,8 @@ class ImproveWorkspace(Workspace):
         self._check_settings()
         self.begin_run("improve", {"n_threads": self._n_threads})
         try:
-            for name, overrides in self._stages():
-                self._run(name, overrides)
+            for kind, number, overrides in self._stages():
+                self._run(self._dir(kind, number), overrides)
         except Interrupted as stop:
             again = command.run(*self.overrides)
             raise Interrupted(f"{stop}\nTo go on with all rounds: {again}", stop.exit_code) from None
@@ -114,29 +112,31 @@ class ImproveWorkspace(Workspace):
         log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
         return self.score
 
-    def _stages(self) -> Iterator[tuple[str, list[str]]]:
-        """Name and overrides of each command, in their order. What follows from earlier ones is read when it is due."""
+    def _stages(self) -> Iterator[tuple[str, int, list[str]]]:
+        """Kind, round and overrides of each command, in their order.
+
+        What follows from earlier commands is read when it is due.
+        """
         checkpoint, paths = self.config["checkpoint"], None
         if checkpoint is None:
-            yield "round-0-train", [*self._typed["start"], *self._of["start"]]
+            yield "train", 0, [*self._typed["start"], *self._of["start"]]
             checkpoint = self._dir("train", 0)
-        yield "round-0-evaluate", self._evaluate(checkpoint)
+        yield "evaluate", 0, self._evaluate(checkpoint)
         for number in range(1, self.n_rounds + 1):
-            yield f"round-{number}-collect", self._collect(number, checkpoint)
+            yield "collect", number, self._collect(number, checkpoint)
             paths = self._paths() if paths is None else paths
             paths = [*paths, str(self._store(number).absolute())]
             begun = [] if self.afresh else [command.override("init_from", checkpoint)]
             data = command.override("dataset.path", paths)
-            yield f"round-{number}-train", [*self._typed["train"], *self._of["train"], *begun, data]
+            yield "train", number, [*self._typed["train"], *self._of["train"], *begun, data]
             checkpoint = self._dir("train", number)
-            yield f"round-{number}-evaluate", self._evaluate(checkpoint)
+            yield "evaluate", number, self._evaluate(checkpoint)
         if self.has_critic:
             policy = command.override("checkpoint", checkpoint)
-            yield f"round-{self.n_rounds}-critic", [
-                "workspace=critic", policy, *self._typed["other"], *self._of["critic"]
-            ]  # fmt: skip
+            practice = ["workspace=critic", policy, *self._typed["other"], *self._of["critic"]]
+            yield "critic", self.n_rounds, practice
             path = command.override("guidance.path", self._dir("critic", self.n_rounds))
-            yield f"round-{self.n_rounds}-guided", [*self._evaluate(checkpoint), "guidance=best_of_n", path]
+            yield "guided", self.n_rounds, [*self._evaluate(checkpoint), "guidance=best_of_n", path]
 
     def _evaluate(self, checkpoint: object) -> list[str]:
         policy = command.override("checkpoint", checkpoint)
@@ -149,12 +149,12 @@ class ImproveWorkspace(Workspace):
         seed = [] if before is None else [f"workspace.start_seed={before + 1}"]
         return ["workspace=collect", policy, *self._typed["other"], *self._of["collect"], *seed]
 
-    def _run(self, name: str, overrides: list[str]) -> None:
-        place = [command.override("run_dir", self.run_dir / name), f"n_threads={self._n_threads}"]
-        typed = [*(o for o in overrides if not o.startswith(("run_dir=", "n_threads="))), *place]
-        if record.state_of(self.run_dir / name) == "finished":
+    def _run(self, run_dir: Path, overrides: list[str]) -> None:
+        if record.state_of(run_dir) == "finished":
             return
-        log.info("\n%s: %s", name, command.run(*typed))
+        place = [command.override("run_dir", run_dir), f"n_threads={self._n_threads}"]
+        typed = [*(o for o in overrides if not o.startswith(("run_dir=", "n_threads="))), *place]
+        log.info("\n%s: %s", run_dir.name, command.run(*typed))
         with nested.command(typed) as stage:
             stage.run()
 
@@ -208,14 +208,9 @@ class ImproveWorkspace(Workspace):
     def _result(self, kind: str, number: int) -> dict[str, str]:
         found = read_json(self._dir(kind, number) / "evaluation.json")
         self.score = found["score"]
-        shown = {
-            name: text_of(
-                Estimate(*(found.get(f"{name}{end}", math.nan) for end in ("", "_ci_low", "_ci_high"))), percent
-            )
-            for name, percent in (("score", False), ("success", True))
-        }
         return {
-            **shown,
+            "score": text_of(estimate_of(found, "score")),
+            "success": text_of(estimate_of(found, "success"), percent=True),
             "protocol": f"{found['n_episodes']} episodes, seeds {'-'.join(map(str, found['protocol']['seeds']))}",
         }
 

@@ -1,7 +1,9 @@
 """Rollout results as metrics and files."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,11 @@ def named(name: str, estimate: Estimate) -> dict[str, float]:
     """A value and its 95 % interval under their usual names, without unknown ones."""
     numbers = dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), estimate, strict=True))
     return {key: number for key, number in numbers.items() if not math.isnan(number)}
+
+
+def estimate_of(metrics: Mapping[str, Any], name: str) -> Estimate:
+    """The value and interval that `named` wrote; nan where it wrote nothing."""
+    return Estimate(*(metrics.get(f"{name}{end}", math.nan) for end in ("", "_ci_low", "_ci_high")))
 
 
 def text_of(estimate: Estimate, percent: bool = False, sign: bool = False) -> str:

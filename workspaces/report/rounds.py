@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from dp.intervals import Estimate
 from workspaces.report import figures
 from workspaces.report.runs import Run
 from workspaces.report.tables import Result, Table, interval
+from workspaces.rollouts import named
 
 NAME = re.compile(r"round-(\d{1,6})-(evaluate|guided)")
 
@@ -73,18 +75,11 @@ def table(rounds: Sequence[Round]) -> Table:
     for one in rounds:
         facts: dict[str, str | int] = {"improvement": one.improvement} if one.improvement else {}
         facts |= {"round": one.number, "guidance": "learned critic" if one.critic else "none"}
-        for name, texts in (("episodes collected", one.episodes), ("frames collected", one.frames)):
-            facts[name] = "–" if texts is None or one.critic else texts
-        results = {"score": one.score, "success": one.success}
-        numbers = {
-            f"{name}{end}": value
-            for name, e in results.items()
-            for end, value in zip(("", "_ci_low", "_ci_high"), e, strict=True)
-        }
-        rows.append({**facts, **numbers})
-        shown.append(
-            {**facts, **{f"{name} [95 %]": interval(e, percent=name == "success") for name, e in results.items()}}
-        )
+        for name, count in (("episodes collected", one.episodes), ("frames collected", one.frames)):
+            facts[name] = "–" if count is None or one.critic else count
+        rows.append({**facts, **named("score", one.score), **named("success", one.success)})
+        texts = {"score [95 %]": interval(one.score), "success [95 %]": interval(one.success, percent=True)}
+        shown.append({**facts, **texts})
     note = (
         f"Every row is {rounds[0].run.protocol.n_episodes} episodes ({rounds[0].run.protocol}), which are used for "
         "nothing else. A round trains on all that was collected up to it."
@@ -97,22 +92,23 @@ def figure(rounds: Sequence[Round]) -> Figure:
     made = Figure(figsize=figures.SIZE)
     axes = made.add_subplot()
     improvements = list(dict.fromkeys(one.improvement for one in rounds))
-    for number, improvement in enumerate(improvements):
-        for name, line in (("score", "-"), ("success", "--")):
-            colour = figures.PALETTE[(2 * number + (name == "success")) % len(figures.PALETTE)]
-            for critic, marker in ((False, "o"), (True, "D")):
-                own = [one for one in rounds if one.improvement == improvement and one.critic == critic]
-                if not own:
-                    continue
-                estimates = [getattr(one, name) for one in own]
-                values = [e.value for e in estimates]
-                spans = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
-                beside = (0.02 + 0.04 * critic) * (1 if name == "success" else -1)
-                label = " ".join(filter(None, [improvement, name, "with a critic" if critic else ""]))
-                axes.errorbar(
-                    [one.number + beside for one in own], values, spans, color=colour, ls=line, marker=marker, ms=5,
-                    capsize=3, elinewidth=1, label=label,
-                )  # fmt: skip
+    for improvement, name, critic in product(improvements, ("score", "success"), (False, True)):
+        own = [one for one in rounds if one.improvement == improvement and one.critic == critic]
+        if not own:
+            continue
+        is_success = name == "success"
+        beside = (0.02 + 0.04 * critic) * (1 if is_success else -1)  # so that no interval hides another
+        estimates = [getattr(one, name) for one in own]
+        axes.errorbar(
+            [one.number + beside for one in own],
+            [e.value for e in estimates],
+            [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]],
+            color=figures.PALETTE[(2 * improvements.index(improvement) + is_success) % len(figures.PALETTE)],
+            ls="--" if is_success else "-",
+            marker="D" if critic else "o",
+            label=" ".join(filter(None, [improvement, name, "with a critic" if critic else ""])),
+            ms=5, capsize=3, elinewidth=1,
+        )  # fmt: skip
     axes.set(title="Rounds", xlabel="round", ylabel="score, success")
     axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
