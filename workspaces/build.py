@@ -322,7 +322,7 @@ def _guidance(config: Config, its_task: Task) -> Guidance:
         config,
         "guidance",
         n_action_steps=config["n_action_steps"],
-        n_late=config["env_runner"]["n_late"],
+        n_late=config["env_runner"].get("n_late", 0),  # a runner of the user's own may have none
         simulator=its_task.simulator_critic,
     )
 
