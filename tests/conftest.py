@@ -1,6 +1,8 @@
 """Fixtures: the official data set where it is found, and a small real one made with the environment."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the reference for every "to the bit" here
@@ -79,3 +81,30 @@ def write_store(
     for name, array, chunk in (("img", images, 32), ("state", states, 64), ("action", actions, 64)):
         write(f"data/{name}", array.astype(np.float32), "f4", chunk)
     write("meta/episode_ends", episode_ends, "i8", len(episode_ends))
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a package of the user's own (`tests/toylab`), its configurations, and a store of demonstrations."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(Path(__file__).parent / "toylab", folder / "toylab", ignore=shutil.ignore_patterns("__pycache__"))
+    sys.path.insert(0, str(folder))
+    try:
+        from toylab.reach import ReachEnv
+    finally:
+        sys.path.remove(str(folder))
+    rows, ends = [], []
+    env = ReachEnv()
+    for seed in range(6):
+        env.reset(seed)
+        for _ in range(10 + seed):
+            action = 0.4 * (env.goal - env.joints)
+            rows.append({**env.observe(), "action": action})
+            env.step(action)
+        ends.append(len(rows))
+    store = zarr.open_group(str(folder / "demos.zarr"), mode="w")  # zarr's default format, and its default chunks
+    for name in rows[0]:
+        array = np.stack([row[name] for row in rows])
+        store.create_array(f"data/{'hand' if name == 'wrist' else name}", data=array)
+    store.create_array("meta/ends", data=np.array(ends))
+    return folder

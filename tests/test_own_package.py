@@ -6,7 +6,6 @@ it. `tests/toylab` is the package; every test runs a copy of it in another place
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,33 +22,6 @@ from tests.workspaces.conftest import assert_same_run
 
 PUSHT = ("PushT", "pusht", "0.95", "coverage", "paper", "RandomState", "block", " T ")
 """What nothing about another task may say."""
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package, its configurations, and a store of demonstrations."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    shutil.copytree(Path(__file__).parent / "toylab", folder / "toylab", ignore=shutil.ignore_patterns("__pycache__"))
-    sys.path.insert(0, str(folder))
-    try:
-        from toylab.reach import ReachEnv
-    finally:
-        sys.path.remove(str(folder))
-    rows, ends = [], []
-    env = ReachEnv()
-    for seed in range(6):
-        env.reset(seed)
-        for _ in range(10 + seed):
-            action = 0.4 * (env.goal - env.joints)
-            rows.append({**env.observe(), "action": action})
-            env.step(action)
-        ends.append(len(rows))
-    store = zarr.open_group(str(folder / "demos.zarr"), mode="w")  # zarr's default format, and its default chunks
-    for name in rows[0]:
-        array = np.stack([row[name] for row in rows])
-        store.create_array(f"data/{'hand' if name == 'wrist' else name}", data=array)
-    store.create_array("meta/ends", data=np.array(ends))
-    return folder
 
 
 def run(place: Path, *overrides: str, configs: bool = True, code: int = 0) -> subprocess.CompletedProcess[str]:

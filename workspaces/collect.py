@@ -42,6 +42,10 @@ class FilterSettings(TypedDict, total=False):
     max_length: limits.Positive | None
 
 
+START_SEED = 1000
+"""First seed of collected demonstrations."""
+
+
 class CollectWorkspace(Workspace):
     """Fills a store of demonstrations up to `n_episodes`. Its content does not depend on `n_workers`.
 
@@ -50,7 +54,8 @@ class CollectWorkspace(Workspace):
             with `checkpoint`, the rollouts of a policy.
         path: of the store; None: collected.zarr in the run directory if that is given, else in data/.
         n_episodes: size of the store at the end.
-        start_seed: of the first; the others follow.
+        start_seed: of the first; the others follow. None: `START_SEED`, or the task's first seed if it keeps that one
+            for tests.
         n_workers: processes; 0 works in this one; auto: one per core.
         filter: the arguments of `Filter`. A collector that `chooses` overrides `success_only`.
 
@@ -65,7 +70,7 @@ class CollectWorkspace(Workspace):
         config: Config,
         path: str | None,
         n_episodes: limits.Positive,
-        start_seed: limits.EnvSeed,
+        start_seed: limits.EnvSeed | None,
         n_workers: Literal["auto"] | limits.Workers,
         filter: FilterSettings,
     ) -> None:
@@ -75,6 +80,8 @@ class CollectWorkspace(Workspace):
             build.check(build.resolve(config))
         self.task = build.task(loaded.config if loaded is not None else config)
         self.seeds = self.task.demonstration_seeds
+        if start_seed is None:
+            start_seed = START_SEED if START_SEED in self.seeds else self.seeds[0]
         if start_seed not in self.seeds:
             raise ValueError(
                 f"workspace.start_seed={start_seed}, expected {self.seeds[0]} to {self.seeds[-1]}: the task "

@@ -3,6 +3,8 @@
 import re
 import shlex
 
+from hydra.core.hydra_config import HydraConfig
+
 PLAIN = re.compile(r"[\w./-]+", re.ASCII)
 """Values without special characters of a shell or of Hydra's grammar."""
 
@@ -34,6 +36,13 @@ def quoted(text: str) -> str:
 def run(*overrides: str) -> str:
     """The command with these overrides, quoted for a shell."""
     return " ".join(["python run.py", *map(_for_shell, overrides)])
+
+
+def again(*overrides: str) -> str:
+    """The command with these overrides that finds the configurations which this process found."""
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [source.path for source in sources if source.provider == "command-line"]
+    return run(*(word for folder in folders for word in ("--config-dir", folder)), *overrides)
 
 
 def _for_shell(word: str) -> str:

@@ -108,7 +108,7 @@ class CriticWorkspace(Workspace):
             try:
                 network, self.score = self._train(self._practise())
             except StopNow:
-                again = command.run(*_without_run_dir(record.overrides()), command.override("run_dir", self.run_dir))
+                again = command.again(*_without_run_dir(record.overrides()), command.override("run_dir", self.run_dir))
                 raise self.signals.interrupted(f"{self.run_dir} keeps the practice. To go on: {again}") from None
         write_bytes(self.run_dir / FILE, network.to_bytes(view_of(self.policy)))
         use = ("guidance=best_of_n", command.override("guidance.path", self.run_dir))

@@ -106,7 +106,7 @@ class ImproveWorkspace(Workspace):
             for kind, number, overrides in self._stages():
                 self._run(self._dir(kind, number), overrides)
         except Interrupted as stop:
-            again = command.run(*self.overrides)
+            again = command.again(*self.overrides)
             raise Interrupted(f"{stop}\nTo go on with all rounds: {again}", stop.exit_code) from None
         log.info("\n%s", tabulate(list(self._rows()), "keys", disable_numparse=True))
         log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
@@ -154,7 +154,7 @@ class ImproveWorkspace(Workspace):
             return
         place = [command.override("run_dir", run_dir), f"n_threads={self._n_threads}"]
         typed = [*(o for o in overrides if not o.startswith(("run_dir=", "n_threads="))), *place]
-        log.info("\n%s: %s", run_dir.name, command.run(*typed))
+        log.info("\n%s: %s", run_dir.name, command.again(*typed))
         with nested.command(typed) as stage:
             stage.run()
 

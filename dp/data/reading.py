@@ -1,7 +1,7 @@
 """Finds what `shape_meta` declares in a store, compares the two, and only then reads `Episodes`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from dp.data.cache import load_images
 from dp.data.episodes import Episodes, join_ends
 from dp.data.formats.zarr import ZarrStore
 from dp.data.images import channels_first, stored_frames
+from dp.data.recording import read_settings
 from dp.modalities import Spec
 
 
@@ -36,6 +37,7 @@ def read(
     """The episodes of all stores, one store after the other. The arrays are named as `specs` names them.
 
     specs: observations by name, and "action". episode_ends: the array of episode ends; None: found by `find_ends`.
+    Collected stores may lie among others: there, arrays that a `key` does not find have the names of observations.
 
     Raises:
         Mismatch: if a store lacks an array, or holds another shape or type than is declared. It is raised before
@@ -56,12 +58,14 @@ def read(
 
 def compare(store: ZarrStore, specs: Mapping[str, Spec], episode_ends: str | None) -> Found:
     """Raises what `read` raises, from metadata and the episode ends alone."""
+    if collected := read_settings(store.path) is not None:  # named as the task names them, not as the user's own data
+        specs = {n: s if store.find(s.key) is not None else replace(s, key=n) for n, s in specs.items()}
     names = {name: find(store, spec, key_of(name)) for name, spec in specs.items()}
     lengths = {array: store.open(array).shape[0] for array in names.values()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{store.path}: arrays have different numbers of frames: {lengths}, expected equal ones")
     n_frames = next(iter(lengths.values()))
-    return Found(store, names, find_ends(store, n_frames, episode_ends))
+    return Found(store, names, find_ends(store, n_frames, None if collected else episode_ends))
 
 
 def key_of(name: str) -> str:

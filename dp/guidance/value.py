@@ -141,17 +141,21 @@ def _read(path: Path) -> tuple[ValueNetwork, str]:
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
-            if told.get("format") != FORMAT:
-                raise ValueError(f"{path} is no critic: expected a file that workspace=critic wrote")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        width, n_inputs = weights["first.weight"].shape
-        n_blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
-        network = ValueNetwork(len(weights["cond_mean"]), n_inputs - len(weights["cond_mean"]), width, n_blocks)
-        network.load_state_dict(weights)
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ValueError(
             f"there is no critic {path}. Train one: python run.py workspace=critic checkpoint=PATH"
         ) from None
-    except (SafetensorError, KeyError, RuntimeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no critic: {str(error).splitlines()[0]}") from None
+    if told.get("format") != FORMAT:
+        raise ValueError(f"{path} is no critic: expected a file that workspace=critic wrote")
+    try:
+        width, n_inputs = weights["first.weight"].shape
+        n_blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+        with torch.device("meta"):  # takes no memory, whatever a damaged file asks for
+            network = ValueNetwork(len(weights["cond_mean"]), n_inputs - len(weights["cond_mean"]), width, n_blocks)
+        network.load_state_dict(weights, assign=True)
+    except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is damaged or no critic: {str(error).splitlines()[0]}") from None
     return network.eval(), told.get("view", "")

@@ -10,6 +10,8 @@ import zarr
 
 from dp.data.formats.zarr import ZarrStore
 from dp.data.reading import Mismatch, read
+from dp.data.recording import SETTINGS
+from dp.files import write_json
 from dp.modalities import parse_shape_meta
 from tests.dp.data.stores import SHAPE_META, robot, write
 
@@ -55,6 +57,17 @@ def test_several_stores_are_joined_and_their_images_stay_in_a_file(tmp_path: Pat
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
     assert isinstance(joined.arrays["front"], np.memmap)
     assert not joined.arrays["front"].flags.writeable
+
+
+def test_a_collected_store_among_ones_of_other_names_is_read_by_the_names_of_observations(tmp_path: Path) -> None:
+    arrays, own = robot(), write(tmp_path / "own.zarr", robot())
+    names = {"data/qpos": "data/joints", "meta/ends": "meta/episode_ends"}
+    collected = write(tmp_path / "collected.zarr", {names.get(name, name): array for name, array in arrays.items()})
+    assert "has no array 'qpos'" in refused(own, collected, ends="meta/ends")
+    write_json(collected / ".zattrs", {SETTINGS: {}})
+    joined = load(own, collected, ends="meta/ends")
+    assert joined.n_episodes == 8
+    np.testing.assert_array_equal(joined.arrays["joints"], np.tile(arrays["data/qpos"].astype(np.float32), (2, 1)))
 
 
 @pytest.mark.parametrize(

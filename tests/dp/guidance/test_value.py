@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from dp.guidance import BestOfN, Practice, Value, ValueNetwork, view_of
-from dp.guidance.value import FILE
+from dp.guidance.value import FILE, FORMAT
 from dp.types import Situation
 from tests.dp.guidance.test_guidance import Leftmost, executed
 from tests.dp.rollouts.test_runner import policy  # noqa: F401
@@ -92,6 +92,10 @@ def test_the_plan_it_likes_is_executed(policy, directory):  # noqa: F811
     assert starts[0] > starts[1] > starts[2]
 
 
+def changed(file: bytes, name: str, tensor: torch.Tensor) -> bytes:
+    return save({**load(file), name: tensor}, {"format": FORMAT, "view": ""})
+
+
 def test_another_policys_critic_and_other_files_are_refused(policy, directory):  # noqa: F811
     file = directory / FILE
     whole = file.read_bytes()
@@ -102,7 +106,10 @@ def test_another_policys_critic_and_other_files_are_refused(policy, directory): 
         (b"", "is damaged or no critic"),
         (whole[:-8], "is damaged or no critic"),
         (save({"x": torch.zeros(1)}), "is no critic"),
-        (save({"x": torch.zeros(1)}, {"format": "dp-critic-1"}), "is damaged or no critic"),
+        (save({"x": torch.zeros(1)}, {"format": FORMAT}), "is damaged or no critic"),
+        (changed(whole, "first.weight", torch.zeros(8)), "is damaged or no critic"),
+        (changed(whole, "cond_mean", torch.zeros(())), "is damaged or no critic"),
+        (changed(whole, "first.weight", torch.zeros(1 << 21, 1)), "is damaged or no critic"),  # blocks of 16 TiB
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=re.escape(str(file)) + " " + said):
