@@ -106,6 +106,12 @@ def test_protocols_come_from_the_task(trained, place):
     assert "touch-4, touch-6" in unknown.stderr
 
 
+def test_a_runner_of_its_own_need_not_disturb(place):
+    run(place, *TRAIN, "~env_runner.n_late", "~env_runner.kick", "workspace.num_steps=2", "run_dir=undisturbed")
+    kicked = run(place, *TRAIN, "env_runner.kick=1", "env_runner.max_steps=60", "run_dir=kicked", code=1)
+    assert "the environment has no method disturb" in kicked.stderr
+
+
 def test_it_sweeps_over_training_and_sampling(place):
     run(place, "-m", *TRAIN, "horizon=8,10", "scheduler.num_inference_steps=2,3", "workspace.num_steps=6",
         "hydra.sweep.dir=sweep")  # fmt: skip

@@ -45,6 +45,9 @@ class Episode:
         obs_names: the observations to keep; None: all.
         with_state: whether chunks bring the environment's true state (`snapshot`).
         kick: strength of a disturbance every `KICK_EVERY` steps; 0: none.
+
+    Raises:
+        ValueError: for a kick without an environment that knows how to (`disturb`).
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Episode:
         with_state: bool = False,
         kick: float = 0.0,
     ) -> None:
+        if kick and not hasattr(env, "disturb"):
+            raise ValueError(f"kick={kick}: the environment has no method disturb(rng, strength). Expected kick=0")
         self.env, self._obs_names, self._with_state, self._kick = env, obs_names, with_state, kick
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
 

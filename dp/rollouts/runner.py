@@ -19,7 +19,7 @@ from dp.intervals import Bounds, Estimate
 from dp.kernels.switch import ROWS
 from dp.limits import Count, EnvSeed, Workers
 from dp.progress import Progress
-from dp.rollouts.episode import Chunk, Episode
+from dp.rollouts.episode import KICK_EVERY, Chunk, Episode
 from dp.rollouts.pool import EnvPool
 from dp.types import Env, Guidance, Obs, Policy, Situation
 
@@ -118,7 +118,8 @@ class EnvRunner:
         kick: strength of the disturbance that the environment (`disturb`) gets every `KICK_EVERY` steps; 0: none.
 
     Raises:
-        ValueError: for impossible counts, and if the last seed is larger than environments accept.
+        ValueError: for impossible counts, if the last seed is larger than environments accept, and for a kick that no
+            episode is long enough for.
     """
 
     def __init__(
@@ -143,6 +144,12 @@ class EnvRunner:
         _check_least(1, {"n_episodes": n_episodes, "max_steps": shortest, "n_envs": n_envs})
         rest = {"start_seed": start_seed, "n_train_episodes": n_train_episodes, "n_workers": n_workers}
         _check_least(0, {**rest, "n_videos": n_videos})
+        longest = max_steps if isinstance(max_steps, int) else max(max_steps.values())
+        if kick and longest <= KICK_EVERY:
+            raise ValueError(
+                f"kick={kick} comes every {KICK_EVERY} control steps, but no episode is longer than {longest}: there "
+                "would be none"
+            )
         if start_seed + n_episodes > 2**32:
             raise ValueError(f"start_seed={start_seed}, expected one with n_episodes={n_episodes} seeds below 2**32")
         self.max_steps, self.protocol, self.bounds = max_steps, protocol, dict(bounds or {})

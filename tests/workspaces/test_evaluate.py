@@ -101,7 +101,7 @@ def test_guidance_is_an_evaluations_own_and_a_privileged_one_says_so(trained, tm
 def test_a_harder_test_has_another_protocol(trained, tmp_path):
     checkpoint = f"checkpoint={trained}/checkpoints/last.pt"
     assert evaluate(checkpoint, "run_dir=plain", cwd=tmp_path).returncode == 0
-    harder = ("guidance=inpainting", "env_runner.n_late=3", "env_runner.kick=20")
+    harder = ("guidance=inpainting", "env_runner.n_late=3", "env_runner.kick=20", "env_runner.max_steps=60")
     result = evaluate(checkpoint, "run_dir=harder", *harder, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     plain, hard = (result_of(tmp_path / name) for name in ("plain", "harder"))
@@ -109,6 +109,8 @@ def test_a_harder_test_has_another_protocol(trained, tmp_path):
     assert hard["protocol"]["disturbances"] == "kick of 20 every 50 steps, plans 3 steps late"
     protocols = {str(run.protocol) for run in runs.find(tmp_path).finished}
     assert len(protocols) == 2
+    never = evaluate(checkpoint, "env_runner.kick=20", "env_runner.max_steps=50", cwd=tmp_path)
+    assert "no episode is longer than 50: there would be none" in never.stderr
     too_late = evaluate(checkpoint, "env_runner.n_late=8", cwd=tmp_path)
     assert "n_late=8, but a plan has only 7 actions left after n_action_steps=8" in too_late.stderr
 
