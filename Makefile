@@ -15,7 +15,8 @@ run: .venv/installed
 demo: .venv/installed
 	@$(BIN)/python run.py workspace=evaluate checkpoint=bundled/$(POLICY) env_runner.n_episodes=2 env_runner.n_videos=2 \
 		env_runner.n_workers=0 logger.mode=disabled run_dir=outputs/demo $(ARGS)
-	@echo "Next: test it on 500 episodes:  $(BIN)/python run.py workspace=evaluate checkpoint=bundled/$(POLICY) env_runner.protocol=paper-500"
+	@echo "Next: . $(BIN)/activate"
+	@echo "      test it on 500 episodes:  python run.py workspace=evaluate checkpoint=bundled/$(POLICY) env_runner.protocol=paper-500"
 	@echo "      train your own policy:    make run"
 
 test: .venv/installed-dev

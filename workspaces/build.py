@@ -308,6 +308,7 @@ def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | 
     make_env = its_task.make_env
     if make_env is None:
         return None
+    _check_late(config)
     obs, action = shape_meta(config)
     parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
     parts["guidance"] = guidance or _guidance(config, its_task)
@@ -315,6 +316,17 @@ def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | 
     with _named(config, "task"):
         try_out(make_env, obs, action, config["env_runner"]["start_seed"], films=runner.n_videos > 0)
     return runner
+
+
+def _check_late(config: Config) -> None:
+    """Raises ValueError if plans end before the first action of the next one."""
+    n_late, n_action = config["env_runner"].get("n_late", 0), config["n_action_steps"]
+    n_left = config["horizon"] - config["n_obs_steps"] + 1 - n_action
+    if n_late > n_left:
+        raise ValueError(
+            f"env_runner.n_late={n_late}, but of a plan only {n_left} actions are left after n_action_steps={n_action}"
+            ": set a smaller env_runner.n_late or n_action_steps, or train with a larger horizon"
+        )
 
 
 def _guidance(config: Config, its_task: Task) -> Guidance:

@@ -17,6 +17,8 @@ from dp.guidance import Unguided
 from dp.processes import N_CORES, in_processes
 from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner
+from dp.rollouts.takeover import SOLVED
+from dp.tasks import Task
 from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build, command
 from workspaces.base import Config, Signals, StopNow, Workspace
@@ -44,6 +46,19 @@ class FilterSettings(TypedDict, total=False):
 
 START_SEED = 1000
 """First seed of collected demonstrations."""
+
+
+def first_seed(task: Task, start_seed: int | None) -> int:
+    """Seed of the first demonstration. Raises ValueError for one that the task keeps for tests."""
+    seeds = task.demonstration_seeds
+    if start_seed is None:
+        start_seed = START_SEED if START_SEED in seeds else seeds[0]
+    if start_seed not in seeds:
+        raise ValueError(
+            f"workspace.start_seed={start_seed}, expected {seeds[0]} to {seeds[-1]}: the task {task.name} keeps other "
+            "seeds for tests"
+        )
+    return start_seed
 
 
 class CollectWorkspace(Workspace):
@@ -80,20 +95,13 @@ class CollectWorkspace(Workspace):
             build.check(build.resolve(config))
         self.task = build.task(loaded.config if loaded is not None else config)
         self.seeds = self.task.demonstration_seeds
-        if start_seed is None:
-            start_seed = START_SEED if START_SEED in self.seeds else self.seeds[0]
-        if start_seed not in self.seeds:
-            raise ValueError(
-                f"workspace.start_seed={start_seed}, expected {self.seeds[0]} to {self.seeds[-1]}: the task "
-                f"{self.task.name} keeps other seeds for tests"
-            )
         self.n_workers = N_CORES if n_workers == "auto" else n_workers
         folder = Path(config["run_dir"] or "data")
         self.path = Path(path).expanduser() if path else folder / STORE
-        self.n_episodes, self.start_seed = n_episodes, start_seed
+        self.n_episodes, self.start_seed = n_episodes, first_seed(self.task, start_seed)
         self.filter = Filter(**filter)
         self.settings = flatten({"collector": config["collector"], "workspace": {"filter": filter}})
-        self.settings["workspace.start_seed"] = start_seed
+        self.settings["workspace.start_seed"] = self.start_seed
         self.signals = Signals()
         self._runner: EnvRunner | None = None
         record = self.task.recorder() if loaded is not None else None  # an error without a simulator
@@ -104,8 +112,10 @@ class CollectWorkspace(Workspace):
         by_policy = "policy" in inspect.signature(collector).parameters
         if by_policy != (loaded is not None):
             raise ValueError(
-                "checkpoint=PATH and a collector that runs a policy (checkpoint, takeover) go together: give both, or "
-                "neither"
+                "this collector runs a policy: set checkpoint=PATH"
+                if by_policy
+                else "this collector runs no policy: leave checkpoint out, or set collector=checkpoint or "
+                "collector=takeover"
             )
         self._make: Callable[[Iterable[int]], Made] = partial(_in_order, collector, self.n_workers)
         if loaded is not None:
@@ -230,22 +240,21 @@ class Tally:
     """Counts the outcomes of the seeds so far."""
 
     tried: int = 0
-    successes: int = 0
+    stored: int = 0
     in_vain: int = 0
     objections: Counter[str] = field(default_factory=Counter)
 
     def add(self, demonstration: Demonstration | str | None, objection: str | None) -> None:
         self.tried += 1
-        self.successes += not isinstance(demonstration, str | None) and demonstration.success
-        self.in_vain = 0 if objection is None else self.in_vain + 1
+        self.stored += objection is None
+        if objection != SOLVED:  # by the policy: the expert was not asked
+            self.in_vain = 0 if objection is None else self.in_vain + 1
         if objection is not None:
             self.objections[objection] += 1
 
     def __str__(self) -> str:
-        left_out = [f"{n} left out, {objection}" for objection, n in sorted(self.objections.items())]
-        return ", ".join(
-            [f"{self.tried} seeds, {100 * self.successes / max(1, self.tried):.0f} % successes", *left_out]
-        )
+        left_out = [f"{n} left out ({objection})" for objection, n in sorted(self.objections.items())]
+        return ", ".join([f"{self.tried} seeds, {self.stored} stored", *left_out])
 
 
 def _experiment_for(task: str) -> str:

@@ -101,6 +101,7 @@ class CriticWorkspace(Workspace):
         """Returns how much of the costs' variance the critic explains on decisions that it was not trained on."""
         self.use_threads(self.config["n_threads"])
         self.take_run_dir()
+        self._check_settings()
         self.begin_run("critic")
         self.logger = build.logger(self.config, self, "critic")
         self.logger.truncate(0)
@@ -110,7 +111,7 @@ class CriticWorkspace(Workspace):
             except StopNow:
                 again = command.again(*_without_run_dir(record.overrides()), command.override("run_dir", self.run_dir))
                 raise self.signals.interrupted(f"{self.run_dir} keeps the practice. To go on: {again}") from None
-        write_bytes(self.run_dir / FILE, network.to_bytes(view_of(self.policy)))
+        write_bytes(self.run_dir / FILE, network.to_bytes(view_of(self.policy), digest_of(self.policy)))
         use = ("guidance=best_of_n", command.override("guidance.path", self.run_dir))
         policy = command.override("checkpoint", self.config["checkpoint"])
         log.info("%s", self.run_dir / FILE)
@@ -119,7 +120,6 @@ class CriticWorkspace(Workspace):
 
     def _practise(self) -> Lessons:
         """Runs what is missing of the practice, and returns all of it."""
-        self._check_settings()
         files = [self.run_dir / "lessons" / f"{first}.npz" for first in self.seeds[::SHARD]]
         with Progress(total=len(self.seeds), desc="practice", unit="episode", leave=False) as bar:
             for number, file in enumerate(files):

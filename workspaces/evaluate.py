@@ -223,6 +223,15 @@ def check_architecture(own: dict[str, torch.Tensor], weights: dict[str, torch.Te
             raise ValueError(f"{where}: {name} is {weights[name].dtype}, expected {own[name].dtype}: not loaded")
 
 
+def check_networks(config: Config, path: str) -> None:
+    """Raises ValueError if the weights of the checkpoint `path` do not fit the networks of a typed `config`."""
+    found = checkpoint.find(path)
+    state, where = checkpoint.load(found), f"checkpoint={found}"
+    checkpoint.check_complete(state, ("ema",), where)
+    own = build.network_shapes(config) or _of_networks(build.policy(config).state_dict())
+    check_architecture(own, _of_networks(state["ema"]["model"]), where)
+
+
 def _of_networks(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in weights.items() if name.startswith(("encoder.", "denoiser."))}
 

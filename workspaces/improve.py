@@ -6,9 +6,9 @@ killed it.
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra.errors import HydraException
 from tabulate import tabulate
@@ -20,8 +20,9 @@ from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from dp.tasks import Task
 from workspaces import build, command, nested, record
 from workspaces.base import Config, Workspace
-from workspaces.errors import Interrupted
-from workspaces.evaluate import OWN
+from workspaces.collect import first_seed
+from workspaces.errors import Interrupted, explain
+from workspaces.evaluate import OWN, check_networks
 from workspaces.foreign import read_json, read_yaml
 from workspaces.rollouts import estimate_of, text_of
 from workspaces.settings import group, role
@@ -80,7 +81,8 @@ class ImproveWorkspace(Workspace):
         self._check_stages(task)
 
     def _check_stages(self, task: Task) -> None:
-        """Raises ValueError for overrides that cannot be read, and for a collection that the task does not allow.
+        """Raises ValueError for overrides that cannot be read, for a collection that the task does not allow, for tests
+        on seeds of demonstrations, and for a policy that the experiment cannot go on with.
 
         Otherwise hours would pass before a later stage failed.
         """
@@ -92,9 +94,14 @@ class ImproveWorkspace(Workspace):
                     nested.without_hydra(nested.composed([f"workspace={verb}", *shared, *overrides]))
                 )
             except HydraException as error:
-                raise ValueError(f"workspace.{kind}: {str(error).splitlines()[0]}") from error
+                raise ValueError(f"workspace.{kind}: {explain(error)}") from error
             if kind == "collect":
                 build.check_collection(config, task)
+                first_seed(task, config["workspace"]["start_seed"])
+            elif kind == "evaluate":
+                _check_test_seeds(config["env_runner"], task)
+            elif kind == "train" and self.config["checkpoint"] is not None:
+                _check_same_networks(config, self.config["checkpoint"])
 
     def run(self) -> float | None:
         """Runs what is left of all rounds. Returns the score of the last evaluation."""
@@ -102,12 +109,14 @@ class ImproveWorkspace(Workspace):
         self._n_threads = self._choose_threads()
         self._check_settings()
         self.begin_run("improve", {"n_threads": self._n_threads})
+        again = command.again(*self.overrides)
         try:
             for kind, number, overrides in self._stages():
                 self._run(self._dir(kind, number), overrides)
         except Interrupted as stop:
-            again = command.again(*self.overrides)
             raise Interrupted(f"{stop}\nTo go on with all rounds: {again}", stop.exit_code) from None
+        except KeyboardInterrupt:
+            raise Interrupted(f"Ctrl-C: {self.run_dir} keeps what was finished. To go on: {again}", 130) from None
         log.info("\n%s", tabulate(list(self._rows()), "keys", disable_numparse=True))
         log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
         return self.score
@@ -213,6 +222,24 @@ class ImproveWorkspace(Workspace):
             "success": text_of(estimate_of(found, "success"), percent=True),
             "protocol": f"{found['n_episodes']} episodes, seeds {'-'.join(map(str, found['protocol']['seeds']))}",
         }
+
+
+def _check_test_seeds(runner: Mapping[str, Any], task: Task) -> None:
+    """Raises ValueError if test episodes may begin like demonstrations that will be collected."""
+    start, seeds = runner["start_seed"], task.demonstration_seeds
+    if start is not None and start < seeds.stop and start + (runner["n_episodes"] or 1) > seeds.start:
+        raise ValueError(
+            f"workspace.evaluate: env_runner.start_seed={start}, but seeds {seeds[0]} to {seeds[-1]} are for "
+            f"demonstrations. Expected one from {seeds.stop} on"
+        )
+
+
+def _check_same_networks(config: Config, path: str) -> None:
+    """Raises ValueError if the experiment cannot begin from the weights in `path`."""
+    try:
+        check_networks(config, path)
+    except ValueError as error:
+        raise ValueError(f"{error}. Type the experiment that it was trained with: +experiment=...") from None
 
 
 def _split(kind: str, text: str | None) -> list[str]:

@@ -136,8 +136,8 @@ def _read(run_dir: Path) -> Config:
         raise ValueError(f"{file} is damaged ({reason}): repeat the settings that the run was begun with") from None
     if verb != TRAINING:
         raise ValueError(
-            f"run_dir={run_dir} holds no training, and only trainings resume from their directory. The overrides of "
-            f"its run are in {run_dir / record.FILE}"
+            f"run_dir={run_dir} holds no training, and only trainings resume from their directory. To go on, repeat "
+            f"its command: {command.run(*recorded(run_dir, []))}"
         )
     check(config, RUN, str(file))
     return config

@@ -46,7 +46,10 @@ class BestOfN:
             raise ValueError("critic=simulator: the task has no physics to try actions in. Use critic=value")
         if (critic == "value") != (path is not None):
             raise ValueError(
-                "critic=value and path=DIR, the directory of a workspace=critic, go together: give both, or neither"
+                "critic=value needs guidance.path=DIR, the run directory of a trained critic: python run.py "
+                "workspace=critic checkpoint=PATH run_dir=DIR. Without one: guidance.critic=coherence"
+                if path is None
+                else f"critic={critic} reads no file: leave guidance.path out"
             )
         self.n, self.sees_state = n, critic == "simulator"
         self.critic: Critic = (

@@ -1,5 +1,6 @@
 """Plans that begin with the actions that are already under way."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from dp.limits import Count
 from dp.types import Denoiser, Obs, Situation
+
+log = logging.getLogger(__name__)
 
 
 class Inpainting:
@@ -26,6 +29,8 @@ class Inpainting:
     sees_state = False
 
     def __init__(self, n_late: Count) -> None:
+        if not n_late:
+            log.warning("guidance=inpainting changes nothing here: no action is late (env_runner.n_late=0)")
         self.n_late = n_late
 
     def act(self, policy: Any, obs: Obs, situations: Sequence[Situation]) -> Float[Tensor, "B T Da"]:

@@ -1,6 +1,7 @@
 """A learned critic: what plans will cost, from what the policy sees."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dp.types import Situation
+
+log = logging.getLogger(__name__)
 
 FORMAT = "dp-critic-1"
 
@@ -76,10 +79,12 @@ class ValueNetwork(nn.Module):
         among = torch.where(known & (n_known > 1), error - error.sum(1, keepdim=True) / n_known.clamp(min=1), 0.0)
         return (error.square().sum() / 3 + among.square().sum()) / known.sum().clamp(min=1)
 
-    def to_bytes(self, view: str) -> bytes:
-        """The network as safetensors. view: `view_of` the policy in whose features it was trained."""
+    def to_bytes(self, view: str, policy: str) -> bytes:
+        """The network as safetensors. view, policy: `view_of` and `digest_of` the policy whose plans it was trained
+        on."""
         return save(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, {"format": FORMAT, "view": view}
+            {name: tensor.contiguous() for name, tensor in self.state_dict().items()},
+            {"format": FORMAT, "view": view, "policy": policy},
         )
 
 
@@ -99,7 +104,7 @@ class Value:
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser() / FILE if path.expanduser().is_dir() else path.expanduser()
-        self.network, self._view = _read(self.path)
+        self.network, self._told = _read(self.path)
         self._fits: Any = None
 
     def costs(self, plans: Float[np.ndarray, "n T Da"], situation: Situation) -> Float[np.ndarray, " n"]:
@@ -108,14 +113,17 @@ class Value:
             return np.asarray(self.network(situation.cond[None].cpu(), torch.from_numpy(plans)[None])[0])
 
     def check(self, policy: Any) -> None:
-        """Raises ValueError if `policy` sees situations in other features than those of the critic's training."""
+        """Raises ValueError if `policy` sees situations in other features than those of the critic's training. Warns if
+        it is another policy."""
         if policy is self._fits:
             return
-        if self._view != view_of(policy):
+        if self._told.get("view") != view_of(policy):
             raise ValueError(
                 f"the critic {self.path} was trained on what another policy's encoder sees. Train one for this policy: "
                 "python run.py workspace=critic checkpoint=PATH"
             )
+        if self._told.get("policy") != digest_of(policy):
+            log.warning("the critic %s was trained on the plans of another policy, which saw the same", self.path)
         self._fits = policy
 
 
@@ -137,7 +145,7 @@ def digest_of(*parts: nn.Module, about: str = "") -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[ValueNetwork, str]:
+def _read(path: Path) -> tuple[ValueNetwork, dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
@@ -158,4 +166,4 @@ def _read(path: Path) -> tuple[ValueNetwork, str]:
         network.load_state_dict(weights, assign=True)
     except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is damaged or no critic: {str(error).splitlines()[0]}") from None
-    return network.eval(), told.get("view", "")
+    return network.eval(), told

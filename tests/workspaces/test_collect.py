@@ -56,7 +56,7 @@ def test_it_resumes_whatever_the_number_of_processes_and_says_what_it_made(colle
     once = collect("workspace.n_episodes=7", "workspace.n_workers=3", "workspace.path=once.zarr")
     assert contents(tmp_path / STORE) == contents(tmp_path / "once.zarr")
     assert contents(tmp_path / STORE)[1] == [1001, 1002, 1003, 1004, 1006, 1007, 1008]
-    assert "2 left out, given up by the collector" in once.stderr
+    assert "2 left out (given up by the collector)" in once.stderr
     for said in (
         f"frames: 7, {sum(12 + seed % 7 for seed in contents(tmp_path / STORE)[1])}",
         "7 wander",
@@ -80,7 +80,7 @@ def test_it_resumes_whatever_the_number_of_processes_and_says_what_it_made(colle
         ("workspace.filter.min_final_coverage=95", "expected a number of at least 0 and at most 1 or null"),
         ("workspace.filter.min_final=0.9", r"expected keys with values, \{key: value\}"),
         ("+workspace.filter.foo=1", "unknown key workspace.filter.foo. Known: success_only"),
-        ("seed=1", "go together: give both, or neither"),
+        ("seed=1", "this collector runs a policy: set checkpoint=PATH"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_made(override, expected):

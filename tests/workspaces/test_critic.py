@@ -50,6 +50,7 @@ def test_it_is_trained_used_and_made_again_to_the_bit(trained):
     assert (trained / "critic/critic.safetensors").read_bytes() == critic
     other = practise(trained, "checkpoint=trained", "run_dir=critic", "workspace.n_plans=4")
     assert "critic holds other practice (n_plans=3 there, 4 here): set another run_dir" in other.stderr
+    assert json.loads((trained / "critic/run.json").read_text())["state"] == "finished"
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_harder_test_has_another_protocol(trained, tmp_path):
     never = evaluate(checkpoint, "env_runner.kick=20", "env_runner.max_steps=50", cwd=tmp_path)
     assert "no episode is longer than 50: there would be none" in never.stderr
     too_late = evaluate(checkpoint, "env_runner.n_late=8", cwd=tmp_path)
-    assert "n_late=8, but a plan has only 7 actions left after n_action_steps=8" in too_late.stderr
+    assert "env_runner.n_late=8, but of a plan only 7 actions are left after n_action_steps=8" in too_late.stderr
 
 
 @pytest.mark.parametrize(

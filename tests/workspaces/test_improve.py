@@ -143,6 +143,16 @@ def test_mistakes_are_one_line(whole, improve):
             ["task=gymnasium", "task.env.id=CartPole-v1", f"task.shape_meta={CARTPOLE}"],
             "no expert that could take over (Task.expert)",
         ),
+        (['workspace.evaluate="env_runner.start_seed=399 env_runner.n_episodes=2"'], "Expected one from 400 on"),
+        (['workspace.evaluate="env_runner.start_sed=700"'], "Did you mean env_runner.start_seed"),
+        (
+            ['workspace.collect="collector=takeover workspace.start_seed=400"'],
+            "workspace.start_seed=400, expected 0 to",
+        ),
+        (
+            ["checkpoint=whole/round-0-train", "denoiser.channels=[8,16]", "run_dir=other"],
+            "is of another architecture: denoiser",
+        ),
         (["task.env=null"], "has no simulator (task.env=null): no policy can practise there"),
     ):
         result = improve(where, *overrides)

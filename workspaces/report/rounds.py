@@ -81,8 +81,8 @@ def table(rounds: Sequence[Round]) -> Table:
         texts = {"score [95 %]": interval(one.score), "success [95 %]": interval(one.success, percent=True)}
         shown.append({**facts, **texts})
     note = (
-        f"Every row is {rounds[0].run.protocol.n_episodes} episodes ({rounds[0].run.protocol}), which are used for "
-        "nothing else. A round trains on all that was collected up to it."
+        f"Every row is {rounds[0].run.protocol.n_episodes} episodes ({rounds[0].run.protocol}), none of which begins "
+        "like a collected one. A round trains on all that was collected up to it."
     )
     return Table("Rounds", pd.DataFrame(rows), pd.DataFrame(shown), note)
 
@@ -97,13 +97,14 @@ def figure(rounds: Sequence[Round]) -> Figure:
         if not own:
             continue
         is_success = name == "success"
+        colour = 4 * improvements.index(improvement) + 2 * critic + is_success
         beside = (0.02 + 0.04 * critic) * (1 if is_success else -1)  # so that no interval hides another
         estimates = [getattr(one, name) for one in own]
         axes.errorbar(
             [one.number + beside for one in own],
             [e.value for e in estimates],
             [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]],
-            color=figures.PALETTE[(2 * improvements.index(improvement) + is_success) % len(figures.PALETTE)],
+            color=figures.PALETTE[colour % len(figures.PALETTE)],
             ls="--" if is_success else "-",
             marker="D" if critic else "o",
             label=" ".join(filter(None, [improvement, name, "with a critic" if critic else ""])),
@@ -112,5 +113,5 @@ def figure(rounds: Sequence[Round]) -> Figure:
     axes.set(title="Rounds", xlabel="round", ylabel="score, success")
     axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
     return made

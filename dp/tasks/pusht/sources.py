@@ -40,7 +40,7 @@ class Unreachable(ValueError):
 
 
 def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
-    """The zarr store to read: `path` if given, else what `source` names.
+    """The zarr store to read: `path` if given, which may be official or bundled, too, else what `source` names.
 
     official: $DP_PUSHT_ZARR, else `DEFAULT_PATH`, else a download to it. bundled: `BUNDLED_PATH`. auto: official, or
         bundled, with a warning, if it is not available.
@@ -49,6 +49,8 @@ def locate(source: str, path: str | None, url: str = ARCHIVE_URL) -> Path:
     """
     if source not in SOURCES:
         raise ValueError(f"dataset.source={source}, expected one of: {', '.join(SOURCES)}")
+    if path in ("official", "bundled"):
+        return locate(path, None, url)
     if path is not None:
         return _existing(f"dataset.path={path}", path)
     if source == "bundled":

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from dp.guidance import BestOfN, Practice, Value, ValueNetwork, view_of
-from dp.guidance.value import FILE, FORMAT
+from dp.guidance.value import FILE, FORMAT, digest_of
 from dp.types import Situation
 from tests.dp.guidance.test_guidance import Leftmost, executed
 from tests.dp.rollouts.test_runner import policy  # noqa: F401
@@ -74,7 +74,7 @@ def directory(policy, tmp_path):  # noqa: F811
         network.first.bias[1] = 3  # otherwise the norm would leave nothing of it but its sign
         network.last[1].weight[0, 0] = 1
         network.last[0].weight.fill_(1)
-    (tmp_path / FILE).write_bytes(network.to_bytes(view_of(policy)))
+    (tmp_path / FILE).write_bytes(network.to_bytes(view_of(policy), ""))
     return tmp_path
 
 
@@ -92,6 +92,14 @@ def test_the_plan_it_likes_is_executed(policy, directory):  # noqa: F811
     assert starts[0] > starts[1] > starts[2]
 
 
+def test_a_critic_of_another_policy_that_sees_the_same_is_told(policy, directory, caplog):  # noqa: F811
+    network = Value(directory).network
+    for trained_for, told in ((digest_of(policy), 0), ("another", 1)):
+        (directory / FILE).write_bytes(network.to_bytes(view_of(policy), trained_for))
+        Value(directory).check(policy)
+        assert caplog.text.count("was trained on the plans of another policy") == told
+
+
 def changed(file: bytes, name: str, tensor: torch.Tensor) -> bytes:
     return save({**load(file), name: tensor}, {"format": FORMAT, "view": ""})
 
@@ -99,7 +107,7 @@ def changed(file: bytes, name: str, tensor: torch.Tensor) -> bytes:
 def test_another_policys_critic_and_other_files_are_refused(policy, directory):  # noqa: F811
     file = directory / FILE
     whole = file.read_bytes()
-    file.write_bytes(ValueNetwork(12, 30, 8, 1).to_bytes("another"))
+    file.write_bytes(ValueNetwork(12, 30, 8, 1).to_bytes("another", ""))
     with pytest.raises(ValueError, match="was trained on what another policy's encoder sees"):
         executed(policy, BestOfN(2, "value", str(directory)))
     for content, said in (
@@ -117,8 +125,11 @@ def test_another_policys_critic_and_other_files_are_refused(policy, directory): 
     file.unlink()
     with pytest.raises(ValueError, match=r"there is no critic .*: python run.py workspace=critic"):
         Value(directory)
-    for given in ({"critic": "value"}, {"critic": "coherence", "path": "here"}):
-        with pytest.raises(ValueError, match="go together: give both, or neither"):
+    for given, said in (
+        ({"critic": "value"}, "critic=value needs guidance.path=DIR"),
+        ({"critic": "coherence", "path": "here"}, "critic=coherence reads no file"),
+    ):
+        with pytest.raises(ValueError, match=said):
             BestOfN(2, **given)
 
 

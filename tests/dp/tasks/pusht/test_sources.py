@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dp.tasks.pusht.sources import DEFAULT_PATH, download, locate, unpack
+from dp.tasks.pusht.sources import BUNDLED_PATH, DEFAULT_PATH, download, locate, unpack
 from dp.tasks.pusht.store import ReplayBuffer
 
 NAME = DEFAULT_PATH.name
@@ -264,6 +264,10 @@ def test_locate_expands_the_home_folder(small_zarr: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(small_zarr, tmp_path / "store")
     assert locate("auto", "~/store") == tmp_path / "store"
+
+
+def test_locate_knows_the_included_demonstrations_among_paths() -> None:
+    assert locate("auto", "bundled") == BUNDLED_PATH
 
 
 def test_locate_names_a_path_without_data_and_an_unknown_source(monkeypatch: pytest.MonkeyPatch) -> None:
