@@ -104,7 +104,7 @@ def _collect(arguments: list[str]) -> list[str]:
 def _training(arguments: list[str]) -> list[str]:
     if not any(re.match(r"\+experiment=|task=", argument) for argument in arguments):  # a run that is resumed
         return ["workspace.num_steps=3"] if any("num_steps" in argument for argument in arguments) else []
-    network = [] if "denoiser=mlp" in arguments else NETWORK
+    network = [] if "denoiser=plain" in arguments else NETWORK
     encoder = ["encoder=cnn"] if "+experiment=pusht_image" in arguments else []  # a ResNet's checkpoints are large
     return [*ROLLOUTS, *TRAINING, *network, *encoder]
 

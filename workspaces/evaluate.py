@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,15 +150,35 @@ class Loaded:
 
 def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for an unusable one."""
-    path = checkpoint.find(config["checkpoint"])
-    state = checkpoint.load(path)
-    where = f"checkpoint={path}"
+    path, state = _read(config["checkpoint"], packages_of(config))
+    config = build.resolve(merge(state["config"], config, record.overrides()))
+    policy = _policy_of(path, state, config)
+    if config["n_threads"] == "auto" and state.get("n_threads") is not None:
+        config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many
+    policy.to(device).eval().requires_grad_(False)
+    engines.speed_up_sampling(engine, policy)
+    return Loaded(policy, config, {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]})
+
+
+def load_teacher(path: str, trusted: Collection[str]) -> DiffusionPolicy:
+    """The averaged policy of a checkpoint as it was trained. Raises ValueError for an unusable one."""
+    found, state = _read(path, trusted)
+    return _policy_of(found, state, build.resolve(state["config"]))
+
+
+def _read(path: str, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint that may be built. Raises ValueError for any other."""
+    found = checkpoint.find(path)
+    state, where = checkpoint.load(found), f"checkpoint={found}"
     checkpoint.check_complete(state, ("ema", "config", "step", "versions"), where)
     check(state["config"], POLICY, where)
     check_sizes(state["config"], where)
-    check_targets(state["config"], packages_of(config))
-    config = build.resolve(merge(state["config"], config, record.overrides()))
-    weights = state["ema"]["model"]
+    check_targets(state["config"], trusted)
+    return found, state
+
+
+def _policy_of(path: Path, state: Mapping[str, Any], config: Config) -> DiffusionPolicy:
+    weights, where = state["ema"]["model"], f"checkpoint={path}"
     try:
         build.check(config)
         check_architecture(build.network_shapes(config), _of_networks(weights), where)  # before memory is taken
@@ -168,11 +188,7 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
             raise
         raise ValueError(f"{where}: {error}. Not loaded") from error
     load_weights(policy, weights, path)
-    if config["n_threads"] == "auto" and state.get("n_threads") is not None:
-        config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many
-    policy.to(device).eval().requires_grad_(False)
-    engines.speed_up_sampling(engine, policy)
-    return Loaded(policy, config, {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]})
+    return policy
 
 
 def merge(saved: Config, given: Config, overrides: list[str]) -> Config:

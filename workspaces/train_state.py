@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
 from workspaces import build, checkpoint
 from workspaces.base import Config
-from workspaces.evaluate import load_weights
+from workspaces.evaluate import load_teacher, load_weights
 from workspaces.resume import check_same, differences
 from workspaces.schema import COUNT, check
 from workspaces.settings import role
 from workspaces.timer import Timer
-from workspaces.trust import CONFIG, TRAINING, check_like
+from workspaces.trust import CONFIG, TRAINING, check_like, packages_of
 
 log = logging.getLogger(__name__)
 
@@ -175,10 +176,13 @@ def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
     """Gives a fresh state the averaged weights of the checkpoint `config["init_from"]`, with its normalisation.
 
     The normalisation belongs to the weights: new data are mapped with the old statistics, so that the policy first
-    computes what it computed there. A run that has begun in `run_dir` no longer needs the file. Raises ValueError if
-    the weights are of another architecture, naming the first difference; warns if they fit, but were trained for
-    something else.
+    computes what it computed there. A run that has begun in `run_dir` no longer needs the file, unless the policy in it
+    is the teacher. Raises ValueError if the weights are of another architecture, naming the first difference, or cannot
+    teach; warns if they fit, but were trained for something else.
     """
+    distils = config["objective"].get("distil")
+    if distils:
+        _give_teacher(state.policy, config)
     last = run_dir / "checkpoints/last.pt"
     if last.is_file():
         state.policy.load_state_dict(checkpoint.load(last)["policy"])
@@ -193,13 +197,28 @@ def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
     except ValueError as error:
         raise ValueError(str(error).replace("checkpoint=", "init_from=", 1)) from None
     log.info("initial weights and normalisation: %s, step %s", path, saved.get("step"))
-    if "config" in saved and (differing := differences(saved["config"], config, _says_what_weights_mean)):
+    counts = partial(_says_what_weights_mean, distils=distils)
+    if "config" in saved and (differing := differences(saved["config"], config, counts)):
         log.warning(
             "init_from=%s was trained for something else: %s. The run goes on from its weights", path, differing
         )
 
 
-def _says_what_weights_mean(key: str) -> bool:
+def _give_teacher(policy: DiffusionPolicy, config: Config) -> None:
+    """Gives an objective that distils the policy `config["init_from"]`. Raises ValueError for one that cannot teach."""
+    teacher = load_teacher(str(config["init_from"]), packages_of(config)).to(policy.device)
+    if not hasattr(teacher.objective, "denoised"):
+        raise ValueError(
+            f"init_from={config['init_from']} cannot teach: its objective {type(teacher.objective).__name__} has no "
+            "method `denoised`. Expected a policy of objective=diffusion or objective=edm"
+        )
+    student: Any = policy.objective
+    student.teach_with(teacher.objective, teacher.denoiser)
+
+
+def _says_what_weights_mean(key: str, distils: bool) -> bool:
+    if distils and key.startswith("objective."):
+        return False
     return role(key) == "identity" and key not in ("name", "init_from", "noise_draws", "task.name")
 
 

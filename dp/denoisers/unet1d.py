@@ -1,7 +1,6 @@
 """The conditional 1-d UNet of Diffusion Policy and its compact relatives: one class, the choices as arguments."""
 
 import itertools
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
@@ -12,6 +11,7 @@ from annotated_types import Interval, MultipleOf
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from dp.denoisers.embedding import SinusoidalEmbedding
 from dp.kernels import ConcatLinear, Conv1d, ConvTranspose1d, GroupNorm, Mish, memoize
 from dp.limits import Width, Widths
 
@@ -230,17 +230,3 @@ class FilmResidualBlock(nn.Module):
         if self.film == "residual":
             scale = 1 + scale
         return self.blocks[1](self.blocks[0](x) * scale + bias) + self.residual_conv(x)
-
-
-class SinusoidalEmbedding(nn.Module):
-    """Sine and cosine features of a time, whole or fractional (Vaswani et al. 2017, section 3.5)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        half = dim // 2
-        frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def forward(self, t: Shaped[Tensor, " B"]) -> Float[Tensor, "B dim"]:
-        angles = t[:, None] * self.get_buffer("frequencies")
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from dp.objectives.schedulers import TARGETS, NoSetting, fault_of, sample, setting_for, usable_schedulers
+from dp.objectives.schedulers import ACTIONS, TARGETS, NoSetting, fault_of, sample, setting_for, usable_schedulers
 from dp.types import Denoiser, Generator
 
 
@@ -53,7 +53,7 @@ class Diffusion(nn.Module):
         """Mean squared error at random diffusion steps (Chi et al. 2023, eq. 5)."""
         noise = torch.randn(action.shape, generator=generator, device=action.device)
         k = torch.randint(len(self.alphas_cumprod), (len(action),), generator=generator, device=action.device)
-        signal, sigma = self._levels(k)
+        signal, sigma = self.levels(k)
         prediction = denoiser(signal * action + sigma * noise, k[:, None], cond)
         return F.mse_loss(prediction.float(), TARGETS[self.prediction_type](action, noise, signal, sigma))
 
@@ -61,17 +61,35 @@ class Diffusion(nn.Module):
         self, action: Float[Tensor, "B H Da"], noise: Float[Tensor, "B H Da"], t: Shaped[Tensor, "B 1"]
     ) -> Float[Tensor, "B H Da"]:
         """The input of the denoiser at diffusion step `t` that belongs to `action` (Ho et al. 2020, eq. 4)."""
-        signal, sigma = self._levels(t[:, 0].long())
+        signal, sigma = self.levels(t[:, 0].long())
         return signal * action + sigma * noise
 
     def prediction_for(
         self, x: Float[Tensor, "B H Da"], action: Float[Tensor, "B H Da"], t: Shaped[Tensor, "B 1"]
     ) -> Float[Tensor, "B H Da"]:
         """The output of a denoiser that recognises `action` in `x` at diffusion step `t`."""
-        signal, sigma = self._levels(t[:, 0].long())
+        signal, sigma = self.levels(t[:, 0].long())
         return TARGETS[self.prediction_type](action, (x - signal * action) / sigma, signal, sigma)
 
-    def _levels(self, k: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 1"], Float[Tensor, "B 1 1"]]:
+    def denoised(
+        self,
+        denoiser: Denoiser,
+        x: Float[Tensor, "B H Da"],
+        sigma: Float[Tensor, "B 1 1"],
+        cond: Float[Tensor, "B To Do"],
+    ) -> Float[Tensor, "B H Da"]:
+        """The action that the denoiser finds in `x`, an action with noise of standard deviation `sigma`.
+
+        The denoiser knows such noise from the nearest diffusion step, where everything is scaled to unit variance.
+        """
+        own = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+        k = (own.log() - sigma[:, 0].log()).abs().argmin(1)
+        signal, noise_level = self.levels(k)
+        prediction = denoiser(signal * x, k[:, None], cond)
+        return ACTIONS[self.prediction_type](signal * x, prediction, signal, noise_level)
+
+    def levels(self, k: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 1"], Float[Tensor, "B 1 1"]]:
+        """Shares of action and noise at diffusion step `k`."""
         abar = self.alphas_cumprod[k][:, None, None]
         return abar**0.5, (1 - abar) ** 0.5
 

@@ -24,6 +24,13 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Level, Level], Tensor]] = {
 "v_prediction": Salimans and Ho 2022, appendix D.
 """
 
+ACTIONS: dict[str, Callable[[Tensor, Tensor, Level, Level], Tensor]] = {
+    "epsilon": lambda x, output, signal, sigma: (x - sigma * output) / signal,
+    "sample": lambda x, output, signal, sigma: output,
+    "v_prediction": lambda x, output, signal, sigma: signal * x - sigma * output,
+}
+"""The action that a denoiser finds in x by what it predicts."""
+
 
 def sample(
     scheduler: Scheduler,
