@@ -34,7 +34,9 @@ def imports(file: Path) -> set[str]:
     }
     nodes = [node for node in ast.walk(tree) if id(node) not in typing_only]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    from_ = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    names += [node.module for node in from_ if node.module != "dp"]
+    names += [f"dp.{alias.name}" for node in from_ if node.module == "dp" for alias in node.names]
     return {name for name in names if name.split(".")[0] == "dp"}
 
 

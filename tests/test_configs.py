@@ -57,6 +57,8 @@ def test_the_papers_image_run_has_the_papers_numbers():
     assert (config["optimizer"]["lr"], config["optimizer"]["weight_decay"]) == (1e-4, 1e-6)
     assert (config["workspace"]["num_steps"], config["workspace"]["batch_size"]) == (512_400, 64)
     assert (config["scheduler"]["num_inference_steps"], config["noise_draws"]) == (100, 1)
+    assert config["encoder"]["final_relu"] is True
+    assert composed("+experiment=pusht_image")["encoder"]["final_relu"] is True
     with torch.device("meta"):
         n_parameters = sum(p.numel() for p in build.policy(config).parameters())
     assert n_parameters == pytest.approx(263e6, rel=0.01)

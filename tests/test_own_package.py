@@ -6,6 +6,7 @@ it. `tests/toylab` is the package; every test runs a copy of it in another place
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 import zarr
 
@@ -52,6 +52,12 @@ def trained(place: Path) -> Path:
 
 def says_nothing_of_pusht(text: str) -> None:
     assert [word for word in PUSHT if word in text] == []
+
+
+def text_of(page: Path) -> str:
+    """What a report says, without its pictures."""
+    body = page.read_text().partition("<body>")[2].partition("<script>")[0]
+    return "".join(part for part in body.split('"') if not part.startswith("data:"))
 
 
 def test_it_trains_and_rolls_out(trained):
@@ -119,6 +125,7 @@ def test_it_sweeps_over_training_and_sampling(place):
     assert len(evaluations) == 4
     report = run(place, "workspace=report", "runs=sweep", "trust=[toylab]", configs=False)
     says_nothing_of_pusht(report.stderr)
+    says_nothing_of_pusht(text_of(place / "sweep/report/report.html"))
 
 
 def test_its_report_speaks_of_its_own_task(trained, place):
@@ -126,8 +133,7 @@ def test_its_report_speaks_of_its_own_task(trained, place):
     html = (place / "report/report.html").read_text()
     assert "closeness" in html
     assert "touches the goal" in html
-    text = html.partition("<body>")[2].partition("<script>")[0]
-    says_nothing_of_pusht("".join(part for part in text.split('"') if not part.startswith("data:")))
+    says_nothing_of_pusht(text_of(place / "report/report.html"))
     run(place, "workspace=report", "runs=trained", "run_dir=report-of-a-stranger", configs=False)
     assert (place / "report-of-a-stranger/report.html").is_file()
 
@@ -173,11 +179,27 @@ def test_it_is_inspected(place):
     says_nothing_of_pusht(said.partition("data")[2])
 
 
-@pytest.mark.parametrize("objective", ["diffusion"])
-def test_its_scheduler_trains_with_the_noise_that_it_samples_with(place, objective):
-    run(place, *TRAIN, "scheduler=gentle", f"objective={objective}", "run_dir=gentle", "workspace.num_steps=3")
-    state = torch.load(place / "gentle/checkpoints/last.pt", weights_only=True)
-    assert state["config"]["scheduler"]["_target_"] == "toylab.networks.Gentle"
+def test_its_scheduler_trains_and_samples(place):
+    run(place, *TRAIN, "scheduler=gentle", "objective=diffusion", "run_dir=gentle", "workspace.num_steps=12")
+    run(place, *EVALUATE, "checkpoint=gentle", "trust=[toylab]", "run_dir=gently", configs=False)
+    evaluation = json.loads((place / "gently/evaluation.json").read_text())
+    assert evaluation["episodes"] == json.loads((place / "gentle/rollouts/12.json").read_text())
+    assert evaluation["settings"]["scheduler"]["_target_"] == "toylab.networks.Gentle"
+
+
+def test_without_a_simulator_it_sweeps_over_sampling_too(place):
+    run(place, "-m", *TRAIN, "task.env=null", "scheduler.num_inference_steps=2,3", "workspace.num_steps=3",
+        "hydra.sweep.dir=without-env")  # fmt: skip
+    runs = [json.loads(file.read_text()) for file in place.glob("without-env/*/run.json")]
+    assert [(run["verb"], run["state"]) for run in runs] == [("train", "finished")] * 2
+
+
+def test_a_file_of_the_name_of_one_of_ours_is_refused(place, tmp_path):
+    shutil.copytree(place / "toylab/configs", tmp_path / "configs")
+    shutil.copy(tmp_path / "configs/objective/own_flow.yaml", tmp_path / "configs/objective/flow.yaml")
+    result = run_py("--config-dir", str(tmp_path / "configs"), *TRAIN, cwd=place)
+    assert result.returncode == 1
+    assert "objective/flow.yaml is not read: dp has a configuration objective/flow.yaml, too" in result.stderr
 
 
 def test_nothing_here_was_edited_for_it(place):

@@ -50,8 +50,6 @@ class Workspace:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = devices.choose_device(config["device"])
-        if self.computes and resolve_mode(config["logger"]["mode"]) != "disabled":
-            threading.Thread(target=start_service, daemon=True).start()  # while others read data and draw weights
         self.run_dir = Path(config["run_dir"] or default_run_dir(config))
         self.score: float | None = None
         self.overrides = record.overrides()  # that describe the run
@@ -125,6 +123,8 @@ class Workspace:
 
     def __enter__(self) -> "Workspace":
         self._kernels.__enter__()
+        if self.computes and resolve_mode(self.config["logger"]["mode"]) != "disabled":
+            threading.Thread(target=start_service, daemon=True).start()  # while others read data and draw weights
         logging.raiseExceptions = False  # a full disk costs lines of run.log, and says so where it matters
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
         logging.captureWarnings(True)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ from dp.rollouts.trial import try_out
 from dp.tasks import Task
 from dp.tasks.demonstration import Expert, Recording
 from dp.types import Guidance, Objective
-from workspaces import record, resume, trust
+from workspaces import command, record, resume, trust
 from workspaces import settings as checks
 from workspaces.arguments import MISSING, check_arguments, check_value, shown
 from workspaces.base import Config, Workspace
@@ -55,6 +56,7 @@ CUSTOM = "custom"
 
 def workspace(composed: DictConfig) -> Workspace:
     """The verb that `workspace=` names, ready to run."""
+    _check_names()
     config, typed, own = settings(composed), record.overrides(), None
     _shrink(config, typed)
     _check_values(config)
@@ -81,6 +83,17 @@ def workspace(composed: DictConfig) -> Workspace:
     if own is not None:
         made.overrides = resume.recorded(made.run_dir, typed)
     return made
+
+
+def _check_names() -> None:
+    """Raises ValueError for a file of the user's own that is never read, because a configuration of ours has its
+    name."""
+    for folder in map(Path, command.config_dirs()):
+        for file in sorted(folder.rglob("*.yaml")):
+            if (resume.CONFIGS / file.relative_to(folder)).is_file():
+                raise ValueError(
+                    f"{file} is not read: dp has a configuration {file.relative_to(folder)}, too. Choose another name"
+                )
 
 
 def _shrink(config: Config, typed: Collection[str]) -> None:
@@ -134,12 +147,17 @@ def settings(composed: DictConfig) -> Config:
 
 
 def resolve(config: Config) -> Config:
-    """Replaces settings that follow from others by numbers: `n_action_steps: auto`, and the task's protocol.
+    """Replaces settings that follow from others by numbers: `n_action_steps: auto`, the task's protocol, and the number
+    of evaluations of an objective that leaves no choice.
 
     Returns `config`. Raises ValueError for a protocol that the task does not have.
     """
     if config["n_action_steps"] == "auto" and isinstance(config["horizon"], int):
         config["n_action_steps"] = auto_action_steps(config)
+    kind = config["objective"]["_target_"]
+    if isinstance(kind, str) and kind.startswith("dp.objectives."):
+        only = getattr(_target(kind), "num_inference_steps", None)  # of the class: regression and mip have one
+        config["scheduler"]["num_inference_steps"] = only or config["scheduler"]["num_inference_steps"]
     runner = config["env_runner"]
     facts = task({**config, "task": {**config["task"], "env": None}})
     try:

@@ -38,11 +38,17 @@ def run(*overrides: str) -> str:
     return " ".join(["python run.py", *map(_for_shell, overrides)])
 
 
+def config_dirs() -> list[str]:
+    """The folders of `--config-dir`."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [source.path for source in sources if source.provider == "command-line"]
+
+
 def again(*overrides: str) -> str:
     """The command with these overrides that finds the configurations which this process found."""
-    sources = HydraConfig.get().runtime.config_sources
-    folders = [source.path for source in sources if source.provider == "command-line"]
-    return run(*(word for folder in folders for word in ("--config-dir", folder)), *overrides)
+    return run(*(word for folder in config_dirs() for word in ("--config-dir", folder)), *overrides)
 
 
 def _for_shell(word: str) -> str:

@@ -100,6 +100,7 @@ class Sweep:
         composed = cast(dict[str, Any], OmegaConf.to_container(config))
         self.launcher, self.device = composed.pop("hydra")["launcher"], composed["device"]
         check_launcher(self.launcher, self.device, torch.cuda.device_count())
+        self._has_env = composed["task"].get("env") is not None
         self.trusted = packages_of(composed)  # the user composed them: their checkpoints are his
         self._launch, self._status_s = launch, status_s
         self.jobs: list[Job] = []
@@ -109,12 +110,16 @@ class Sweep:
         self._reporter = threading.Thread(target=self._report_now_and_then, daemon=True)
 
     def grid(self) -> list[list[Job]]:
-        """Every combination of the values, in phases: jobs need only those of earlier phases."""
+        """Every combination of the values, in phases: jobs need only those of earlier phases.
+
+        Values that only sampling depends on are evaluations of one training, unless there is nothing to evaluate in:
+        then they decide how a training is validated.
+        """
         for override in self.swept.values():
             if not override.is_discrete_sweep():
                 raise ValueError(f"{override.input_line} is not a list of values: set one, or use hydra/sweeper=optuna")
         inference = {key: o for key, o in self.swept.items() if role(key) in ("sampling", "guidance")}
-        if self.verb != "train" or not inference:
+        if self.verb != "train" or not inference or not self._has_env:
             return [[self.job(values) for values in _combinations(self.swept)]]
         others = {key: o for key, o in self.swept.items() if key not in inference}
         training = [self.job(values, prefix="train") for values in _combinations(others)]
