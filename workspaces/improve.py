@@ -25,7 +25,7 @@ from workspaces.errors import Interrupted, explain
 from workspaces.evaluate import OWN, check_networks
 from workspaces.foreign import read_json, read_yaml
 from workspaces.rollouts import estimate_of, text_of
-from workspaces.settings import group, role
+from workspaces.settings import group, key, role
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +71,9 @@ class ImproveWorkspace(Workspace):
         texts = {"start": start, "collect": collect, "train": train, "critic": critic, "evaluate": evaluate}
         self._of = {kind: _split(kind, text) for kind, text in texts.items()}
         self.has_critic = critic is not None
-        typed = [o for o in record.overrides() if group(o) not in ("workspace", "run_dir", "checkpoint", "hydra")]
+        typed = [o for o in record.overrides() if role(key(o)) not in ("verb", "outside")]
         self._typed = {
-            "train": [o for o in typed if not o.startswith(("dataset.source=", "dataset.path=", "dataset.sha256="))],
+            "train": [o for o in typed if role(key(o)) not in ("data", "source")],
             "start": typed,
             "other": [o for o in typed if group(o) in OWN],
         }
@@ -193,7 +193,7 @@ class ImproveWorkspace(Workspace):
             **{f"workspace.{kind}": shlex.join(overrides) for kind, overrides in self._of.items()},
             "workspace.afresh": self.afresh,
             "checkpoint": self.config["checkpoint"],
-            "typed": sorted(o for o in self._typed["start"] if role(group(o)) not in ("place", "output", "speed")),
+            "typed": sorted(o for o in self._typed["start"] if role(key(o)) not in ("place", "output", "speed")),
         }
         there = read_json(file) if file.is_file() else here
         if not self.has_critic:

@@ -154,9 +154,14 @@ def role(key: str) -> Role:
     return known_role(key) or "identity"
 
 
+def key(typed: str) -> str:
+    """The key of what a user types: "+env_runner.n_envs=3" -> "env_runner.n_envs"."""
+    return typed.lstrip("+~").partition("=")[0]
+
+
 def group(typed: str) -> str:
-    """The first part of what a user types: "+env_runner.n_envs=3" -> "env_runner"."""
-    return typed.lstrip("+~").partition("=")[0].partition(".")[0]
+    """The first part of that: "env_runner"."""
+    return key(typed).partition(".")[0]
 
 
 def keys_with(*roles: Role) -> tuple[str, ...]:

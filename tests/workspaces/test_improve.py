@@ -115,6 +115,8 @@ def test_every_stage_is_an_ordinary_run_and_the_rounds_are_told(whole, improve):
         ["0", "none", "–"], ["1", "none", "2"], ["1", "learned critic", "–"], ["2", "none", "2"]
     ]  # fmt: skip
     assert (where / "whole/report/figures/rounds.png").is_file()
+    settings = (where / "whole/report/tables/results.csv").read_text().splitlines()[0].split(",")
+    assert settings[:3] == ["round", "guidance", "score"]
 
 
 def test_killed_again_and_again_its_rounds_are_the_same(whole, improve, tmp_path):
@@ -123,7 +125,7 @@ def test_killed_again_and_again_its_rounds_are_the_same(whole, improve, tmp_path
     while kills < KILLS:
         finished, runs = False, runs + 1
         while not finished:
-            death = {"after_s": rng.uniform(0, life["seconds"])} if kills < KILLS else {}
+            death = {"after_s": rng.uniform(0, 0.8 * life["seconds"])} if kills < KILLS else {}
             again = improve(tmp_path, f"run_dir=killed-{runs}", **death)
             finished = again["returncode"] == 0
             assert finished or again["returncode"] == -signal.SIGKILL, again["said"]

@@ -104,6 +104,9 @@ def value_of(value: object) -> str:
     return _options().get(text) or (text.rpartition(".")[2] if CLASS.fullmatch(text) else text)
 
 
+ROUND = re.compile(r"round-(\d{1,6})-\w+")
+"""Name of a run directory of an improvement."""
+
 CLASS = re.compile(r"(\w+\.)+[A-Z]\w*")
 """A dotted name of a class: capitalised, as files and versions are not."""
 
@@ -156,7 +159,10 @@ def _flat(run: Run) -> dict[str, Any]:
     """Keys that could be a setting, the most telling first."""
     flat = {key: value for key, value in flatten(run.config).items() if not key.startswith(NO_SETTING)}
     early = ("name", TASK, "horizon", "n_obs_steps", "n_action_steps")
-    first = {key: flat.pop(key) for key in early if key in flat} | {"data": data_of(run)}
+    first = {key: flat.pop(key) for key in early if key in flat}
+    if match := ROUND.fullmatch(run.path.name):
+        first["round"] = int(match[1])
+    first["data"] = data_of(run)
     if run.checkpoint is not None and "best" in run.checkpoint.rpartition("/")[2]:
         flat["checkpoint"] = "best"
     return first | {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
@@ -187,6 +193,8 @@ def _without_echoes(flat: list[dict[str, Any]], keys: list[str]) -> list[str]:
         keys = [key for key in keys if key not in told or not _follows(flat, key, target)]
     if TASK in keys:  # observations and action go with the task
         keys = [key for key in keys if key == TASK or not (key.startswith("task.") and _follows(flat, key, TASK))]
+    if "round" in keys:  # of an improvement: what it trained on, from where and how long goes with the round
+        keys = [key for key in keys if key == "round" or not _follows(flat, key, "round")]
     if "name" in keys:
         told = {key for key in keys if key != "name" and _follows(flat, key, "name")}
         keys = [key for key in keys if key != "name"] if 0 < len(told) <= 2 else [k for k in keys if k not in told]
