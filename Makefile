@@ -1,7 +1,7 @@
 # On a fresh machine: `make demo` shows a trained policy, `make run` trains one, `make test` tests. Python 3.11-3.13.
 PYTHON ?= python3
 ARGS ?=
-POLICY ?= pusht_state_small
+POLICY ?= pusht_image_small
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
