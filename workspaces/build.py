@@ -88,11 +88,13 @@ def workspace(composed: DictConfig) -> Workspace:
 def _check_names() -> None:
     """Raises ValueError for a file of the user's own that is never read, because a configuration of ours has its
     name."""
-    for folder in map(Path, command.config_dirs()):
-        for file in sorted(folder.rglob("*.yaml")):
-            if (resume.CONFIGS / file.relative_to(folder)).is_file():
+    ours = [file.relative_to(resume.CONFIGS) for file in sorted(resume.CONFIGS.rglob("*.yaml"))]
+    folders = [Path(folder) for folder in command.config_dirs()]
+    for folder in (folder for folder in folders if folder.resolve() != resume.CONFIGS.resolve()):
+        for name in ours:
+            if (folder / name).is_file():
                 raise ValueError(
-                    f"{file} is not read: dp has a configuration {file.relative_to(folder)}, too. Choose another name"
+                    f"{folder / name} is not read: dp has a configuration {name}, too. Choose another name"
                 )
 
 

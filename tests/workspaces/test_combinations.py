@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 
 from dp.engines import EagerStep
 from dp.policy import DiffusionPolicy
-from tests.cli import RUN
+from tests.cli import RUN, run_py
+from tests.workspaces.conftest import assert_same_run, metrics
 from workspaces import build
 
 CONFIGS = RUN.parent / "configs"
@@ -36,6 +37,30 @@ def batch_for(policy: DiffusionPolicy, config: dict) -> dict:
         "obs": {name: torch.rand(size, generator=generator) for name, size in sizes.items()},
         "action": torch.rand((n, config["horizon"], *action.shape), generator=generator) * 2 - 1,
     }
+
+
+def test_a_consistency_policy_is_distilled_and_resumes(run, tmp_path):
+    taught = ("objective=consistency", "objective.distil=true", "scheduler.num_inference_steps=1")
+    alone = run(*taught, "run_dir=student")
+    assert "objective.distil=true needs a teacher: init_from=PATH" in alone.stderr
+    for objective in ("diffusion", "flow"):
+        result = run(f"objective={objective}", f"run_dir={objective}", "workspace.num_steps=2")
+        assert result.returncode == 0, result.stderr
+    refused = run(*taught, "init_from=flow", "run_dir=student")
+    assert "init_from=flow cannot teach: its objective Flow has no method `denoised`" in refused.stderr
+    for place in ("student", "again"):
+        result = run(*taught, "init_from=diffusion", f"run_dir={place}", "workspace.num_steps=6")
+        assert result.returncode == 0, result.stderr
+        assert "WARNING" not in result.stderr
+    more = [run_py(f"run_dir={place}", "workspace.num_steps=9", cwd=tmp_path) for place in ("student", "again")]
+    assert [result.returncode for result in more] == [0, 0], more[0].stderr
+    assert_same_run(tmp_path / "student", tmp_path / "again")
+    state = torch.load(tmp_path / "student/checkpoints/last.pt", weights_only=True)
+    assert not [name for name in state["policy"] if "teacher" in name]
+    # Distillation is not consistency training: the teacher decides.
+    result = run(*taught[:1], taught[2], "init_from=diffusion", "run_dir=untaught", "workspace.num_steps=6")
+    assert result.returncode == 0, result.stderr
+    assert metrics(tmp_path / "untaught")[0] != metrics(tmp_path / "student")[0]
 
 
 def test_an_objective_without_a_choice_says_how_often_it_evaluates():
