@@ -38,3 +38,6 @@ Rate = Annotated[float, Interval(ge=0, le=10**9)]
 """Learning rate, weight decay and the like of an optimizer."""
 
 Share = Annotated[float, Interval(ge=0, le=1)]
+
+Dropout = Annotated[float, Interval(ge=0, lt=1)]
+"""Probability that a feature is left out."""

@@ -23,7 +23,7 @@ from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.rollouts import disturbances, metrics_of, named, save_media, text_of
 from workspaces.schema import check
-from workspaces.settings import groups_with, keys_with
+from workspaces.settings import group, groups_with, key, keys_with
 from workspaces.trust import POLICY, check_sizes, check_targets, packages_of
 
 log = logging.getLogger(__name__)
@@ -196,10 +196,10 @@ def merge(saved: Config, given: Config, overrides: list[str]) -> Config:
 
     Raises ValueError for overrides of what the weights depend on.
     """
-    typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    for key in typed:
-        if key.partition(".")[0] not in MAY_OVERRIDE:
-            raise ValueError(f"{key} is fixed by the checkpoint. You may override {', '.join(MAY_OVERRIDE)}")
+    typed = [key(override) for override in overrides]
+    for name in typed:
+        if group(name) not in MAY_OVERRIDE:
+            raise ValueError(f"{name} is fixed by the checkpoint. You may override {', '.join(MAY_OVERRIDE)}")
     merged = saved | {key: given[key] for key in OWN if key in given} | {"training": saved["workspace"]}
     if "weights" in merged["encoder"]:
         merged["encoder"] = merged["encoder"] | {"weights": None}  # the checkpoint has its own

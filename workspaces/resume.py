@@ -13,7 +13,7 @@ from workspaces import command, record
 from workspaces.config import Config
 from workspaces.load import migrate
 from workspaces.schema import Range, check
-from workspaces.settings import flatten, keys_with
+from workspaces.settings import flatten, key, keys_with
 from workspaces.trust import POLICY, check_part, check_targets, packages_of, plain
 
 TRAINING = "workspaces.train.TrainWorkspace"
@@ -50,7 +50,7 @@ def own_config(composed: Config, typed: Sequence[str]) -> Config | None:
         ValueError: if `typed` differs from the run in a fixed setting, the directory holds no training, or its
             configuration names untrusted code.
     """
-    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in typed]
+    keys = [key(override).partition("@")[0] for override in typed]
     if composed["run_dir"] is None:
         return None
     if any(key in HydraConfig.get().runtime.choices for key in keys) or any(o.startswith("~") for o in typed):

@@ -180,7 +180,7 @@ def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
     is the teacher. Raises ValueError if the weights are of another architecture, naming the first difference, or cannot
     teach; warns if they fit, but were trained for something else.
     """
-    distils = config["objective"].get("distil")
+    distils = getattr(state.policy.objective, "distil", False)
     if distils:
         _give_teacher(state.policy, config)
     last = run_dir / "checkpoints/last.pt"

@@ -1,16 +1,14 @@
 """A diffusion transformer over action tokens (Peebles and Xie 2023) that looks at observations by cross-attention."""
 
 from collections.abc import Callable
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Interval
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from dp.denoisers.embedding import TimeEmbedding
-from dp.limits import Width
+from dp.denoisers.embedding import TimeEmbedding, check_width
+from dp.limits import Dropout, Width
 
 
 class DiT(nn.Module):
@@ -41,12 +39,11 @@ class DiT(nn.Module):
         width: Width = 256,
         n_layers: Width = 6,
         n_heads: Width = 4,
-        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+        dropout: Dropout = 0.0,
         n_times: int = 1,
     ) -> None:
         super().__init__()
-        if width % n_heads or width % 2 or width < 4:
-            raise ValueError(f"width={width}, expected an even multiple of n_heads={n_heads}, at least 4")
+        check_width(width, n_heads)
         self.action_in = nn.Linear(action_dim, width)
         self.obs_in = nn.Sequential(nn.Linear(obs_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.action_positions = nn.Parameter(0.02 * torch.randn(horizon, width))

@@ -7,6 +7,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 
+def check_width(width: int, n_heads: int) -> None:
+    """Raises ValueError for a width of tokens that heads cannot share, or that has no sinusoidal embedding."""
+    if width % n_heads or width % 2 or width < 4:
+        raise ValueError(f"width={width}, expected an even multiple of n_heads={n_heads}, at least 4")
+
+
 class SinusoidalEmbedding(nn.Module):
     """Sine and cosine features of a time, whole or fractional (Vaswani et al. 2017, section 3.5)."""
 

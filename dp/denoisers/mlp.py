@@ -1,14 +1,11 @@
 """A residual perceptron over the whole action sequence."""
 
-from typing import Annotated
-
 import torch
-from annotated_types import Interval
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from dp.denoisers.embedding import TimeEmbedding
-from dp.limits import Width
+from dp.limits import Dropout, Width
 
 
 class MLP(nn.Module):
@@ -29,7 +26,7 @@ class MLP(nn.Module):
         cond_dim: int,
         width: Width = 512,
         n_layers: Width = 4,
-        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+        dropout: Dropout = 0.0,
         n_times: int = 1,
     ) -> None:
         super().__init__()

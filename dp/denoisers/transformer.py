@@ -7,10 +7,8 @@ from annotated_types import Interval
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from dp.denoisers.embedding import SinusoidalEmbedding
-from dp.limits import Width
-
-Dropout = Annotated[float, Interval(ge=0, lt=1)]
+from dp.denoisers.embedding import SinusoidalEmbedding, check_width
+from dp.limits import Dropout, Width
 
 INIT_STD = 0.02
 """Standard deviation of initial weights, as in minGPT."""
@@ -53,8 +51,7 @@ class Transformer(nn.Module):
         n_times: int = 1,
     ) -> None:
         super().__init__()
-        if width % n_heads or width % 2 or width < 4:
-            raise ValueError(f"width={width}, expected an even multiple of n_heads={n_heads}, at least 4")
+        check_width(width, n_heads)
         n_cond = n_times + n_obs_steps
         layer: dict[str, Any] = {"dropout": dropout, "activation": "gelu", "batch_first": True, "norm_first": True}
         self.input_emb = nn.Linear(action_dim, width)

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dp.objectives.edm import Preconditioned
+from dp.objectives.edm import Preconditioned, noise_levels
 from dp.types import Denoiser, Generator
 
 HUBER = 0.00054
@@ -50,7 +49,7 @@ class Consistency(Preconditioned):
         if not num_inference_steps < n_levels:
             raise ValueError(f"num_inference_steps={num_inference_steps}, expected fewer than n_levels={n_levels}")
         self.num_inference_steps, self.distil = num_inference_steps, distil
-        sigmas = torch.from_numpy(np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), n_levels) ** rho)
+        sigmas = torch.from_numpy(noise_levels(sigma_min, sigma_max, n_levels, rho))
         self.register_buffer("sigmas", sigmas.float(), persistent=False)
         below = torch.special.ndtr((sigmas.log() - p_mean) / p_std)
         self.register_buffer("shares", ((below - below[0]) / (below[-1] - below[0])).float(), persistent=False)

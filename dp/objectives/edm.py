@@ -66,6 +66,11 @@ class Preconditioned(nn.Module):
         return (action - skip / into * x) / out
 
 
+def noise_levels(first: float, last: float, n: int, rho: float) -> Float[np.ndarray, " n"]:
+    """n noise levels between two (eq. 5). The larger rho, the more of them are small."""
+    return np.linspace(first ** (1 / rho), last ** (1 / rho), n) ** rho
+
+
 class EDM(Preconditioned):
     """Predicts the mean action at every noise level, and samples by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
 
@@ -93,8 +98,7 @@ class EDM(Preconditioned):
     ) -> None:
         super().__init__(sigma_data, 0.0, time_scale)
         self.num_inference_steps, self.p_mean, self.p_std = num_inference_steps, p_mean, p_std
-        high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-        self.sigmas = [sigma**rho for sigma in np.linspace(high, low, num_inference_steps).tolist()]  # eq. 5
+        self.sigmas = noise_levels(sigma_max, sigma_min, num_inference_steps, rho).tolist()
 
     def loss(
         self,

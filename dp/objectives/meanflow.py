@@ -2,17 +2,17 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dp.objectives.flow import TimeSampling, between, draw_times
-from dp.objectives.shortcut import in_equal_steps
-from dp.types import Denoiser, Generator
+from dp.objectives.shortcut import MeanVelocity
+from dp.types import Denoiser
 
 DELTA = 1e-3
 """Half the time over which the derivative is measured."""
 
 
-class MeanFlow(nn.Module):
+class MeanFlow(MeanVelocity):
     """Predicts the mean velocity u from t to t + d, so that any number of steps, even one, gives samples.
 
     With the velocity v of the path, u = v + d * du/dt (Geng et al. 2025, eq. 6, whose times run the other way). The
@@ -28,8 +28,6 @@ class MeanFlow(nn.Module):
             unstable.
     """
 
-    n_times = 2
-
     def __init__(
         self,
         num_inference_steps: int,
@@ -38,9 +36,8 @@ class MeanFlow(nn.Module):
         time_sampling: TimeSampling = "uniform",
         time_scale: float = 3.0,
     ) -> None:
-        super().__init__()
-        self.num_inference_steps, self.flow_share = num_inference_steps, flow_share
-        self.power, self.time_sampling, self.time_scale = power, time_sampling, time_scale
+        super().__init__(num_inference_steps, time_scale)
+        self.flow_share, self.power, self.time_sampling = flow_share, power, time_sampling
 
     def loss(
         self,
@@ -62,25 +59,12 @@ class MeanFlow(nn.Module):
             own = x[:n_own], t[:n_own], d[:n_own], cond[:n_own]
             target = v.clone()
             target[:n_own] += d[:n_own, :, None] * self._derivative(denoiser, *own)
-        error = (self._mean_velocity(denoiser, x, t, d, cond).float() - target).square().mean((1, 2))
+        error = (self.mean_velocity(denoiser, x, t, d, cond).float() - target).square().mean((1, 2))
         return (error / (error.detach() + 1e-3) ** self.power).mean()
 
     def _derivative(self, denoiser: Denoiser, x: Tensor, t: Tensor, d: Tensor, cond: Tensor) -> Float[Tensor, "B H Da"]:
         """du/dt along the path, whose end stays where it is."""
-        v = self._mean_velocity(denoiser, x, t, torch.zeros_like(d), cond)
-        after = self._mean_velocity(denoiser, x + DELTA * v, t + DELTA, d - DELTA, cond)
-        before = self._mean_velocity(denoiser, x - DELTA * v, t - DELTA, d + DELTA, cond)
+        v = self.mean_velocity(denoiser, x, t, torch.zeros_like(d), cond)
+        after = self.mean_velocity(denoiser, x + DELTA * v, t + DELTA, d - DELTA, cond)
+        before = self.mean_velocity(denoiser, x - DELTA * v, t - DELTA, d + DELTA, cond)
         return (after - before) / (2 * DELTA)
-
-    def _mean_velocity(self, denoiser: Denoiser, x: Tensor, t: Tensor, d: Tensor, cond: Tensor) -> Tensor:
-        return denoiser(x, self.time_scale * torch.cat([t, d], dim=1), cond)
-
-    def sample(
-        self,
-        denoiser: Denoiser,
-        noise: Float[Tensor, "B H Da"],
-        cond: Float[Tensor, "B To Do"],
-        generator: Generator,
-    ) -> Float[Tensor, "B H Da"]:
-        """From noise to actions in equal steps, without further random numbers."""
-        return in_equal_steps(denoiser, noise, cond, self.num_inference_steps, self.time_scale)

@@ -9,7 +9,47 @@ from dp.objectives.flow import between
 from dp.types import Denoiser, Generator
 
 
-class Shortcut(nn.Module):
+class MeanVelocity(nn.Module):
+    """A denoiser that predicts the mean velocity of the path from t to t + d, and gets the two times t and d.
+
+    Args:
+        num_inference_steps: evaluations of the denoiser for one sample.
+        time_scale: the denoiser gets times multiplied by this.
+    """
+
+    n_times = 2
+
+    def __init__(self, num_inference_steps: int, time_scale: float) -> None:
+        super().__init__()
+        self.num_inference_steps, self.time_scale = num_inference_steps, time_scale
+
+    def mean_velocity(
+        self,
+        denoiser: Denoiser,
+        x: Float[Tensor, "B H Da"],
+        t: Float[Tensor, "B 1"],
+        d: Float[Tensor, "B 1"],
+        cond: Float[Tensor, "B To Do"],
+    ) -> Float[Tensor, "B H Da"]:
+        """What the denoiser predicts from `x`, the point of the path at time t."""
+        return denoiser(x, self.time_scale * torch.cat([t, d], dim=1), cond)
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        noise: Float[Tensor, "B H Da"],
+        cond: Float[Tensor, "B To Do"],
+        generator: Generator,
+    ) -> Float[Tensor, "B H Da"]:
+        """From noise to actions in equal steps, without further random numbers."""
+        x, d = noise, 1 / self.num_inference_steps
+        for step in range(self.num_inference_steps):
+            start, ahead = (torch.full((len(x), 1), time, device=x.device) for time in (step * d, d))
+            x = x + d * self.mean_velocity(denoiser, x, start, ahead, cond)
+        return x
+
+
+class Shortcut(MeanVelocity):
     """Predicts the mean velocity over the next `d` of the path, so that any number of steps gives samples.
 
     The denoiser gets two times: t, and d. For d = 0 it learns the flow; for larger ones, that one step of 2d is as good
@@ -25,16 +65,13 @@ class Shortcut(nn.Module):
         ValueError: if `finest` is not a power of two.
     """
 
-    n_times = 2
-
     def __init__(
         self, num_inference_steps: int, finest: int = 128, self_share: float = 0.25, time_scale: float = 100.0
     ) -> None:
-        super().__init__()
+        super().__init__(num_inference_steps, time_scale)
         if finest < 2 or finest & (finest - 1):
             raise ValueError(f"finest={finest}, expected a power of two")
-        self.num_inference_steps, self.self_share, self.time_scale = num_inference_steps, self_share, time_scale
-        self.n_levels = finest.bit_length() - 1
+        self.self_share, self.n_levels = self_share, finest.bit_length() - 1
 
     def loss(
         self,
@@ -56,37 +93,13 @@ class Shortcut(nn.Module):
         with torch.no_grad():
             own = x[:n_own], t[:n_own], d[:n_own] / 2, cond[:n_own]
             target[:n_own] = self._two_steps(denoiser, *own, finest=level == self.n_levels - 1)
-        return F.mse_loss(self._velocity(denoiser, x, t, d, cond).float(), target)
+        return F.mse_loss(self.mean_velocity(denoiser, x, t, d, cond).float(), target)
 
     def _two_steps(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, d: Tensor, cond: Tensor, finest: Tensor
     ) -> Float[Tensor, "B H Da"]:
         """The mean velocity of two steps of `d`. The finest are the flow's."""
         known = torch.where(finest, 0.0, d)
-        first = self._velocity(denoiser, x, t, known, cond)
-        second = self._velocity(denoiser, x + d[..., None] * first, t + d, known, cond)
+        first = self.mean_velocity(denoiser, x, t, known, cond)
+        second = self.mean_velocity(denoiser, x + d[..., None] * first, t + d, known, cond)
         return (first + second) / 2
-
-    def _velocity(self, denoiser: Denoiser, x: Tensor, t: Tensor, d: Tensor, cond: Tensor) -> Tensor:
-        return denoiser(x, self.time_scale * torch.cat([t, d], dim=1), cond)
-
-    def sample(
-        self,
-        denoiser: Denoiser,
-        noise: Float[Tensor, "B H Da"],
-        cond: Float[Tensor, "B To Do"],
-        generator: Generator,
-    ) -> Float[Tensor, "B H Da"]:
-        """From noise to actions in equal steps, without further random numbers."""
-        return in_equal_steps(denoiser, noise, cond, self.num_inference_steps, self.time_scale)
-
-
-def in_equal_steps(
-    denoiser: Denoiser, noise: Float[Tensor, "B H Da"], cond: Float[Tensor, "B To Do"], n_steps: int, time_scale: float
-) -> Float[Tensor, "B H Da"]:
-    """Actions after `n_steps` of a denoiser that predicts the mean velocity from its first time on over its second."""
-    x, d = noise, 1 / n_steps
-    for step in range(n_steps):
-        times = [torch.full((len(x), 1), time_scale * time, device=x.device) for time in (step * d, d)]
-        x = x + d * denoiser(x, torch.cat(times, dim=1), cond)
-    return x

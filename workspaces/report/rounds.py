@@ -1,6 +1,5 @@
 """The rounds of `workspace=improve`: what each collected, and how well its policy does."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,10 +12,8 @@ from dp.data.recording import STORE, n_episodes, n_frames
 from dp.intervals import Estimate
 from workspaces.report import figures
 from workspaces.report.runs import Run
-from workspaces.report.tables import Result, Table, interval
+from workspaces.report.tables import ROUND, Result, Table, interval
 from workspaces.rollouts import named
-
-NAME = re.compile(r"round-(\d{1,6})-(evaluate|guided)")
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ class Round:
 
 def find(runs: Sequence[Run]) -> list[Round]:
     """The rounds among `runs`, in their order."""
-    named = [(NAME.fullmatch(run.path.name), run) for run in runs if run.verb == "evaluate"]
-    rounds = [(match, run) for match, run in named if match is not None]
+    named = [(ROUND.fullmatch(run.path.name), run) for run in runs if run.verb == "evaluate"]
+    rounds = [(match, run) for match, run in named if match is not None and match[2] in ("evaluate", "guided")]
     several = len({run.path.parent.resolve() for _, run in rounds}) > 1
     found = [
         Round(

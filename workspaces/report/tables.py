@@ -104,8 +104,8 @@ def value_of(value: object) -> str:
     return _options().get(text) or (text.rpartition(".")[2] if CLASS.fullmatch(text) else text)
 
 
-ROUND = re.compile(r"round-(\d{1,6})-\w+")
-"""Name of a run directory of an improvement."""
+ROUND = re.compile(r"round-(\d{1,6})-(\w+)")
+"""Name of a run directory of an improvement: its round, and its kind."""
 
 CLASS = re.compile(r"(\w+\.)+[A-Z]\w*")
 """A dotted name of a class: capitalised, as files and versions are not."""
