@@ -5,6 +5,7 @@
 
 import copy
 import functools
+import logging
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from dp.policy import DiffusionPolicy
 from dp.types import Batch, Denoiser
+
+log = logging.getLogger(__name__)
 
 Inputs = Any
 """Output of a loader: a tensor, or a nested dict of tensors, always of the same shapes."""
@@ -42,7 +45,12 @@ def training_step(engine: Literal["auto", "eager", "compile", "graph"], step: "E
     }
     names = list(choices)
     first = names.index(choose(engine, step.policy.device))
-    return FallingBack({name: choices[name] for name in names[first:]}, step)
+    engine_step = FallingBack({name: choices[name] for name in names[first:]}, step)
+    if not engine_step.warm:
+        log.info(
+            "compiling the training step, which takes minutes the first time (workspace.engine=eager starts at once)"
+        )
+    return engine_step
 
 
 def choose(engine: str, device: torch.device) -> str:

@@ -23,7 +23,7 @@ RUN = Path(__file__).parents[1] / "run.py"
 WRITING = [
     *(str(RUN.parent / "workspaces" / name) for name in (
         "assessment.py", "base.py", "checkpoint.py", "logger.py", "record.py", "rollouts.py", "train.py",
-        "train_state.py", "video.py",
+        "train_state.py", "training_log.py", "video.py",
     )),
     str(RUN.parent / "dp/files.py"),
 ]  # fmt: skip

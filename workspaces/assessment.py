@@ -1,4 +1,4 @@
-"""Assesses a policy in training: loss, validation, rollouts, and checkpoints of the best policies."""
+"""Assesses a policy in training: validation, rollouts, and checkpoints of the best policies."""
 
 import logging
 import sys
@@ -12,13 +12,13 @@ import torch
 from dp.data import Demonstrations
 from dp.data.windows import WindowDataset, prepare
 from dp.policy import DiffusionPolicy
-from dp.progress import LOG_S, Progress
+from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner, check_finite
 from workspaces import checkpoint
-from workspaces.base import Config
+from workspaces.config import Config
 from workspaces.logger import Logger
+from workspaces.periods import due
 from workspaces.rollouts import metrics_of, named, save_rollouts, text_of
-from workspaces.timer import duration
 from workspaces.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ class Assessment:
         self.config, self.state, self.val_windows = config, state, val_windows
         self.env_runner, self.train_seeds = env_runner, train_seeds
         self.run_dir, self.logger, self.about = run_dir, logger, about
-        self._said, self._logged = time.monotonic(), False
         if env_runner is None and not len(val_windows):
             log.warning(
                 "Neither a simulator nor a validation window can tell which checkpoint is best, so only last.pt is "
@@ -67,9 +66,8 @@ class Assessment:
             )
 
     def due(self, what: str) -> bool:
-        """Whether `what` is due at this step. Everything is due at the last step."""
-        step, settings = self.state.step, self.config["workspace"]
-        return step > 0 and (step % settings["every"][what] == 0 or step == settings["num_steps"])
+        """Whether `what` is due at this step."""
+        return due(what, self.state.step, self.config["workspace"])
 
     def assess(self) -> None:
         """Validates and rolls out, if they are due. Training does not depend on it."""
@@ -79,35 +77,6 @@ class Assessment:
             self._validate()
         if self.due("rollout") and self.env_runner is not None:
             self._roll_out(self.env_runner)
-
-    def log_training(self) -> None:
-        """Logs the means over the steps since the last log, and how long the rest will take."""
-        state, settings = self.state, self.config["workspace"]
-        num_steps, samples = settings["num_steps"], settings["batch_size"] * settings["grad_accumulation"]
-        state.check_finite(self.run_dir)
-        loss, grad_norm = torch.stack(state.pending).mean(0).tolist()
-        steps_per_s = state.timer.steps_per_s(state.step)
-        metrics = {
-            "train/loss": loss,
-            "train/grad_norm": grad_norm,
-            "train/lr": float(state.lr_schedule.get_last_lr()[0]),
-            "train/samples_per_s": steps_per_s * samples,
-            "time/training_s": state.timer.training_s(),
-        }
-        self.logger.log(state.step, metrics)
-        left = duration((num_steps - state.step) / steps_per_s)
-        log.info("step %d/%d  loss %.4f  %.2f steps/s  %s left", state.step, num_steps, loss, steps_per_s, left)
-        state.pending, self._logged = [], True
-
-    def log_sign_of_life(self) -> None:
-        """Logs a line every LOG_S seconds until the first regular one, which may take long."""
-        if self._logged or time.monotonic() - self._said < LOG_S:
-            return
-        self._said, state = time.monotonic(), self.state
-        num_steps, rate = self.config["workspace"]["num_steps"], state.timer.mean_steps_per_s(state.step)
-        left = duration((num_steps - state.step) / rate)
-        loss = float(state.pending[-1][0])
-        log.info("step %d/%d  loss %.4f  %.2g steps/s  %s left", state.step, num_steps, loss, rate, left)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -137,6 +106,12 @@ class Assessment:
             "step %d: score %s, success %s on seeds %d-%d",
             step, text_of(test.score), text_of(test.success, True), env_runner.seeds[0], env_runner.seeds[-1],
         )  # fmt: skip
+
+    def worth_saving(self) -> bool:
+        """Whether last.pt should be written now: from the first step on, the directory is this run's."""
+        step, last = self.state.step, self.config["workspace"]["num_steps"]
+        periodic = self.due("checkpoint") and self.state.saving_pays()
+        return periodic or self.due("rollout") or step in (1, last)
 
     def keep_if_best(self, value: str, scores: dict[str, Any]) -> None:
         """Writes best-<step>-<value>.pt if `scores["score"]`, the larger the better, is among the best so far."""

@@ -41,12 +41,6 @@ from workspaces.memory import MEMORY, MemoryLimit
 
 log = logging.getLogger(__name__)
 
-GROUPS = (
-    "task", "dataset", "encoder", "denoiser", "objective", "scheduler", "optimizer", "lr_schedule", "ema",
-    "guidance", "env_runner", "logger",
-)  # fmt: skip
-"""Groups that training builds, each a class and its arguments."""
-
 TAKEN_APART = {"scheduler": ("num_inference_steps",), "optimizer": ("encoder_lr", "norm_decay")}
 """Settings that the class of their group does not take, but the objective or `train_state.parameter_groups` does."""
 
@@ -71,7 +65,7 @@ def workspace(composed: DictConfig) -> Workspace:
             config = own
             _check_values(config)
     if verb.resolves:
-        for group in GROUPS:
+        for group in checks.BUILT:
             _settings(config, group)
         check(resolve(config))
         _check_groups(config)
@@ -115,7 +109,7 @@ def _check_values(config: Config) -> None:
 def _check_groups(config: Config) -> None:
     """Raises ValueError for arguments that the classes do not take, before any slow work. It imports the classes, so
     call it only for settings that the user composed."""
-    for group in GROUPS:
+    for group in checks.BUILT:
         settings = _settings(config, group)
         with _named(config, group):
             _check(group, settings, inspect.signature(_target(settings["_target_"])).parameters)
@@ -229,6 +223,7 @@ def task_of(config: Config, trusted: Collection[str] = ()) -> Task:
 
 
 def demonstrations(config: Config) -> Demonstrations:
+    log.info("%s: reading the data", config["name"])
     obs, action = shape_meta(config)
     return _make(config, "dataset", obs=obs, action=action)
 

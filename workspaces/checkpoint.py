@@ -15,6 +15,7 @@ import torch
 
 from dp.files import write_atomically
 from workspaces import shipped
+from workspaces.config import Config
 from workspaces.load import migrate, migrate_weights
 from workspaces.schema import check
 from workspaces.trust import STATE, check_contents, check_weights, plain
@@ -154,4 +155,9 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     return found
 
 
-__all__ = ["FORMAT", "check_complete", "damage", "find", "load", "save", "versions"]
+def about(config: Config, packages: Iterable[str], wandb_id: str | None) -> dict[str, Any]:
+    """What every checkpoint of a training holds next to its weights."""
+    return {"config": config, "versions": versions(packages), "wandb_id": wandb_id}
+
+
+__all__ = ["FORMAT", "about", "check_complete", "damage", "find", "load", "save", "versions"]

@@ -21,10 +21,11 @@ from dp.rollouts.takeover import SOLVED
 from dp.tasks import Task
 from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build, command
-from workspaces.base import Config, Signals, StopNow, Workspace
+from workspaces.base import Config, Workspace
 from workspaces.evaluate import Loaded, load_policy
 from workspaces.load import MOVED
-from workspaces.settings import flatten
+from workspaces.settings import Role, flatten, groups_with
+from workspaces.signals import Signals, StopNow
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +128,11 @@ class CollectWorkspace(Workspace):
         settings = {**loaded.config["env_runner"], "n_workers": self.n_workers}
         self._runner = build.env_runner({**loaded.config, "env_runner": settings})
         assert self._runner is not None
-        guided = () if isinstance(self._runner.guidance, Unguided) else ("guidance",)  # stores of before say nothing
+        roles: list[Role] = ["sampling"]
+        if not isinstance(self._runner.guidance, Unguided):  # stores of before say nothing
+            roles.append("guidance")
         self.settings |= flatten(
-            {key: loaded.config[key] for key in ("scheduler", "n_action_steps", *guided)}
+            {key: loaded.config[key] for key in groups_with(*roles)}
             | {key: loaded.about[key] for key in ("checkpoint", "step")}
             | {"env_runner.max_steps": settings["max_steps"]}
         )
@@ -173,8 +176,7 @@ class CollectWorkspace(Workspace):
 
     def _next(self, made: Made) -> tuple[int, Demonstration | str | None]:
         with self.signals.interrupting():
-            if self.signals.received is not None:
-                raise StopNow
+            self.signals.check()
             item = next(made, None)
         if item is None:
             raise ValueError(f"there is no seed after {self.seeds[-1]}: set a smaller workspace.start_seed")

@@ -16,9 +16,11 @@ from dp.guidance.value import FILE, digest_of
 from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner, EpisodeResult
 from workspaces import build, command, record
-from workspaces.base import Config, Signals, StopNow, Workspace, default_run_dir
+from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.evaluate import load_policy
 from workspaces.foreign import read_arrays, read_json
+from workspaces.settings import groups_with
+from workspaces.signals import Signals, StopNow
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +137,7 @@ class CriticWorkspace(Workspace):
         """Raises ValueError if the run directory holds the practice of another policy, or another kind of practice."""
         file = self.run_dir / "lessons" / "settings.json"
         here = {
-            **{key: self.config[key] for key in ("n_action_steps", "scheduler")},
+            **{key: self.config[key] for key in groups_with("sampling")},
             "max_steps": self.env_runner.max_steps,
             "n_plans": self.practice.n,
             "start_seed": self.seeds[0],
@@ -149,8 +151,7 @@ class CriticWorkspace(Workspace):
     def _lessons_of(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
         self.practice.decisions.clear()
         with self.signals.interrupting():
-            if self.signals.received is not None:
-                raise StopNow
+            self.signals.check()
             episodes = {e.seed: e for e in self.env_runner.stream(self.policy, self.device, seeds)}
         rows = [row for seed in seeds for row in self._with_outcomes(episodes[seed])]
         return {name: np.stack([getattr(row, name) for row in rows]) for name in Lessons._fields}
@@ -188,8 +189,7 @@ class CriticWorkspace(Workspace):
         period, explained = max(1, self.num_steps // 10), 0.0
         with Progress(total=self.num_steps, desc="critic", unit="step", leave=False) as bar:
             for step in range(1, self.num_steps + 1):
-                if self.signals.received is not None:
-                    raise StopNow
+                self.signals.check()
                 rows = torch.randint(n_train, (self.batch_size,))
                 loss = network.loss(cond[rows], plans[rows], costs[rows])
                 optimizer.zero_grad()

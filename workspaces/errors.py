@@ -60,7 +60,7 @@ def exit_with_message(error: Exception) -> int:
     if message is None or os.environ.get("DP_TRACEBACK") == "1":
         traceback.print_exception(cause_of(error))
     else:
-        print(message, file=sys.stderr)
+        print(message, *getattr(cause_of(error), "__notes__", []), sep="\n", file=sys.stderr)
     return error.exit_code if isinstance(error, Interrupted) else 1
 
 

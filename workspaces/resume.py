@@ -13,8 +13,8 @@ from workspaces import command, record
 from workspaces.config import Config
 from workspaces.load import migrate
 from workspaces.schema import Range, check
-from workspaces.settings import flatten, key, keys_with
-from workspaces.trust import POLICY, check_part, check_targets, packages_of, plain
+from workspaces.settings import BUILT, flatten, key, keys_with
+from workspaces.trust import POLICY, TRUSTED, check_part, check_targets, packages_of, plain
 
 TRAINING = "workspaces.train.TrainWorkspace"
 
@@ -31,8 +31,8 @@ RUN = POLICY | {
 }
 """Schema of a training's `config.yaml`, as far as nothing else checks it."""
 
-PARTS = ("dataset", "optimizer", "lr_schedule", "ema", "guidance", "env_runner", "logger", "workspace")
-"""Groups that only a training instantiates. `trust.TRUSTED` lists the others."""
+PARTS = tuple(group for group in (*BUILT, "workspace") if group not in TRUSTED)
+"""Groups that only a training instantiates."""
 
 MAY_DIFFER = keys_with("length", "source", "speed", "arithmetic", "place", "output", "verb")
 """Keys that may differ when a run resumes."""

@@ -99,6 +99,12 @@ TABLE: dict[Role, Entry] = {
     ),
 }
 
+BUILT = (
+    "task", "dataset", "encoder", "denoiser", "objective", "scheduler", "optimizer", "lr_schedule", "ema",
+    "guidance", "env_runner", "logger",
+)  # fmt: skip
+"""Groups that training builds, each a class and its arguments."""
+
 VALUES: dict[str, Any] = {
     "name": str,
     "seed": limits.Seed,

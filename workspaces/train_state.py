@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,13 @@ import torch
 from torch import Tensor
 
 from dp.ema import EMA
-from dp.kernels.calibration import bf16_pays
 from dp.modalities import Normalizer
 from dp.policy import DiffusionPolicy
 from workspaces import build, checkpoint
 from workspaces.base import Config
-from workspaces.evaluate import load_teacher, load_weights
-from workspaces.resume import check_same, differences
 from workspaces.schema import COUNT, check
-from workspaces.settings import role
 from workspaces.timer import Timer
-from workspaces.trust import CONFIG, TRAINING, check_like, packages_of
+from workspaces.trust import check_like
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +60,12 @@ class TrainState:
         ema = build.ema(config, policy)
         optimizer = build.optimizer(config, parameter_groups(policy, config["optimizer"]))
         return cls(policy, ema, optimizer, build.lr_schedule(config, optimizer))
+
+    def advance(self) -> None:
+        """Ends an optimizer step: the learning rate follows its schedule, and the EMA the weights."""
+        self.lr_schedule.step()
+        self.ema.update(self.policy)
+        self.step, self.evaluated = self.step + 1, False
 
     def __str__(self) -> str:
         n_parameters = sum(p.numel() for p in self.policy.parameters())
@@ -172,56 +173,6 @@ class TrainState:
             )
 
 
-def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
-    """Gives a fresh state the averaged weights of the checkpoint `config["init_from"]`, with its normalisation.
-
-    The normalisation belongs to the weights: new data are mapped with the old statistics, so that the policy first
-    computes what it computed there. A run that has begun in `run_dir` no longer needs the file, unless the policy in it
-    is the teacher. Raises ValueError if the weights are of another architecture, naming the first difference, or cannot
-    teach; warns if they fit, but were trained for something else.
-    """
-    distils = getattr(state.policy.objective, "distil", False)
-    if distils:
-        _give_teacher(state.policy, config)
-    last = run_dir / "checkpoints/last.pt"
-    if last.is_file():
-        state.policy.load_state_dict(checkpoint.load(last)["policy"])
-        return
-    path = checkpoint.find(str(config["init_from"]))
-    try:
-        saved = checkpoint.load(path)
-        if "ema" not in saved:
-            raise ValueError(f"checkpoint={path} holds no policy")
-        for policy in (state.policy, state.ema.model):
-            load_weights(policy, saved["ema"]["model"], path)
-    except ValueError as error:
-        raise ValueError(str(error).replace("checkpoint=", "init_from=", 1)) from None
-    log.info("initial weights and normalisation: %s, step %s", path, saved.get("step"))
-    counts = partial(_says_what_weights_mean, distils=distils)
-    if "config" in saved and (differing := differences(saved["config"], config, counts)):
-        log.warning(
-            "init_from=%s was trained for something else: %s. The run goes on from its weights", path, differing
-        )
-
-
-def _give_teacher(policy: DiffusionPolicy, config: Config) -> None:
-    """Gives an objective that distils the policy `config["init_from"]`. Raises ValueError for one that cannot teach."""
-    teacher = load_teacher(str(config["init_from"]), packages_of(config)).to(policy.device)
-    if not hasattr(teacher.objective, "denoised"):
-        raise ValueError(
-            f"init_from={config['init_from']} cannot teach: its objective {type(teacher.objective).__name__} has no "
-            "method `denoised`. Expected a policy of objective=diffusion or objective=edm"
-        )
-    student: Any = policy.objective
-    student.teach_with(teacher.objective, teacher.denoiser)
-
-
-def _says_what_weights_mean(key: str, distils: bool) -> bool:
-    if distils and key.startswith("objective."):
-        return False
-    return role(key) == "identity" and key not in ("name", "init_from", "noise_draws", "task.name")
-
-
 def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> list[Any]:
     """The parameters of `policy`, in groups, if `settings` of the optimizer treat them differently.
 
@@ -246,66 +197,3 @@ def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> li
         | ({"weight_decay": norm_decay} if key[1] else {})
         for key in sorted(groups)  # the denoiser's first: its learning rate is what is logged
     ]
-
-
-def warn_if_short(config: Config) -> None:
-    """Warns if the learning rate only rises and never reaches `optimizer.lr`."""
-    warm_up, num_steps = config["lr_schedule"].get("num_warmup_steps"), config["workspace"]["num_steps"]
-    if isinstance(warm_up, int) and warm_up >= num_steps:
-        log.warning(
-            "lr_schedule.num_warmup_steps=%d, but the run has only workspace.num_steps=%d: the learning rate never "
-            "reaches optimizer.lr. Set lr_schedule.num_warmup_steps=%d, for example",
-            warm_up, num_steps, num_steps // 10,
-        )  # fmt: skip
-
-
-def warn_if_inexact(saved: Mapping[str, Any], precision: str) -> None:
-    """Warns if the user chose another way to compute than the run in `saved`."""
-    before = {"workspace.precision": saved.get("precision"), "n_threads": saved.get("n_threads")}
-    now = {"workspace.precision": precision, "n_threads": torch.get_num_threads()}
-    changed = [f"{key}={now[key]} (before: {old})" for key, old in before.items() if old not in (None, now[key])]
-    if changed:
-        log.warning("the run resumes with %s: not to the bit as it would have without", " and ".join(changed))
-
-
-def choose_precision(precision: str, device: torch.device, saved: Mapping[str, Any] | None) -> str:
-    """fp32 or bf16. auto is timed on `device`; a resumed run keeps the choice in `saved`."""
-    if precision == "auto" and saved is not None:
-        return saved.get("precision", saved["config"]["workspace"]["precision"])
-    with torch.random.fork_rng(devices=[]):  # timing draws numbers, and the weights have been drawn already
-        pays = precision != "fp32" and bf16_pays(device)
-    if precision == "bf16" and not pays:
-        log.warning("This device emulates bfloat16, slowly. workspace.precision=auto takes the faster one.")
-    return precision if precision != "auto" else "bf16" if pays else "fp32"
-
-
-def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
-    """The last checkpoint of the run in `run_dir`; None if there is none.
-
-    Raises ValueError if that run was begun with settings that `config` cannot resume.
-    """
-    last = run_dir / "checkpoints/last.pt"
-    if not last.exists() and (best := sorted(last.parent.glob("best-*.pt"))):
-        raise ValueError(
-            f"{run_dir} has lost checkpoints/last.pt, without which its run cannot resume. To train from its best "
-            f"checkpoint on, in another run_dir: init_from={best[-1]}"
-        )
-    if not last.exists():
-        return None
-    state = checkpoint.load(last)
-    checkpoint.check_complete(state, ("config",), f"checkpoint={last}")
-    check(state["config"], CONFIG, f"checkpoint={last}")
-    check_same(state["config"], config, run_dir)
-    checkpoint.check_complete(state, TRAINING, f"checkpoint={last}")
-    check_length(state["step"], config, run_dir)
-    return {"wandb_id": None, "rng_cuda": None, **state}
-
-
-def check_length(step: int, config: Config, run_dir: Path) -> None:
-    """Raises ValueError if the run in `run_dir` has done more steps than `config` wants."""
-    wanted = config["workspace"]["num_steps"]
-    if step > wanted:
-        raise ValueError(
-            f"workspace.num_steps={wanted}, but the run in {run_dir} has already done {step} steps. Set "
-            f"workspace.num_steps={step} or more to resume it, or another run_dir to begin a shorter run"
-        )

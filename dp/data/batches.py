@@ -51,13 +51,18 @@ class BatchOrder(Sampler):
 
 
 class Loader(Protocol):
-    """Yields what identifies the batches, in their order, and turns it into batches on the device that trains."""
+    """Yields what identifies the batches, in their order, and turns it into batches on the device that trains.
+
+    A context manager, in which it is iterated: leaving it ends what iterating began.
+    """
+
+    def __enter__(self) -> "Loader": ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
 
     def __iter__(self) -> Iterator[Any]: ...
 
     def load(self, inputs: Any) -> Batch: ...
-
-    def close(self) -> None: ...
 
 
 class ResidentLoader:
@@ -72,15 +77,19 @@ class ResidentLoader:
     def load(self, inputs: Int[Tensor, " B"]) -> Batch:
         return prepare(self.dataset.gather(inputs.to(self.device, non_blocking=True)))
 
-    def close(self) -> None:
+    def __enter__(self) -> "ResidentLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Does nothing: there are no workers."""
 
 
 class StreamedLoader:
     """The same batches through torch's DataLoader, for data that does not fit on the device: it yields them raw.
 
-    Raises ValueError if /dev/shm has no room for the batches of its workers, which would wait for ever. Iterating
-    raises an error that `lost_worker` recognises if a worker dies or delivers nothing for `WORKER_TIMEOUT_S`.
+    Raises ValueError if /dev/shm has no room for the batches of its workers, which would wait for ever. Leaving
+    its context raises ChildProcessError if it was left because a worker died or delivered nothing for
+    `WORKER_TIMEOUT_S`.
     """
 
     def __init__(self, dataset: WindowDataset, order: BatchOrder, device: torch.device, n_workers: int) -> None:
@@ -111,13 +120,22 @@ class StreamedLoader:
     def load(self, inputs: Batch) -> Batch:
         return prepare(inputs, self.device)
 
-    def close(self) -> None:
+    def __enter__(self) -> "StreamedLoader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Ends the workers, even those that wait for a killed one."""
         if self._workers:
             signal.signal(signal.SIGCHLD, self._sigchld or signal.SIG_DFL)  # torch's would raise at their end
         for worker in self._workers:
             worker.kill()
             worker.join()
+        if error is not None and lost_worker(error):
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ChildProcessError(
+                f"a worker of the DataLoader died, perhaps out of memory or of /dev/shm ({reason:.200}). What was "
+                "saved before is intact. Without workers: workspace.n_loader_workers=0"
+            ) from error
 
 
 PREFETCHED = 2

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 
 from tests.test_configs import CONFIGS
 from workspaces import build
-from workspaces.base import Signals, StopNow, Workspace
+from workspaces.base import Workspace
+from workspaces.signals import Signals, StopNow
 
 
 @pytest.fixture

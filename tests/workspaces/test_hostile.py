@@ -14,10 +14,10 @@ import torch
 
 from tests.workspaces.test_train_state import config, trained
 from workspaces import build, checkpoint, record
+from workspaces.beginning import load_run
 from workspaces.evaluate import load_policy
 from workspaces.foreign import check_inside, read_yaml
 from workspaces.report.runs import find
-from workspaces.train_state import load_run
 
 CPU = torch.device("cpu")
 MUCH = 10**11

@@ -25,8 +25,9 @@ from dp.tasks.pusht.sources import BUNDLED_PATH
 from tests.cli import Forks
 from tests.workspaces.conftest import assert_same_run, metrics
 from tests.workspaces.wander import Wander
-from workspaces.base import Signals
+from workspaces import build
 from workspaces.errors import Interrupted
+from workspaces.signals import Signals
 from workspaces.train import TrainWorkspace
 
 KILLS = int(os.environ.get("DP_TEST_KILLS", "4"))
@@ -137,10 +138,13 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(uninterrupted, comma
     assert_same_run(uninterrupted, run_dir)
 
 
-def test_a_signal_while_the_first_step_compiles_ends_the_run_at_once():
-    workspace = SimpleNamespace(signals=Signals(), state=SimpleNamespace(evaluated=True))
+def test_a_signal_while_the_first_step_compiles_ends_the_run_at_once(monkeypatch):
+    workspace = SimpleNamespace(
+        signals=Signals(), state=SimpleNamespace(evaluated=True, step=0), config={}, train_windows=[], device=None
+    )
+    monkeypatch.setattr(build, "loader", lambda *_: contextlib.nullcontext())
 
-    def train():
+    def train(loader):
         with workspace.signals.interrupting():
             os.kill(os.getpid(), signal.SIGINT)
             raise AssertionError("it went on")

@@ -12,14 +12,8 @@ from tests.specs import specs
 from tests.test_configs import CONFIGS
 from tests.workspaces.conftest import assert_equal
 from workspaces import build, checkpoint
-from workspaces.train_state import (
-    TrainState,
-    begin_from,
-    choose_precision,
-    load_run,
-    parameter_groups,
-    warn_if_inexact,
-)
+from workspaces.beginning import begin_from, choose_precision, load_run, warn_if_inexact
+from workspaces.train_state import TrainState, parameter_groups
 
 CPU = torch.device("cpu")
 SPECS = specs(agent_pos=(2,), block_pose=(4,), action=(2,))

@@ -368,7 +368,7 @@ def _trained_in(checkpoint: str | None, evaluated_in: Path) -> Path | None:
 
 def _config_of_evaluation(config: Config, trained_in: Path | None, checkpoint: str | None) -> Config:
     """The training's configuration as far as it is known, with the evaluation's own settings."""
-    chosen = {key: config[key] for key in ("scheduler", "n_action_steps", "guidance", "env_runner")}
+    chosen = {key: config[key] for key in groups_with("sampling", "guidance", "protocol") if key in config}
     if trained_in is not None:
         return {**_config(trained_in), **chosen}
     if config.get("training"):
