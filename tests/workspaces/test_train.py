@@ -216,6 +216,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(command, run, tmp_path):
     result = subprocess.run(arguments, preexec_fn=fill_the_disk, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert "was not saved, but the one before is intact" in result.stderr
+    assert result.stderr.endswith(f"To go on: python run.py run_dir={run_dir}\n")
     assert "Traceback" not in result.stderr
     assert last.read_bytes() == before
     assert not list(run_dir.rglob("*.tmp"))
