@@ -89,11 +89,18 @@ def test_it_resumes_to_the_bit(trained, place):
     assert_same_run(place / "resumed", trained)
 
 
+def trusts(done: subprocess.CompletedProcess[str], announced: str) -> bool:
+    """Whether the command that `done` prints after `announced` allows the package."""
+    commands = [line for line in done.stderr.splitlines() if announced in line]
+    return bool(commands) and all("trust=[toylab]" in line for line in commands)
+
+
 def test_it_evaluates_when_the_package_is_trusted_and_not_before(trained, place):
     refused = run(place, *EVALUATE, "checkpoint=trained", configs=False, code=1)
     assert "trust=[toylab]" in refused.stderr
     assert len(refused.stderr.splitlines()) <= 2
-    run(place, *EVALUATE, "checkpoint=trained", "trust=[toylab]", "run_dir=evaluated", configs=False)
+    done = run(place, *EVALUATE, "checkpoint=trained", "trust=[toylab]", "run_dir=evaluated", configs=False)
+    assert trusts(done, "report: ")
     evaluation = json.loads((place / "evaluated/evaluation.json").read_text())
     assert evaluation["episodes"] == json.loads((trained / "rollouts/12.json").read_text())
     assert evaluation["protocol"]["name"] == "touch-4"
@@ -119,10 +126,11 @@ def test_a_runner_of_its_own_need_not_disturb(place):
 
 
 def test_it_sweeps_over_training_and_sampling(place):
-    run(place, "-m", *TRAIN, "horizon=8,10", "scheduler.num_inference_steps=2,3", "workspace.num_steps=6",
+    swept = run(place, "-m", *TRAIN, "horizon=8,10", "scheduler.num_inference_steps=2,3", "workspace.num_steps=6",
         "hydra.sweep.dir=sweep")  # fmt: skip
     evaluations = sorted(place.glob("sweep/*/evaluation.json"))
     assert len(evaluations) == 4
+    assert trusts(swept, "report: ")
     report = run(place, "workspace=report", "runs=sweep", "trust=[toylab]", configs=False)
     says_nothing_of_pusht(report.stderr)
     says_nothing_of_pusht(text_of(place / "sweep/report/report.html"))
@@ -163,6 +171,7 @@ def test_a_critic_learns_from_how_its_episodes_end(trained, place):
         "workspace.n_episodes=4", "workspace.num_steps=20", "workspace.width=16", "env_runner.n_workers=0",
         configs=False)  # fmt: skip
     assert "1 plans each" in critic.stderr
+    assert trusts(critic, "evaluate with it: ")
     with np.load(next((place / "critic/lessons").glob("*.npz"))) as lessons:
         assert np.isfinite(lessons["costs"]).all()
         assert lessons["costs"].max() <= 12

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterable
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -54,3 +55,9 @@ def again(*overrides: str) -> str:
 def _for_shell(word: str) -> str:
     """Quotes a word for a shell, in double quotation marks if it contains single ones, which is easier to read."""
     return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
+
+
+def trust(packages: Iterable[str]) -> list[str]:
+    """The override, if any, that lets a command import `packages`."""
+    named = sorted(set(packages))
+    return [f"trust=[{','.join(named)}]"] if named else []

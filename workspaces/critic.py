@@ -21,6 +21,7 @@ from workspaces.evaluate import load_policy
 from workspaces.foreign import read_arrays, read_json
 from workspaces.settings import groups_with
 from workspaces.signals import Signals, StopNow
+from workspaces.trust import packages_of
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,8 @@ class CriticWorkspace(Workspace):
                 again = command.again(*_without_run_dir(record.overrides()), command.override("run_dir", self.run_dir))
                 raise self.signals.interrupted(f"{self.run_dir} keeps the practice. To go on: {again}") from None
         write_bytes(self.run_dir / FILE, network.to_bytes(view_of(self.policy), digest_of(self.policy)))
-        use = ("guidance=best_of_n", command.override("guidance.path", self.run_dir))
+        trust = command.trust(packages_of(self.config))
+        use = ("guidance=best_of_n", command.override("guidance.path", self.run_dir), *trust)
         policy = command.override("checkpoint", self.config["checkpoint"])
         log.info("%s", self.run_dir / FILE)
         log.info("evaluate with it: %s", command.run("workspace=evaluate", policy, *use))

@@ -127,7 +127,8 @@ class EvaluateWorkspace(Workspace):
         log.info("%s", self.run_dir / "evaluation.json")
         for episode in [e for e in result.episodes if e.seed in videos and e.success][:1]:
             log.info("a solved episode: %s", videos[episode.seed])
-        log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
+        trust = command.trust(packages_of(self.config))
+        log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir), *trust))
 
     @property
     def _privilege(self) -> str:

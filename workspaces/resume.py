@@ -112,16 +112,14 @@ def recorded(run_dir: Path, typed: Sequence[str]) -> list[str]:
 
 def how_to_resume(run_dir: Path, config: Config, *more: str) -> str:
     """The command that resumes the run in `run_dir`, or extends it with the overrides `more`."""
-    return command.run(command.override("run_dir", run_dir), *more, *_trust([*packages_of(config), *_foreign(config)]))
+    return command.run(
+        command.override("run_dir", run_dir), *more, *command.trust([*packages_of(config), *_foreign(config)])
+    )
 
 
 def how_to_evaluate(file: Path, config: Config) -> str:
     """The command that evaluates the checkpoint `file` of a training."""
-    return command.run("workspace=evaluate", command.override("checkpoint", file), *_trust(packages_of(config)))
-
-
-def _trust(packages: Sequence[str]) -> list[str]:
-    return [f"trust=[{','.join(sorted(set(packages)))}]"] if packages else []
+    return command.run("workspace=evaluate", command.override("checkpoint", file), *command.trust(packages_of(config)))
 
 
 def _read(run_dir: Path) -> Config:

@@ -179,7 +179,7 @@ class Sweep:
         if not scores:
             return []
         best = max(scores, key=lambda name: scores[name])
-        report = command.run("workspace=report", command.override("runs", self.dir))
+        report = command.run("workspace=report", command.override("runs", self.dir), *command.trust(self.trusted))
         return [f"\nbest score {scores[best]:.3f}: {self.dir / best}", f"report: {report}"]
 
     def add(self, jobs: Sequence[Job]) -> None:
