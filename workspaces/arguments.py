@@ -17,6 +17,12 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, Mul
 MISSING = "???"
 """Hydra's mark for a missing value. The code that needs the value complains."""
 
+EXAMPLES = {
+    "task.shape_meta": "'task.shape_meta={obs: {agent_pos: {type: low_dim, shape: [2]}}, action: {shape: [2]}}', for "
+    "example (workspace=inspect dataset.path=PATH prints the one of your data)",
+}
+"""What to type for a value of a form that nobody guesses."""
+
 WORDS = {
     int: "a whole number",
     float: "a number",
@@ -80,7 +86,8 @@ def check_arguments(
 
 def _check_complete(key: str, missing: Collection[str]) -> None:
     for name in sorted(missing):
-        raise ValueError(f"{key}.{name} is missing, expected a value: give {key}.{name}=VALUE")
+        example = EXAMPLES.get(f"{key}.{name}", f"{key}.{name}=VALUE")
+        raise ValueError(f"{key}.{name} is missing, expected a value: give {example}")
 
 
 def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -18,7 +18,7 @@ from workspaces import checkpoint
 from workspaces.config import Config
 from workspaces.logger import Logger
 from workspaces.periods import due
-from workspaces.rollouts import metrics_of, named, save_rollouts, text_of
+from workspaces.rollouts import counted, metrics_of, named, save_rollouts, text_of
 from workspaces.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Assessment:
         """Runs episodes from the test seeds and from the training seeds."""
         step, policy, start = self.state.step, self.state.ema.model, time.perf_counter()
         if not sys.stderr.isatty():  # no bar will tell
-            log.info("step %d: rolling out %d episodes", step, len(env_runner.seeds))
+            log.info("step %d: rolling out %s", step, counted(len(env_runner.seeds), "episode"))
         test = env_runner.run(policy, policy.device)
         train = env_runner.run_train(policy, policy.device, self.train_seeds)
         metrics = metrics_of(test, train) | {"time/rollout_s": time.perf_counter() - start}
@@ -137,8 +137,9 @@ class Assessment:
 def facts_of(data: Demonstrations, train_windows: WindowDataset, val_windows: WindowDataset) -> str:
     """Describes the training data and the validation data in a line."""
     return (
-        f"{' + '.join(map(str, data.paths))}, {len(train_windows)} training windows of {len(data.train_episodes)} "
-        f"episodes, {len(val_windows)} validation windows of {len(data.split.val)} episodes"
+        f"{' + '.join(map(str, data.paths))}, {len(train_windows)} training windows of "
+        f"{counted(len(data.train_episodes), 'episode')}, {len(val_windows)} validation windows of "
+        f"{counted(len(data.split.val), 'episode')}"
     )
 
 

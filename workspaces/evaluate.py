@@ -21,7 +21,7 @@ from dp.tasks import Task
 from dp.types import Policy
 from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace, default_run_dir
-from workspaces.rollouts import disturbances, metrics_of, named, save_media, text_of
+from workspaces.rollouts import counted, disturbances, metrics_of, named, save_media, text_of
 from workspaces.schema import check
 from workspaces.settings import group, groups_with, key, keys_with
 from workspaces.trust import POLICY, check_sizes, check_targets, packages_of
@@ -120,8 +120,8 @@ class EvaluateWorkspace(Workspace):
 
     def _report(self, result: RolloutResult, videos: Mapping[int, Path]) -> None:
         log.info(
-            "score %s  success %s  %d episodes, seeds %d-%d  %.1f ms per action chunk%s",
-            text_of(result.score), text_of(result.success, True), len(result.episodes),
+            "score %s  success %s  %s, seeds %d-%d  %.1f ms per action chunk%s",
+            text_of(result.score), text_of(result.success, True), counted(len(result.episodes), "episode"),
             self.env_runner.seeds[0], self.env_runner.seeds[-1], self.latency_ms, self._privilege,
         )  # fmt: skip
         log.info("%s", self.run_dir / "evaluation.json")

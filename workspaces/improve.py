@@ -24,7 +24,7 @@ from workspaces.collect import first_seed
 from workspaces.errors import Interrupted, explain
 from workspaces.evaluate import OWN, check_networks
 from workspaces.foreign import read_json, read_yaml
-from workspaces.rollouts import estimate_of, text_of
+from workspaces.rollouts import counted, estimate_of, text_of
 from workspaces.settings import group, key, role
 
 log = logging.getLogger(__name__)
@@ -75,9 +75,8 @@ class ImproveWorkspace(Workspace):
         self._typed = {
             "train": [o for o in typed if role(key(o)) not in ("data", "source")],
             "start": typed,
-            "other": [o for o in typed if group(o) in OWN],
+            "other": [o for o in typed if group(o) in OWN and group(o) != "workspace"],
         }
-
         self._check_stages(task)
 
     def _check_stages(self, task: Task) -> None:
@@ -216,11 +215,12 @@ class ImproveWorkspace(Workspace):
 
     def _result(self, kind: str, number: int) -> dict[str, str]:
         found = read_json(self._dir(kind, number) / "evaluation.json")
+        seeds = "-".join(map(str, found["protocol"]["seeds"]))
         self.score = found["score"]
         return {
             "score": text_of(estimate_of(found, "score")),
             "success": text_of(estimate_of(found, "success"), percent=True),
-            "protocol": f"{found['n_episodes']} episodes, seeds {'-'.join(map(str, found['protocol']['seeds']))}",
+            "protocol": f"{counted(found['n_episodes'], 'episode')}, seeds {seeds}",
         }
 
 
@@ -239,7 +239,8 @@ def _check_same_networks(config: Config, path: str) -> None:
     try:
         check_networks(config, path)
     except ValueError as error:
-        raise ValueError(f"{error}. Type the experiment that it was trained with: +experiment=...") from None
+        without = ", without +debug" if config.get("debug") else ""
+        raise ValueError(f"{error}. Type the experiment that it was trained with: +experiment=...{without}") from None
 
 
 def _split(kind: str, text: str | None) -> list[str]:

@@ -46,6 +46,11 @@ def text_of(estimate: Estimate, percent: bool = False, sign: bool = False) -> st
     return f"{value}{' %' if percent else ''}{f' [{low}, {high}]' if estimate.bounded else ''}"
 
 
+def counted(n: int, noun: str) -> str:
+    """1 episode, 2 episodes."""
+    return f"{n} {noun}{'s' if n != 1 else ''}"
+
+
 def disturbances(kick: float, n_late: int) -> str:
     """Words for what makes a test harder than its protocol; empty if nothing does."""
     kicked = f"kick of {kick:g} every {KICK_EVERY} steps" if kick else ""

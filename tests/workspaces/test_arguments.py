@@ -82,7 +82,7 @@ COUNT = "expected a whole number of at least"
         ("dataset.sha256", "abc", "dataset.sha256='abc', expected a text"),
         ("encoder._target_", "abc", "encoder: Expected a callable target"),
         ("task.shape_meta", None, "task.shape_meta=null, expected keys with values"),
-        ("task.shape_meta", "???", "task.shape_meta is missing, expected a value: give task.shape_meta=VALUE"),
+        ("task.shape_meta", "???", "task.shape_meta is missing, expected a value: give 'task.shape_meta={obs"),
         ("task.shape_meta.action.shape", [2, "x"], "task.shape_meta: action.shape"),
         ("workspace.batch_size", 10**9, "workspace.batch_size=1000000000"),
         ("workspace.every.log", 0, "workspace.every.log=0, " + COUNT),

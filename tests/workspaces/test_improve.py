@@ -29,6 +29,7 @@ IMPROVE = [
     "env_runner.n_workers=0",
     "logger.mode=disabled",
     "workspace.n_rounds=1",
+    "workspace.every.log=3",
     'workspace.start="workspace.num_steps=6 env_runner.n_episodes=2"',
     'workspace.train="workspace.num_steps=4 env_runner.n_episodes=2"',
     'workspace.collect="collector=takeover workspace.n_episodes=2 workspace.n_workers=0 env_runner.max_steps=6"',

@@ -15,6 +15,7 @@ from dp.rollouts.runner import EpisodeResult
 from dp.types import Env
 from workspaces.foreign import read_arrays
 from workspaces.report.runs import Run
+from workspaces.rollouts import counted
 from workspaces.video import write_video
 
 log = logging.getLogger(__name__)
@@ -51,15 +52,16 @@ def film(runs: Iterable[Run], folder: Path, n_films: int = MAX_FILMED) -> Films:
     strangers = set()
     if missing:
         log.info(
-            "filming %d episodes that were not recorded, about a second each on one of %d cores. "
+            "filming %s, of which there is no video: about a second each on one of %d cores. "
             "report.n_films=0 films none, report.n_films=5 the worst five of each evaluation",
-            len(missing), N_CORES,
+            counted(len(missing), "episode"), N_CORES,
         )  # fmt: skip
         made = in_processes(_film, missing.values(), N_CORES)
         bar = Progress(made, total=len(missing), desc="filming", unit="episode", leave=False)
         strangers = {take.file for take, same in bar if not same}
     if strangers:
-        log.warning("%d episodes run differently here, with another version of it: no videos", len(strangers))
+        episodes = counted(len(strangers), "episode")
+        log.warning("no video of %s: another version of the environment runs differently", episodes)
     return {(take.run, take.seed): take.file for take in takes if take.file not in strangers}
 
 

@@ -97,7 +97,7 @@ def test_an_episode_that_runs_otherwise_here_is_not_filmed(sweep, tmp_path, capl
     cards = {card.seed: card for card in sheets([run], tmp_path)[0].cards}
     assert cards[100002].video is cards[100002].video_link is None
     assert cards[100003].video
-    assert "1 episodes run differently here" in caplog.text
+    assert "no video of 1 episode: another version" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut off"])
