@@ -88,7 +88,9 @@ def _renamed(name: Any) -> Any:
 def _with_defaults(encoder: dict[str, Any]) -> dict[str, Any]:
     """`encoder` with the later arguments of image encoders, set so that they change nothing."""
     more = {"norm": "group", "final_relu": False} if encoder["_target_"].endswith("ResNetEncoder") else {}
-    return {**more, "mean": 0.5, "std": 0.5, **encoder}
+    return {
+        **more, "mean": 0.5, "std": 0.5, "jitter": 0.0, "erase": 0.0, "shared": False, "fuse": "concat", **encoder
+    }  # fmt: skip
 
 
 def _moved(node: Any) -> Any:

@@ -87,8 +87,10 @@ class Transformer(nn.Module):
         memory = torch.cat([times, self.cond_obs_emb(cond)], dim=1)
         memory = self.encoder(self.drop(memory + self.cond_pos_emb))
         tokens = self.drop(self.input_emb(x) + self.pos_emb)
-        masks = {"tgt_mask": self.get_buffer("mask"), "memory_mask": self.get_buffer("memory_mask")}
-        return self.head(self.ln_f(self.decoder(tokens, memory, **masks)))
+        mask, memory_mask = self.get_buffer("mask"), self.get_buffer("memory_mask")
+        causal = mask is not None  # without this word, torch reads the mask back from the device to find it out
+        decoded = self.decoder(tokens, memory, tgt_mask=mask, memory_mask=memory_mask, tgt_is_causal=causal)
+        return self.head(self.ln_f(decoded))
 
 
 def _additive(seen: Tensor) -> Float[Tensor, "T S"]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from dp.encoders.image import Crop, ImageEncoder, PerChannel, Size
-from dp.limits import Width, Widths
+from dp.encoders.image import Crop, Fuse, ImageEncoder, PerChannel, Size
+from dp.limits import Share, Width, Widths
 from dp.modalities import Spec
 
 
@@ -14,11 +14,12 @@ class CNNEncoder(ImageEncoder):
     """Strided convolutions, a flatten and a linear layer: no pooling, so every feature knows where it was seen.
 
     Args:
-        specs: observation name -> `Spec`. Every camera gets its own network.
+        specs: observation name -> `Spec`.
         crop: pixels of a square, [height, width], a fraction of the image's sides, or None for no crop.
         channels, kernel_sizes, strides: one entry per convolution.
         feature_dim: number of features per camera.
         mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
+        jitter, erase, shared, fuse: see `ImageEncoder`.
 
     Raises:
         ValueError: if there is no camera, or for a crop that does not fit or that the convolutions shrink to
@@ -35,6 +36,10 @@ class CNNEncoder(ImageEncoder):
         feature_dim: Width = 128,
         mean: PerChannel = 0.5,
         std: PerChannel = 0.5,
+        jitter: Share = 0.0,
+        erase: Share = 0.0,
+        shared: bool = False,
+        fuse: Fuse = "concat",
     ) -> None:
         if not len(channels) == len(kernel_sizes) == len(strides):
             raise ValueError(
@@ -59,4 +64,4 @@ class CNNEncoder(ImageEncoder):
             head = nn.Sequential(nn.Flatten(), nn.Linear(flat, feature_dim), nn.LayerNorm(feature_dim))
             return nn.Sequential(convolutions, head)
 
-        super().__init__(specs, crop, mean, std, network, feature_dim)
+        super().__init__(specs, crop, mean, std, network, feature_dim, jitter, erase, shared, fuse)

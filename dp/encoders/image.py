@@ -1,11 +1,14 @@
 """Base of the image encoders: crops, pixel values, one backbone per camera, and the low-dimensional observations."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.encoders.attention import AttentionPool
+from dp.encoders.augment import Augment
 from dp.encoders.state import StateEncoder
 from dp.modalities import Spec
 from dp.types import Obs
@@ -19,6 +22,13 @@ in (0, 1]), or None for the whole image."""
 
 PerChannel = float | Sequence[float]
 """One number for all channels, or three."""
+
+Fuse = Literal["concat", "attention"]
+"""How the features of several cameras become one vector per step."""
+
+
+SHARED = "shared"
+"""Name of the backbone that sees all cameras."""
 
 
 class RandomCrop(nn.Module):
@@ -62,9 +72,9 @@ class Standardize(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Concatenates features of every camera, each from its own backbone, and the low-dimensional observations.
+    """Features of all cameras, and the low-dimensional observations as they are.
 
-    Do = number of cameras * feature_dim + size of the low-dimensional observations.
+    Do = number of cameras * feature_dim (fused by attention: feature_dim) + size of the low-dimensional observations.
 
     Args:
         specs: observation name -> `Spec`. Cameras have the type "rgb".
@@ -72,6 +82,9 @@ class ImageEncoder(nn.Module):
         mean, std: pixel values in [0, 1] are shifted and scaled by these; the defaults of the encoders map to [-1, 1].
         backbone: size of a crop -> network that maps (N, 3, *size) to (N, feature_dim).
         feature_dim: number of features per camera.
+        jitter, erase: what training does to the crops, see `Augment`.
+        shared: whether one backbone sees all cameras, whose crops must have one size then.
+        fuse: "concat", or "attention" over the features of all cameras at all steps (`AttentionPool`).
 
     Raises:
         ValueError: if `specs` has no camera, one that is smaller than the crop, or for unusable numbers.
@@ -85,6 +98,10 @@ class ImageEncoder(nn.Module):
         std: PerChannel,
         backbone: Callable[[Size], nn.Module],
         feature_dim: int,
+        jitter: float = 0.0,
+        erase: float = 0.0,
+        shared: bool = False,
+        fuse: str = "concat",
     ) -> None:
         super().__init__()
         cameras = {name: spec for name, spec in specs.items() if spec.type == "rgb"}
@@ -99,17 +116,34 @@ class ImageEncoder(nn.Module):
         self.crops = nn.ModuleDict(
             {self.cameras[name]: nn.Identity() if crop is None else RandomCrop(size) for name, size in sizes.items()}
         )
-        self.backbones = nn.ModuleDict({self.cameras[name]: backbone(size) for name, size in sizes.items()})
+        self.augment = Augment(jitter, erase)
+        self.backbone_of = {module: SHARED if shared else module for module in self.cameras.values()}
+        if shared:
+            sizes = {SHARED: _common(sizes)}
+        self.backbones = nn.ModuleDict({self.cameras.get(name, name): backbone(size) for name, size in sizes.items()})
+        self.fuse = AttentionPool(feature_dim, len(cameras)) if fuse == "attention" else None
         self.low_dim = StateEncoder({name: spec for name, spec in specs.items() if spec.type == "low_dim"})
-        self.out_dim = len(cameras) * feature_dim + self.low_dim.out_dim
+        n_vectors = len(cameras) if self.fuse is None else 1
+        self.out_dim = n_vectors * feature_dim + self.low_dim.out_dim
 
     def forward(self, obs: Obs) -> Float[Tensor, "B To Do"]:
         features = [self._see(obs[name], module) for name, module in self.cameras.items()]
+        if self.fuse is not None:
+            features = [self.fuse(torch.stack(features, dim=2))]
         return torch.cat([*features, self.low_dim(obs)] if self.low_dim.names else features, dim=-1)
 
     def _see(self, images: Float[Tensor, "B To 3 Y X"], module: str) -> Float[Tensor, "B To F"]:
-        cropped = self.crops[module](images.flatten(0, 1))  # (B*To, 3, Yc, Xc)
-        return self.backbones[module](self.standardize(cropped)).unflatten(0, images.shape[:2])
+        cropped = self.augment(self.crops[module](images.flatten(0, 1)))  # (B*To, 3, Yc, Xc)
+        return self.backbones[self.backbone_of[module]](self.standardize(cropped)).unflatten(0, images.shape[:2])
+
+
+def _common(sizes: Mapping[str, Size]) -> Size:
+    """The size of all crops. Raises ValueError if they differ."""
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"shared=true, but the crops differ: {sizes}. Give all cameras one size: encoder.crop=[HEIGHT,WIDTH]"
+        )
+    return next(iter(sizes.values()))
 
 
 def crop_size(crop: Crop, name: str, spec: Spec) -> Size:

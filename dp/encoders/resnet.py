@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dp.encoders.image import Crop, ImageEncoder, PerChannel, Size
+from dp.encoders.image import Crop, Fuse, ImageEncoder, PerChannel, Size
 from dp.kernels import Conv2d
-from dp.limits import Width
+from dp.limits import Share, Width
 from dp.modalities import Spec
 
 Norm = Literal["group", "batch"]
@@ -21,7 +21,7 @@ class ResNetEncoder(ImageEncoder):
     """ResNet-18, spatial softmax over keypoints and a linear layer (Chi et al. 2023, section III.B).
 
     Args:
-        specs: observation name -> `Spec`. Every camera gets its own network.
+        specs: observation name -> `Spec`.
         crop: pixels of a square, [height, width], a fraction of the image's sides, or None for no crop.
         n_keypoints: number of heat maps of the spatial softmax. A camera's features are their 2 * n_keypoints
             coordinates, projected.
@@ -30,6 +30,7 @@ class ResNetEncoder(ImageEncoder):
         weights: a local file with a state dict of torchvision's resnet18, or None to train from scratch. Its classifier
             is ignored, and so is its BatchNorm unless norm is "batch".
         mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
+        jitter, erase, shared, fuse: see `ImageEncoder`.
 
     Raises:
         ValueError: if there is no camera, for a crop that does not fit, for another norm, and where `weights` is
@@ -46,6 +47,10 @@ class ResNetEncoder(ImageEncoder):
         weights: str | None = None,
         mean: PerChannel = 0.5,
         std: PerChannel = 0.5,
+        jitter: Share = 0.0,
+        erase: Share = 0.0,
+        shared: bool = False,
+        fuse: Fuse = "concat",
     ) -> None:
         features = 2 * n_keypoints
 
@@ -54,7 +59,7 @@ class ResNetEncoder(ImageEncoder):
             head = nn.Sequential(SpatialSoftmax(512, n_keypoints), nn.Linear(features, features))
             return nn.Sequential(resnet, head.append(nn.ReLU()) if final_relu else head)
 
-        super().__init__(specs, crop, mean, std, network, features)
+        super().__init__(specs, crop, mean, std, network, features, jitter, erase, shared, fuse)
 
 
 def trunk(norm: str, weights: str | None) -> nn.Sequential:

@@ -1,12 +1,15 @@
-"""Every objective with every denoiser, encoder and precision: two steps, the second of them resumed, and samples."""
+"""Every pair of objective, denoiser, encoder, precision and engine: two steps, the second resumed, and samples."""
 
 import copy
+import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from dp.engines import EagerStep
+from dp.engines import EagerStep, compiled
 from dp.policy import DiffusionPolicy
 from tests.cli import RUN, run_py
 from tests.workspaces.conftest import assert_same_run, metrics
@@ -69,30 +72,80 @@ def test_an_objective_without_a_choice_says_how_often_it_evaluates():
         assert config["scheduler"]["num_inference_steps"] == evaluations
 
 
-EXPERIMENTS = {"pusht_state_small": list(TINY), "pusht_image_small": ["unet1d_small", "dit_small"]}
+ENCODERS = {
+    "state": ["+experiment=pusht_state_small"],
+    "cnn": ["+experiment=pusht_image_small", "encoder.channels=[8,8,8,8]", "encoder.jitter=0.3", "encoder.erase=0.3"],
+    "resnet18": ["+experiment=pusht_image_small", "encoder=resnet18", "encoder.crop=40"],
+    "timm": ["+experiment=pusht_image_small", "encoder=timm", "encoder.model=vit_tiny_patch16_224", "encoder.crop=48"],
+}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_two_steps_resume_to_the_bit_and_sample(objective, experiment):
-    for number, denoiser in enumerate(EXPERIMENTS[experiment]):
-        bf16 = (number + OBJECTIVES.index(objective)) % 2 > 0
-        chosen = [f"objective={objective}", f"denoiser={denoiser}", *TINY[denoiser], "scheduler.num_inference_steps=2"]
-        config = composed(f"+experiment={experiment}", *chosen, "noise_draws=2", "device=cpu")
-        torch.manual_seed(0)
-        policy = build.policy(config)
-        batch, optimizer = batch_for(policy, config), torch.optim.AdamW(policy.parameters(), 1e-3)
-        step = EagerStep(policy, optimizer, lambda given: given, 1.0, bf16)
-        first = step([batch])
-        assert first.isfinite().all(), denoiser
-        saved = copy.deepcopy((policy.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
-        second = step([batch])
-        policy.load_state_dict(saved[0])
-        optimizer.load_state_dict(saved[1])
-        torch.set_rng_state(saved[2])
-        assert torch.equal(step([batch]), second), denoiser
-        with torch.no_grad():
-            cond = policy.condition(batch["obs"])
-        actions = policy.sample(cond, [torch.Generator().manual_seed(i) for i in range(6)])
-        assert actions.isfinite().all(), denoiser
-        assert actions.shape == batch["action"].shape
+Choices = tuple[str, str, str, str, str]
+
+COMPILES = """
+import functools, sys, torch
+from dp import kernels
+from tests.workspaces import test_combinations as tests
+whole = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend="aot_eager")
+torch.compile = lambda function, **_: whole(function)
+with kernels.use("reference"):  # what GPUs run
+    for row in tests.combinations():
+        if row[-1] == "compile":
+            tests.two_steps(*row)
+            print(row)
+"""
+"""The graph of the loss is captured whole, with its gradient, and run by torch's own operators: a compiler takes a
+minute for each. In a process without type checks, which cannot be captured."""
+
+
+def combinations() -> list[Choices]:
+    """Every objective with every denoiser; the other choices in turns, so that all pairs of two choices occur."""
+    made = [
+        (objective, denoiser, list(ENCODERS)[(i + j) % 4], ("fp32", "bf16")[(i + j // 2) % 2], "eager")
+        for i, objective in enumerate(OBJECTIVES)
+        for j, denoiser in enumerate(TINY)
+    ]
+    compiled = [made[4 * i + (i + i // 4) % 4] for i in range(len(OBJECTIVES))]
+    return made + [(*parts, "compile") for *parts, _ in compiled]
+
+
+def test_every_pair_of_choices_occurs():
+    columns = [set(column) for column in zip(*combinations(), strict=True)]
+    for i, j in itertools.combinations(range(5), 2):
+        pairs = {(row[i], row[j]) for row in combinations()}
+        assert pairs == set(itertools.product(columns[i], columns[j]))
+
+
+@pytest.mark.parametrize("row", [row for row in combinations() if row[-1] == "eager"], ids="-".join)
+def test_two_steps_resume_to_the_bit_and_sample(row):
+    two_steps(*row)
+
+
+def test_the_same_captured_as_one_graph():
+    done = subprocess.run([sys.executable, "-c", COMPILES], cwd=RUN.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(OBJECTIVES)
+
+
+def two_steps(objective: str, denoiser: str, encoder: str, precision: str, engine: str) -> None:
+    chosen = [f"objective={objective}", f"denoiser={denoiser}", *TINY[denoiser], "scheduler.num_inference_steps=2"]
+    config = composed(*ENCODERS[encoder], *chosen, "noise_draws=2", "device=cpu")
+    torch.manual_seed(0)
+    policy = build.policy(config)
+    batch, optimizer = batch_for(policy, config), torch.optim.AdamW(policy.parameters(), 1e-3)
+    step = EagerStep(policy, optimizer, lambda given: given, 1.0, precision == "bf16")
+    if engine == "compile":
+        step = compiled(step)
+    first = step([batch])
+    assert first.isfinite().all()
+    saved = copy.deepcopy((policy.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
+    second = step([batch])
+    policy.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    torch.set_rng_state(saved[2])
+    assert torch.equal(step([batch]), second)
+    with torch.no_grad():
+        cond = policy.condition(batch["obs"])
+    actions = policy.sample(cond, [torch.Generator().manual_seed(i) for i in range(6)])
+    assert actions.isfinite().all()
+    assert actions.shape == batch["action"].shape

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dp.encoders import CNNEncoder, ResNetEncoder
+from dp.encoders import CNNEncoder, ResNetEncoder, TimmEncoder
 from dp.encoders.image import RandomCrop, Standardize, crop_size
 from tests.specs import specs
 
 SPECS = specs(image=(3, 96, 96), agent_pos=(2,))
-ENCODERS = [CNNEncoder, ResNetEncoder]
+ENCODERS = [CNNEncoder, ResNetEncoder, TimmEncoder]
 
 
 def numbered_images(n: int, height: int = 12, width: int = 14) -> Tensor:
