@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -14,17 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 
 from benchmarks import machine, ours
 from benchmarks.networks import NETWORKS
 from dp import devices, engines
 from dp.ema import EMA
+from dp.policy import DiffusionPolicy
+from workspaces import build
 
 FLOORS_MS = {"image_full": 1.8, "image_small": 0.25}
 """Counted floors of a training step on an H200, ms: what must move through memory, at 4.3 TB/s."""
 
 TINY = {"encoder": "state", "channels": [16], "kernel": 3, "norm": "layer", "batch": 8}
 """A network that compiles in a minute or two on one core, for simulated devices."""
+
+SMALL = {
+    "unet1d_small": ("denoiser.channels=[16]", "denoiser.step_embed_dim=16"),
+    **dict.fromkeys(("transformer_small", "dit_small", "mlp_small"), ("denoiser.width=32", "denoiser.n_layers=2")),
+}
+"""Denoisers, and overrides that make them tiny."""
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 ENGINES = ("eager", "graph without a compiler", "compile", "graph")
 QUICK = ("logger.mode=disabled", "env_runner.n_videos=0")
@@ -72,6 +84,8 @@ class Check:
         self.network = TINY if tiny else NETWORKS["image_small"]
         self.cuda = ours.DEVICE.type == "cuda"
         self.proves = self.cuda and not simulated
+        if simulated:
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it asks the device for a plan
         self.engines = ENGINES[: (4 if compiles else 2) if self.cuda else 1]
         self.environment = os.environ | ({} if compiles else {"TORCHDYNAMO_DISABLE": "1"})  # graph: of the eager step
 
@@ -107,6 +121,28 @@ class Check:
                 figures[f"denoise {scheduler}-{steps}, {engine}"] = self._counted(
                     lambda policy=policy, cond=cond: policy.sample(cond)
                 )
+        return figures
+
+    def combinations(self) -> Figures:
+        """No host wait with any objective and any denoiser: a step as a graph, and a denoising loop of two."""
+        figures: Figures = {"ok": True}
+        for objective, denoiser in itertools.product(*(_choices(group) for group in ("objective", "denoiser"))):
+            chosen = (f"objective={objective}", f"denoiser={denoiser}", *SMALL[denoiser])
+            policy, batch = _policy_and_batch("+experiment=pusht_state_small", *chosen)
+            optimizer = torch.optim.AdamW(policy.parameters(), 1e-3, fused=True)
+            step: engines.Step = engines.EagerStep(policy, optimizer, lambda given: given, 1.0, bf16=True)
+            if self.cuda:
+                step = engines.GraphStep(step)  # type: ignore[arg-type]
+            for _ in range(engines.WARM_UP + 2):
+                step([batch])
+            figures[f"train, {objective}, {denoiser}"] = self._counted(lambda step=step, batch=batch: step([batch]))
+            policy.eval().requires_grad_(False)
+            engines.speed_up_sampling("auto", policy)
+            cond = policy.condition(batch["obs"])
+            policy.sample(cond)
+            figures[f"denoise, {objective}, {denoiser}"] = self._counted(
+                lambda policy=policy, cond=cond: policy.sample(cond)
+            )
         return figures
 
     def training_agrees(self) -> Figures:
@@ -264,6 +300,23 @@ class Check:
         return [sys.executable, *strict, "run.py", *overrides, f"device={ours.DEVICE.type}", *QUICK, *where]
 
 
+def _choices(group: str) -> list[str]:
+    """Names of the configurations of a group; of denoisers those that a CPU trains."""
+    names = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    return [name for name in names if name in SMALL] if group == "denoiser" else names
+
+
+def _policy_and_batch(*overrides: str) -> tuple[DiffusionPolicy, dict[str, Any]]:
+    """A policy for states in training, on the device, and random inputs of a batch of 8."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = build.resolve(build.settings(compose("config", list(overrides))))
+    policy = build.policy(config).to(ours.DEVICE).train()
+    obs, action = build.shape_meta(config)
+    shapes = {name: (config["n_obs_steps"], *spec.shape) for name, spec in obs.items()}
+    seen = {name: torch.rand(8, *shape, device=ours.DEVICE) for name, shape in shapes.items()}
+    return policy, {"obs": seen, "action": torch.rand(8, config["horizon"], *action.shape, device=ours.DEVICE)}
+
+
 def _load(file: Path) -> dict[str, Any]:
     return torch.load(file, weights_only=True, map_location="cpu")
 
@@ -282,7 +335,7 @@ def computes() -> bool:
 
 
 PARTS = (
-    *("machine", "failed_capture", "waits", "training_agrees", "denoising_agrees", "speed"),
+    *("machine", "failed_capture", "waits", "combinations", "training_agrees", "denoising_agrees", "speed"),
     *("training", "evaluate", "resume", "sweep"),
 )
 

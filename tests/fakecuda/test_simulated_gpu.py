@@ -45,12 +45,14 @@ def check(simulated, into: Path, *arguments: str) -> dict:
 
 def test_no_step_and_no_loop_waits_and_graphs_launch_little(simulated, tmp_path) -> None:
     """`sweep`: graphs are captured while DataLoaders pin memory. One process for all, because torch's start is slow."""
-    parts = ("failed_capture", "waits", "denoising_agrees", "sweep")
+    parts = ("failed_capture", "waits", "combinations", "denoising_agrees", "sweep")
     figures = check(simulated, tmp_path, "--no-compile", "--tiny", *parts)
     assert figures["sweep"]["ok"]
     assert figures["simulated"]
     assert figures["failed_capture"]["ok"]
-    counted = {name: part for name, part in figures["waits"].items() if isinstance(part, dict)}
+    of_all = figures["waits"] | figures["combinations"]
+    counted = {name: part for name, part in of_all.items() if isinstance(part, dict)}
+    assert len([name for name in counted if name.startswith("train, flow, ")]) == 4
     assert {name: part["waits"] for name, part in counted.items()} == dict.fromkeys(counted, 0)
     launches = {name: part["launches"] for name, part in counted.items()}
     assert launches["train, graph without a compiler"] < 30 < 300 < launches["train, eager"]
