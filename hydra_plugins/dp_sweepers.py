@@ -23,12 +23,18 @@ class _Sweeper(Sweeper):
 
     Args:
         params: override -> values, as on the command line, which takes precedence.
+        along: override of a swept key -> overrides that go along with it.
         status_s: seconds between two status tables.
     """
 
-    def __init__(self, params: dict[str, str] | None, status_s: Annotated[float, Interval(gt=0, le=86_400)]) -> None:
-        self._check({"params": params, "status_s": status_s})
-        self.params, self.status_s = params or {}, status_s
+    def __init__(
+        self,
+        params: dict[str, str] | None,
+        along: dict[str, str] | None,
+        status_s: Annotated[float, Interval(gt=0, le=86_400)],
+    ) -> None:
+        self._check({"params": params, "along": along, "status_s": status_s})
+        self.params, self.along, self.status_s = params or {}, along or {}, status_s
 
     def _check(self, settings: dict[str, Any]) -> None:
         """Raises ValueError for values that the constructor does not declare."""
@@ -49,7 +55,7 @@ class _Sweeper(Sweeper):
     def begin(self, arguments: list[str]) -> "Sweep":
         from workspaces.sweep import Sweep
 
-        return Sweep(*self._made_of, self.params, arguments, self.status_s)
+        return Sweep(*self._made_of, self.params, self.along, arguments, self.status_s)
 
 
 class GridSweeper(_Sweeper):
@@ -72,12 +78,13 @@ class OptunaSweeper(_Sweeper):
     def __init__(
         self,
         params: dict[str, str] | None,
+        along: dict[str, str] | None,
         status_s: Annotated[float, Interval(gt=0, le=86_400)],
         n_trials: Positive,
         n_parallel: Positive,
         sampler: Any,
     ) -> None:
-        super().__init__(params, status_s)
+        super().__init__(params, along, status_s)
         self._check({"status_s": status_s, "n_trials": n_trials, "n_parallel": n_parallel})
         self.n_trials, self.n_parallel, self.sampler = n_trials, n_parallel, sampler
 

@@ -86,10 +86,12 @@ def test_the_keypoint_task_flows_through_every_dimension():
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "sweep").glob("*.yaml")))
 def test_a_named_sweep_has_values_of_settings_that_exist(name):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        params = compose("config", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
-    for key, values in params.items():
+        sweeper = compose("config", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper
+    along = dict(sweeper.along or {})
+    for key, values in sweeper.params.items():
         for value in values.split(","):
-            settings.check(composed(f"{key}={value}"))
+            settings.check(composed(f"{key}={value}", *along.pop(f"{key}={value}", "").split()))
+    assert not along  # of a value that is not swept
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "launcher").glob("*.yaml")))

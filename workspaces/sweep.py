@@ -69,6 +69,7 @@ class Sweep:
         loader: Hydra's.
         launch: runs the jobs with the given overrides, numbered from the given number on; returns when it is through.
         params: overrides from a file, `arguments`: from the command line, which has the last word.
+        along: override of a swept key -> overrides that go along with it, except those of keys that are set otherwise.
         status_s: seconds between two status tables.
 
     Raises ValueError for overrides that do not suit a sweep.
@@ -82,6 +83,7 @@ class Sweep:
         loader: ConfigLoader,
         launch: Callable[[list[list[str]], int], None],
         params: Mapping[str, str],
+        along: Mapping[str, str],
         arguments: Sequence[str],
         status_s: float,
     ) -> None:
@@ -102,7 +104,7 @@ class Sweep:
         check_launcher(self.launcher, self.device, torch.cuda.device_count())
         self._has_env = composed["task"].get("env") is not None
         self.trusted = packages_of(composed)  # the user composed them: their checkpoints are his
-        self._launch, self._status_s = launch, status_s
+        self._launch, self._status_s, self._along = launch, status_s, along
         self.jobs: list[Job] = []
         self._deaths: Counter[Job] = Counter()
         self._settled: set[Job] = set()  # failed, or killed too often, in this process
@@ -128,7 +130,10 @@ class Sweep:
     def job(self, values: Mapping[str, str], prefix: str = "") -> Job:
         """The job with these values of the swept keys."""
         swept = [f"{key}={value}" for key, value in values.items()]
-        return Job(_name(values, prefix), self.verb, (*self.fixed.values(), *swept, *self._group()))
+        along = [override for one in swept for override in shlex.split(self._along.get(one, ""))]
+        tiny = "+debug" in self.fixed  # it sets what nobody typed
+        added = [o for o in along if not tiny and o.partition("=")[0] not in {*self.fixed, *values}]
+        return Job(_name(values, prefix), self.verb, (*self.fixed.values(), *swept, *added, *self._group()))
 
     def _evaluation(self, trained: Job, values: Mapping[str, str]) -> Job:
         taken = groups_with("protocol", "guidance", "speed", "place", "output")

@@ -265,3 +265,27 @@ def test_a_manifest_that_is_damaged_is_refused(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(ValueError, match=r"sweep\.json"):
         read_manifest(tmp_path / "sweep.json")
+
+
+ALONG = """
+# @package _global_
+hydra:
+  sweeper:
+    params: {env_runner.max_steps: "3,5", env_runner.n_videos: "0"}
+    along: {env_runner.max_steps=5: env_runner.n_episodes=2 env_runner.n_videos=1}
+"""
+
+
+def test_overrides_go_along_with_a_value_unless_they_are_set_otherwise(tmp_path):
+    (tmp_path / "mine/sweep").mkdir(parents=True)
+    (tmp_path / "mine/sweep/longer.yaml").write_text(ALONG)
+    words = [word for word in DRY if not word.startswith("env_runner.n_")]
+    result = sweep("--config-dir", "mine", "+sweep=longer", *words, "env_runner.n_workers=0", "hydra.sweep.dir=along",
+                   cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    added = {job["dir"]: [o for o in job["overrides"] if "n_episodes" in o or "n_videos" in o]
+             for job in manifest(tmp_path / "along")}  # fmt: skip
+    assert added == {
+        "max_steps-3": ["env_runner.n_videos=0"],
+        "max_steps-5": ["env_runner.n_videos=0", "env_runner.n_episodes=2"],
+    }
