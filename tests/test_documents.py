@@ -47,7 +47,14 @@ ROUNDS = [
     'workspace.evaluate="env_runner.n_episodes=2 env_runner.start_seed=200000"',
 ]  # fmt: skip
 REPORT = ["report.n_films=0"]
-SWEEPS = {"+sweep=horizon": "horizon=8,10"}
+TOKENS = ["denoiser.width=32", "denoiser.n_layers=1"]
+NETWORKS = {"denoiser=plain": [], "denoiser=dit_small": TOKENS, "+sweep=denoisers": [f"++{key}" for key in TOKENS]}
+"""What takes the place of `NETWORK` where other denoisers are chosen."""
+SWEEPS = {
+    "+sweep=horizon": ["horizon=8,10"],
+    "+sweep=objectives": ["objective=flow,mip", "scheduler.num_inference_steps=1,2", "seed=0"],
+    "+sweep=denoisers": ["denoiser=dit_small,mlp_small", "seed=0"],
+}
 """Values that replace those of a sweep by name."""
 BY_HAND = ["collector=mouse"]
 """Commands with these arguments wait for a person: they are only composed."""
@@ -73,7 +80,7 @@ def small(arguments: list[str]) -> list[str]:
     """The same command in a second or two."""
     if "--help" in arguments or "--cfg" in arguments:
         return arguments
-    added = ALWAYS + [SWEEPS[argument] for argument in arguments if argument in SWEEPS]
+    added = ALWAYS + [value for argument in arguments for value in SWEEPS.get(argument, [])]
     if verb(arguments) in ("evaluate", "critic") or BY_POLICY & set(arguments):
         added += ROLLOUTS
     if verb(arguments) == "critic":
@@ -104,7 +111,7 @@ def _collect(arguments: list[str]) -> list[str]:
 def _training(arguments: list[str]) -> list[str]:
     if not any(re.match(r"\+experiment=|task=", argument) for argument in arguments):  # a run that is resumed
         return ["workspace.num_steps=3"] if any("num_steps" in argument for argument in arguments) else []
-    network = [] if "denoiser=plain" in arguments else NETWORK
+    network = next((NETWORKS[argument] for argument in arguments if argument in NETWORKS), NETWORK)
     encoder = ["encoder=cnn"] if "+experiment=pusht_image" in arguments else []  # a ResNet's checkpoints are large
     return [*ROLLOUTS, *TRAINING, *network, *encoder]
 
