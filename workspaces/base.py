@@ -38,6 +38,9 @@ class Workspace:
     computes: ClassVar[bool] = True
     """Whether the command runs a policy. Commands that only read files time no threads and start no wandb."""
 
+    verb: ClassVar[str | None] = None
+    """Name in `workspace=` of a command whose results fill a directory. Another one must not write there."""
+
     trains: ClassVar[bool] = False
     """Whether its run resumes from the configuration in its own directory."""
 
@@ -100,6 +103,9 @@ class Workspace:
         if self._lock is None:
             raise ValueError(f"{self.run_dir} is in use by another process: wait for it or set another run_dir")
         self._inode = _inode(self.run_dir)
+        held = (record.read_or_none(self.run_dir) or {}).get("verb", self.verb)
+        if held != self.verb and self.verb is not None:
+            raise ValueError(f"{self.run_dir} holds what workspace={held} wrote: set another run_dir")
 
     def check_run_dir(self) -> None:
         """Raises ValueError if the run directory is no longer the one that this process took. Writing would create it
@@ -107,7 +113,7 @@ class Workspace:
         if self._inode is not None and self._inode != _inode(self.run_dir):
             raise ValueError(f"{self.run_dir} was deleted or replaced during the run: nothing more is written there")
 
-    def begin_run(self, verb: str, facts: Mapping[str, object] | None = None) -> None:
+    def begin_run(self, facts: Mapping[str, object] | None = None) -> None:
         """Begins run.log and run.json, with `facts` in it, and writes config.yaml, in the run directory."""
         self._log_file = logging.FileHandler(self.run_dir / "run.log")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -115,7 +121,8 @@ class Workspace:
         log.info("run directory: %s", self.run_dir)
         write_bytes(self.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
         facts = {"n_threads": torch.get_num_threads(), **(facts or {})}
-        record.begin(self.run_dir, verb, self.device, self.packages, self.overrides, facts)
+        assert self.verb is not None
+        record.begin(self.run_dir, self.verb, self.device, self.packages, self.overrides, facts)
         self._recorded = True
 
     def __enter__(self) -> "Workspace":

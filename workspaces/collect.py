@@ -78,6 +78,7 @@ class CollectWorkspace(Workspace):
     Raises ValueError for unusable settings.
     """
 
+    verb = "collect"
     computes: ClassVar[bool] = False
     resolves: ClassVar[bool] = False
 
@@ -141,7 +142,7 @@ class CollectWorkspace(Workspace):
     def run(self) -> None:
         if self.config["run_dir"] is not None:
             self.take_run_dir()
-            self.begin_run("collect")
+            self.begin_run()
         with self.signals, DemonstrationStore(self.path, self.settings, *self.task.columns(), aliases=MOVED) as store:
             try:
                 self._fill(store)

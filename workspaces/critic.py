@@ -1,8 +1,11 @@
 """Lets a policy practise and trains a critic that chooses among its plans. A killed run resumes to the bit."""
 
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,7 +21,7 @@ from dp.rollouts.runner import EnvRunner, EpisodeResult
 from workspaces import build, command, record
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.evaluate import load_policy
-from workspaces.foreign import read_arrays, read_json
+from workspaces.foreign import read_arrays, read_settings
 from workspaces.settings import groups_with
 from workspaces.signals import Signals, StopNow
 from workspaces.trust import packages_of
@@ -57,6 +60,7 @@ class CriticWorkspace(Workspace):
     Raises ValueError for unusable settings.
     """
 
+    verb = "critic"
     resolves: ClassVar[bool] = False
 
     def __init__(
@@ -105,7 +109,7 @@ class CriticWorkspace(Workspace):
         self.use_threads(self.config["n_threads"])
         self.take_run_dir()
         self._check_settings()
-        self.begin_run("critic")
+        self.begin_run()
         self.logger = build.logger(self.config, self, "critic")
         self.logger.truncate(0)
         with self.signals:
@@ -132,7 +136,7 @@ class CriticWorkspace(Workspace):
                     arrays = self._lessons_of(seeds)
                     write_atomically(file, partial(_save, arrays=arrays))
                 bar.update(len(seeds))
-        shards = [read_arrays(file) for file in files]
+        shards = [_read(file) for file in files]
         return Lessons(*(torch.from_numpy(np.concatenate([s[name] for s in shards])) for name in Lessons._fields))
 
     def _check_settings(self) -> None:
@@ -145,7 +149,7 @@ class CriticWorkspace(Workspace):
             "start_seed": self.seeds[0],
             "weights": digest_of(self.policy),
         }
-        there = read_json(file) if file.is_file() else here
+        there = read_settings(file) if file.is_file() else here
         if others := differing(there, here):
             raise ValueError(f"{self.run_dir} holds other practice ({others}): set another run_dir")
         write_json(file, here)
@@ -181,6 +185,11 @@ class CriticWorkspace(Workspace):
         cond, plans, costs = lessons.cond.float(), lessons.plans.float(), lessons.costs.float()
         costs = costs.clamp(max=float(np.nanquantile(costs.numpy(), CLIP)))
         n_train = len(cond) - max(1, int(HELD_OUT * len(cond)))
+        if n_train < 2 or costs[:n_train].isfinite().sum() < 2:
+            raise ValueError(
+                f"{len(cond)} decisions with {int(costs.isfinite().sum())} known costs are too few to learn from: "
+                "set a larger workspace.n_episodes"
+            )
         rest = (cond[n_train:], plans[n_train:], costs[n_train:])
         log.info("%d decisions to train on, %d to test on, %d plans each", n_train, len(cond) - n_train, plans.shape[1])
         torch.manual_seed(self.config["seed"])
@@ -206,6 +215,7 @@ class CriticWorkspace(Workspace):
                     log.info(
                         "step %d/%d  loss %.4f  explains %.0f %%", step, self.num_steps, loss.item(), 100 * explained
                     )
+        network.check()
         self._say_gain(network, *rest)
         return network.eval(), explained
 
@@ -243,3 +253,17 @@ def _save(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
 
 def _without_run_dir(overrides: Iterable[str]) -> list[str]:
     return [override for override in overrides if not override.startswith("run_dir=")]
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    """The lessons in `file`. Raises ValueError if they are damaged."""
+    try:
+        arrays = read_arrays(file)
+        cond, plans, costs = (arrays[name] for name in Lessons._fields)
+        if any(array.dtype.kind != "f" for array in (cond, plans, costs)) or costs.shape != plans.shape[:2] or (
+            len(cond), cond.ndim, plans.ndim
+        ) != (len(plans), 3, 4):  # fmt: skip
+            raise ValueError(f"arrays of shapes {cond.shape}, {plans.shape} and {costs.shape}")
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it and repeat the command") from None
+    return arrays

@@ -48,6 +48,7 @@ class EvaluateWorkspace(Workspace):
             demonstrations (which needs the data set, and env_runner.start_seed=0).
     """
 
+    verb = "evaluate"
     resolves: ClassVar[bool] = False
 
     def __init__(
@@ -88,7 +89,7 @@ class EvaluateWorkspace(Workspace):
     def run(self) -> float:
         """Returns the score."""
         self.take_run_dir()
-        self.begin_run("evaluate")
+        self.begin_run()
         self.logger = build.logger(self.config, self, "evaluate")
         self.latency_ms = self.env_runner.latency_ms(self.policy, self.device)
         result = self.env_runner.run(self.policy, self.device)

@@ -77,6 +77,17 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path.name)
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file that a command wrote to compare them when it is repeated. Raises ValueError."""
+    try:
+        settings = read_json(path)
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path.name} holds no settings")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it to go on with the settings that you type") from None
+    return settings
+
+
 def parse_json(text: str, where: str) -> Any:
     """The same of a text. `where`: its origin, for the message."""
     with contextlib.suppress(ValueError, RecursionError):

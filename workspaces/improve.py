@@ -23,13 +23,18 @@ from workspaces.base import Config, Workspace
 from workspaces.collect import first_seed
 from workspaces.errors import Interrupted, explain
 from workspaces.evaluate import OWN, check_networks
-from workspaces.foreign import read_json, read_yaml
+from workspaces.foreign import read_settings, read_yaml
 from workspaces.rollouts import counted, estimate_of, text_of
+from workspaces.schema import COUNT, NUMBER, Maybe, check
 from workspaces.settings import group, key, role
+from workspaces.signals import Signals, StopNow
 
 log = logging.getLogger(__name__)
 
 FILE = "improve.json"
+
+OWN_KEYS = {"checkpoint", "run_dir", "workspace", "init_from", "trust"}
+"""Keys that the rounds set themselves."""
 
 
 class ImproveWorkspace(Workspace):
@@ -49,6 +54,7 @@ class ImproveWorkspace(Workspace):
     Raises ValueError for unusable settings.
     """
 
+    verb = "improve"
     computes: ClassVar[bool] = False
 
     def __init__(
@@ -97,6 +103,8 @@ class ImproveWorkspace(Workspace):
             if kind == "collect":
                 build.check_collection(config, task)
                 first_seed(task, config["workspace"]["start_seed"])
+            elif kind == "critic" and overrides:
+                first_seed(task, config["workspace"]["start_seed"])
             elif kind == "evaluate":
                 _check_test_seeds(config["env_runner"], task)
             elif kind == "train" and self.config["checkpoint"] is not None:
@@ -107,15 +115,17 @@ class ImproveWorkspace(Workspace):
         self.take_run_dir()
         self._n_threads = self._choose_threads()
         self._check_settings()
-        self.begin_run("improve", {"n_threads": self._n_threads})
+        self.begin_run({"n_threads": self._n_threads})
         again = command.again(*self.overrides)
+        signals = Signals()
         try:
-            for kind, number, overrides in self._stages():
-                self._run(self._dir(kind, number), overrides)
+            with signals, signals.interrupting():  # between and at the start of commands, which handle them later
+                for kind, number, overrides in self._stages():
+                    self._run(self._dir(kind, number), overrides)
         except Interrupted as stop:
             raise Interrupted(f"{stop}\nTo go on with all rounds: {again}", stop.exit_code) from None
-        except KeyboardInterrupt:
-            raise Interrupted(f"Ctrl-C: {self.run_dir} keeps what was finished. To go on: {again}", 130) from None
+        except StopNow:
+            raise signals.interrupted(f"{self.run_dir} keeps what was finished. To go on: {again}") from None
         log.info("\n%s", tabulate(list(self._rows()), "keys", disable_numparse=True))
         log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
         return self.score
@@ -194,9 +204,9 @@ class ImproveWorkspace(Workspace):
             "checkpoint": self.config["checkpoint"],
             "typed": sorted(o for o in self._typed["start"] if role(key(o)) not in ("place", "output", "speed")),
         }
-        there = read_json(file) if file.is_file() else here
+        there = read_settings(file) if file.is_file() else here
         if not self.has_critic:
-            here["workspace.critic"] = there["workspace.critic"]  # a critic of before may stay
+            here["workspace.critic"] = there.get("workspace.critic")  # a critic of before may stay
         if others := differing(there, here):
             raise ValueError(f"{self.run_dir} holds rounds with other settings ({others}): set another run_dir")
         write_json(file, here)
@@ -214,7 +224,9 @@ class ImproveWorkspace(Workspace):
             }
 
     def _result(self, kind: str, number: int) -> dict[str, str]:
-        found = read_json(self._dir(kind, number) / "evaluation.json")
+        file = self._dir(kind, number) / "evaluation.json"
+        found = read_settings(file)
+        check(found, {"score": Maybe(NUMBER), "n_episodes": COUNT, "protocol": {"seeds": [COUNT]}}, str(file))
         seeds = "-".join(map(str, found["protocol"]["seeds"]))
         self.score = found["score"]
         return {
@@ -245,6 +257,11 @@ def _check_same_networks(config: Config, path: str) -> None:
 
 def _split(kind: str, text: str | None) -> list[str]:
     try:
-        return shlex.split(text or "")
+        overrides = shlex.split(text or "")
     except ValueError as error:
         raise ValueError(f"workspace.{kind}={text}: {error}") from None
+    own = OWN_KEYS | ({"workspace.path"} if kind == "collect" else {"dataset.path"} if kind == "train" else set())
+    for override in overrides:
+        if key(override) in own:
+            raise ValueError(f"workspace.{kind}: leave out {override}. The rounds set {key(override)} themselves")
+    return overrides

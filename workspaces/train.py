@@ -21,6 +21,7 @@ from workspaces.training_log import TrainingLog
 class TrainWorkspace(Workspace):
     """One training run."""
 
+    verb = "train"
     trains = True
 
     def _train(self, loader: Loader) -> None:
@@ -111,7 +112,7 @@ class TrainWorkspace(Workspace):
         saved = beginning.load_run(self.run_dir, self.config)
         self.state.precision = beginning.arithmetic(self, self.precision, saved)
         self.config["workspace"]["precision"] = self.state.precision
-        self.begin_run("train", {"precision": self.state.precision})
+        self.begin_run({"precision": self.state.precision})
         self.logger = build.logger(self.config, self, "train", saved["wandb_id"] if saved else None)
         beginning.take_up(self.state, saved, self.config, self.run_dir)
         self.logger.truncate(self.state.metrics_offset)

@@ -79,6 +79,12 @@ class ValueNetwork(nn.Module):
         among = torch.where(known & (n_known > 1), error - error.sum(1, keepdim=True) / n_known.clamp(min=1), 0.0)
         return (error.square().sum() / 3 + among.square().sum()) / known.sum().clamp(min=1)
 
+    def check(self) -> None:
+        """Raises ValueError for weights or statistics that no training on real costs gives."""
+        for name, tensor in self.state_dict().items():
+            if not tensor.isfinite().all() or (name.endswith("_std") and not (tensor > 0).all()):
+                raise ValueError(f"{name} has values that are not finite, or deviations that are not positive")
+
     def to_bytes(self, view: str, policy: str) -> bytes:
         """The network as safetensors. view, policy: `view_of` and `digest_of` the policy whose plans it was trained
         on."""
@@ -117,7 +123,8 @@ class Value:
         it is another policy."""
         if policy is self._fits:
             return
-        if self._told.get("view") != view_of(policy):
+        sees = policy.n_obs_steps * policy.encoder.out_dim
+        if self._told.get("view") != view_of(policy) or len(self.network.get_buffer("cond_mean")) != sees:
             raise ValueError(
                 f"the critic {self.path} was trained on what another policy's encoder sees. Train one for this policy: "
                 "python run.py workspace=critic checkpoint=PATH"
@@ -146,16 +153,18 @@ def digest_of(*parts: nn.Module, about: str = "") -> str:
 
 
 def _read(path: Path) -> tuple[ValueNetwork, dict[str, str]]:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError(f"{path} is not a file. Expected the directory of a workspace=critic, or its {FILE}")
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            weights = {name: file.get_tensor(name).float().clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ValueError(
             f"there is no critic {path}. Train one: python run.py workspace=critic checkpoint=PATH"
         ) from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no critic: {str(error).splitlines()[0]}") from None
+        raise ValueError(_damaged(path, error)) from None
     if told.get("format") != FORMAT:
         raise ValueError(f"{path} is no critic: expected a file that workspace=critic wrote")
     try:
@@ -164,6 +173,15 @@ def _read(path: Path) -> tuple[ValueNetwork, dict[str, str]]:
         with torch.device("meta"):  # takes no memory, whatever a damaged file asks for
             network = ValueNetwork(len(weights["cond_mean"]), n_inputs - len(weights["cond_mean"]), width, n_blocks)
         network.load_state_dict(weights, assign=True)
+        network.check()
     except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is damaged or no critic: {str(error).splitlines()[0]}") from None
+        raise ValueError(_damaged(path, error)) from None
     return network.eval(), told
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return (
+        f"{path} is damaged or no critic: {reason:.200}. Train it anew: delete it, and repeat the command of its "
+        "workspace=critic"
+    )

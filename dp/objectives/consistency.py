@@ -1,12 +1,14 @@
 """Consistency models (Song et al. 2023): actions in one evaluation, or better ones in a few."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.limits import Size
 from dp.objectives.edm import Preconditioned, noise_levels
 from dp.types import Denoiser, Generator
 
@@ -35,14 +37,14 @@ class Consistency(Preconditioned):
     def __init__(
         self,
         num_inference_steps: int,
-        n_levels: int = 40,
-        sigma_min: float = 0.01,
-        sigma_max: float = 20.0,
-        sigma_data: float = 0.5,
-        rho: float = 7.0,
-        p_mean: float = -1.1,
-        p_std: float = 2.0,
-        time_scale: float = 100.0,
+        n_levels: Annotated[int, Interval(ge=2, le=10_000)] = 40,
+        sigma_min: Size = 0.01,
+        sigma_max: Size = 20.0,
+        sigma_data: Size = 0.5,
+        rho: Annotated[float, Interval(ge=1, le=100)] = 7.0,
+        p_mean: Annotated[float, Interval(ge=-20, le=20)] = -1.1,
+        p_std: Annotated[float, Interval(gt=0, le=10)] = 2.0,
+        time_scale: Size = 100.0,
         distil: bool = False,
     ) -> None:
         super().__init__(sigma_data, sigma_min, time_scale)

@@ -1,12 +1,15 @@
 """Diffusion with the noise levels and the preconditioning of EDM (Karras et al. 2022)."""
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from dp.limits import Size
 from dp.types import Denoiser, Generator
 
 
@@ -66,9 +69,14 @@ class Preconditioned(nn.Module):
         return (action - skip / into * x) / out
 
 
-def noise_levels(first: float, last: float, n: int, rho: float) -> Float[np.ndarray, " n"]:
-    """n noise levels between two (eq. 5). The larger rho, the more of them are small."""
-    return np.linspace(first ** (1 / rho), last ** (1 / rho), n) ** rho
+def noise_levels(sigma_min: float, sigma_max: float, n: int, rho: float) -> Float[np.ndarray, " n"]:
+    """n noise levels, the smallest first (eq. 5). The larger rho, the more of them are small.
+
+    Raises ValueError unless `sigma_min` is below `sigma_max`.
+    """
+    if not sigma_min < sigma_max:
+        raise ValueError(f"sigma_min={sigma_min}, expected a noise level below sigma_max={sigma_max}")
+    return np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), n) ** rho
 
 
 class EDM(Preconditioned):
@@ -88,17 +96,17 @@ class EDM(Preconditioned):
     def __init__(
         self,
         num_inference_steps: int,
-        sigma_min: float = 0.01,
-        sigma_max: float = 20.0,
-        sigma_data: float = 0.5,
-        rho: float = 7.0,
-        p_mean: float = -1.2,
-        p_std: float = 1.2,
-        time_scale: float = 100.0,
+        sigma_min: Size = 0.01,
+        sigma_max: Size = 20.0,
+        sigma_data: Size = 0.5,
+        rho: Annotated[float, Interval(ge=1, le=100)] = 7.0,
+        p_mean: Annotated[float, Interval(ge=-20, le=20)] = -1.2,
+        p_std: Annotated[float, Interval(gt=0, le=10)] = 1.2,
+        time_scale: Size = 100.0,
     ) -> None:
         super().__init__(sigma_data, 0.0, time_scale)
         self.num_inference_steps, self.p_mean, self.p_std = num_inference_steps, p_mean, p_std
-        self.sigmas = noise_levels(sigma_max, sigma_min, num_inference_steps, rho).tolist()
+        self.sigmas = noise_levels(sigma_min, sigma_max, num_inference_steps, rho)[::-1].tolist()
 
     def loss(
         self,

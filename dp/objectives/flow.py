@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from dp.limits import Size
 from dp.types import Denoiser, Generator
 
 TimeSampling = Literal["uniform", "logit_normal", "beta"]
@@ -34,7 +35,7 @@ class Flow(nn.Module):
         num_inference_steps: int,
         solver: Literal["euler", "midpoint", "heun"] = "euler",
         time_sampling: TimeSampling = "uniform",
-        time_scale: float = 100.0,
+        time_scale: Size = 100.0,
     ) -> None:
         super().__init__()
         self.num_inference_steps, self.solver = num_inference_steps, solver

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dp.limits import Rate, Share, Size
 from dp.objectives.flow import TimeSampling, between, draw_times
 from dp.objectives.shortcut import MeanVelocity
 from dp.types import Denoiser
@@ -31,10 +32,10 @@ class MeanFlow(MeanVelocity):
     def __init__(
         self,
         num_inference_steps: int,
-        flow_share: float = 0.75,
-        power: float = 0.5,
+        flow_share: Share = 0.75,
+        power: Rate = 0.5,
         time_sampling: TimeSampling = "uniform",
-        time_scale: float = 3.0,
+        time_scale: Size = 3.0,
     ) -> None:
         super().__init__(num_inference_steps, time_scale)
         self.flow_share, self.power, self.time_sampling = flow_share, power, time_sampling

@@ -1,10 +1,14 @@
 """Regression: the same network without a generative model, and with a second pass (minimal iterative policy)."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.limits import Size
 from dp.types import Denoiser, Generator
 
 
@@ -49,7 +53,7 @@ class MinimalIterative(nn.Module):
     n_times = 1
     num_inference_steps = 2
 
-    def __init__(self, t: float = 0.9, time_scale: float = 100.0) -> None:
+    def __init__(self, t: Annotated[float, Interval(gt=0, lt=1)] = 0.9, time_scale: Size = 100.0) -> None:
         super().__init__()
         self.t, self.time_scale = t, time_scale
 

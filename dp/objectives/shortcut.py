@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.limits import Positive, Share, Size
 from dp.objectives.flow import between
 from dp.types import Denoiser, Generator
 
@@ -66,7 +67,7 @@ class Shortcut(MeanVelocity):
     """
 
     def __init__(
-        self, num_inference_steps: int, finest: int = 128, self_share: float = 0.25, time_scale: float = 100.0
+        self, num_inference_steps: int, finest: Positive = 128, self_share: Share = 0.25, time_scale: Size = 100.0
     ) -> None:
         super().__init__(num_inference_steps, time_scale)
         if finest < 2 or finest & (finest - 1):

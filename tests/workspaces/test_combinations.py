@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import subprocess
 import sys
 
@@ -149,3 +150,19 @@ def two_steps(objective: str, denoiser: str, encoder: str, precision: str, engin
     actions = policy.sample(cond, [torch.Generator().manual_seed(i) for i in range(6)])
     assert actions.isfinite().all()
     assert actions.shape == batch["action"].shape
+
+
+@pytest.mark.parametrize(
+    ("objective", "typed", "said"),
+    [
+        ("shortcut", "objective.self_share=1.5", "objective.self_share=1.5, expected a number from 0 to 1"),
+        ("edm", "objective.sigma_min=30", "sigma_min=30, expected a noise level below sigma_max=20.0"),
+        ("edm", "objective.sigma_data=0", "objective.sigma_data=0, expected a number"),
+        ("consistency", "objective.rho=0", "objective.rho=0, expected a number from 1 to 100"),
+        ("mip", "objective.t=1", "objective.t=1, expected a number"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused_before_training(objective, typed, said):
+    config = composed("+experiment=pusht_state_small", f"objective={objective}", typed)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build.check(config)

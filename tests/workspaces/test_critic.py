@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.cli import run_py
@@ -48,14 +49,50 @@ def test_it_is_trained_used_and_made_again_to_the_bit(trained):
         file.unlink()
     assert practise(trained, "checkpoint=trained", "run_dir=critic").returncode == 0
     assert (trained / "critic/critic.safetensors").read_bytes() == critic
+    # Damaged practice is named, and made again once it is deleted.
+    (trained / "critic/critic.safetensors").unlink()
+    lessons = next((trained / "critic/lessons").glob("*.npz"))
+    whole = lessons.read_bytes()
+    with np.load(lessons) as file:
+        arrays = dict(file)
+    for damage in (
+        lambda: lessons.write_bytes(whole[: len(whole) // 2]),
+        lambda: lessons.write_bytes(b""),
+        lambda: np.savez(lessons, **{**arrays, "costs": arrays["costs"][1:]}),
+        lambda: np.savez(lessons, cond=arrays["cond"], plans=arrays["plans"]),
+        lambda: np.savez(lessons, **{**arrays, "costs": arrays["costs"].astype(str)}),
+    ):
+        damage()
+        damaged = practise(trained, "checkpoint=trained", "run_dir=critic")
+        assert damaged.returncode == 1
+        assert "npz is damaged" in damaged.stderr
+        assert "delete it and repeat the command" in damaged.stderr
+        assert "Traceback" not in damaged.stderr
+    lessons.unlink()
+    assert practise(trained, "checkpoint=trained", "run_dir=critic").returncode == 0
+    assert (trained / "critic/critic.safetensors").read_bytes() == critic
     other = practise(trained, "checkpoint=trained", "run_dir=critic", "workspace.n_plans=4")
     assert "critic holds other practice (n_plans=3 there, 4 here): set another run_dir" in other.stderr
     assert json.loads((trained / "critic/run.json").read_text())["state"] == "finished"
 
 
+def test_another_command_does_not_write_into_its_directory(trained):
+    before = {file: file.read_bytes() for file in (trained / "trained").rglob("*") if file.is_file()}
+    evaluate = ["workspace=evaluate", "device=cpu", "logger.mode=disabled", "env_runner.n_episodes=1"]
+    for typed in (PRACTICE, evaluate):
+        result = run_py(*typed, "checkpoint=trained", "run_dir=trained", cwd=trained)
+        assert result.returncode == 1
+        assert "trained holds what workspace=train wrote: set another run_dir" in result.stderr
+    assert {file: file.read_bytes() for file in (trained / "trained").rglob("*") if file.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (
+            ["checkpoint=trained", "workspace.n_episodes=1", "env_runner.max_steps=4"],
+            "1 decisions with 3 known costs are too few to learn from: set a larger workspace.n_episodes",
+        ),
         ([], "set checkpoint=PATH: a critic learns to choose among the plans of a policy"),
         (["checkpoint=trained", "workspace.start_seed=100000"], "expected seeds from 206 to 99999"),
         (["checkpoint=trained", "workspace.n_plans=0"], "workspace.n_plans=0, expected"),

@@ -157,6 +157,10 @@ def test_mistakes_are_one_line(whole, improve):
             "is of another architecture: denoiser",
         ),
         (["task.env=null"], "has no simulator (task.env=null): no policy can practise there"),
+        (['workspace.evaluate="checkpoint=elsewhere"'], "leave out checkpoint=elsewhere. The rounds set checkpoint"),
+        (['workspace.collect="collector=takeover workspace.path=x"'], "leave out workspace.path=x. The rounds set"),
+        (['workspace.critic="workspace.start_seed=400"'], "workspace.start_seed=400, expected 0 to"),
+        (['workspace.start="workspace=evaluate"'], "leave out workspace=evaluate. The rounds set workspace"),
     ):
         result = improve(where, *overrides)
         assert result["returncode"] == 1

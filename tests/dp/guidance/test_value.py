@@ -1,5 +1,6 @@
 """A learned critic knows costs that it has seen, and only of the policy whose view it shares."""
 
+import os
 import re
 
 import numpy as np
@@ -117,11 +118,17 @@ def test_another_policys_critic_and_other_files_are_refused(policy, directory): 
         (save({"x": torch.zeros(1)}, {"format": FORMAT}), "is damaged or no critic"),
         (changed(whole, "first.weight", torch.zeros(8)), "is damaged or no critic"),
         (changed(whole, "cond_mean", torch.zeros(())), "is damaged or no critic"),
+        (changed(whole, "plan_std", torch.zeros(30)), "is damaged or no critic: plan_std has values"),
+        (changed(whole, "first.bias", torch.full((8,), torch.nan)), "is damaged or no critic: first.bias has values"),
         (changed(whole, "first.weight", torch.zeros(1 << 21, 1)), "is damaged or no critic"),  # blocks of 16 TiB
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=re.escape(str(file)) + " " + said):
             Value(directory)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match=r"is not a file\. Expected the directory of a workspace=critic"):
+        Value(directory)
     file.unlink()
     with pytest.raises(ValueError, match=r"there is no critic .*: python run.py workspace=critic"):
         Value(directory)
