@@ -155,10 +155,10 @@ def two_steps(objective: str, denoiser: str, encoder: str, precision: str, engin
 @pytest.mark.parametrize(
     ("objective", "typed", "said"),
     [
-        ("shortcut", "objective.self_share=1.5", "objective.self_share=1.5, expected a number from 0 to 1"),
-        ("edm", "objective.sigma_min=30", "sigma_min=30, expected a noise level below sigma_max=20.0"),
+        ("shortcut", "objective.self_share=1.5", "objective.self_share=1.5, expected a number of at least 0"),
+        ("edm", "objective.sigma_min=30.0", "sigma_min=30.0, expected a noise level below sigma_max=20.0"),
         ("edm", "objective.sigma_data=0", "objective.sigma_data=0, expected a number"),
-        ("consistency", "objective.rho=0", "objective.rho=0, expected a number from 1 to 100"),
+        ("consistency", "objective.rho=0", "objective.rho=0, expected a number of at least 1"),
         ("mip", "objective.t=1", "objective.t=1, expected a number"),
     ],
 )
