@@ -68,6 +68,7 @@ def workspace(composed: DictConfig) -> Workspace:
         for group in checks.BUILT:
             _settings(config, group)
         check(resolve(config))
+        check_scheduler(config, typed)
         _check_groups(config)
         trust.check_own(config)
     taken = inspect.signature(verb).parameters  # an experiment's settings for training mean nothing to other verbs
@@ -306,6 +307,19 @@ def objective(config: Config) -> Objective:
             action_dim=action_dim,
             horizon=config["horizon"],
         )
+
+
+def check_scheduler(config: Config, typed: Iterable[str]) -> None:
+    """Raises ValueError for a scheduler that was typed, but that the objective does not use."""
+    kind = config["objective"]["_target_"]
+    if not kind.startswith("dp.objectives.") or "scheduler" in inspect.signature(_target(kind)).parameters:
+        return
+    for override in typed:
+        if checks.group(override) == "scheduler" and checks.key(override) != "scheduler.num_inference_steps":
+            raise ValueError(
+                f"{override}: {kind.rpartition('.')[2]} uses no scheduler. Leave it out; "
+                "scheduler.num_inference_steps alone sets the number of evaluations"
+            )
 
 
 def collector(config: Config, expert: Expert | None, n_workers: int, record: Callable[[int], Recording] | None) -> Any:

@@ -154,6 +154,7 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for an unusable one."""
     path, state = _read(config["checkpoint"], packages_of(config))
     config = build.resolve(merge(state["config"], config, record.overrides()))
+    build.check_scheduler(config, record.overrides())
     policy = _policy_of(path, state, config)
     if config["n_threads"] == "auto" and state.get("n_threads") is not None:
         config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many

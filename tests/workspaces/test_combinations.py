@@ -166,3 +166,11 @@ def test_numbers_outside_their_range_are_refused_before_training(objective, type
     config = composed("+experiment=pusht_state_small", f"objective={objective}", typed)
     with pytest.raises(ValueError, match=re.escape(said)):
         build.check(config)
+
+
+def test_a_scheduler_that_does_not_count_is_refused(run, tmp_path):
+    refused = run("objective=flow", "scheduler=ddpm", "run_dir=flow")
+    assert "scheduler=ddpm: Flow uses no scheduler. Leave it out" in refused.stderr
+    assert run("objective=flow", "scheduler.num_inference_steps=3", "run_dir=flow").returncode == 0
+    refused = run_py("workspace=evaluate", "checkpoint=flow", "scheduler=ddpm", "device=cpu", cwd=tmp_path)
+    assert "Flow uses no scheduler" in refused.stderr
