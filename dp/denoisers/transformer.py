@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         memory = self.encoder(self.drop(memory + self.cond_pos_emb))
         tokens = self.drop(self.input_emb(x) + self.pos_emb)
         mask, memory_mask = self.get_buffer("mask"), self.get_buffer("memory_mask")
-        causal = mask is not None  # without this word, torch reads the mask back from the device to find it out
+        causal = mask is not None  # otherwise torch reads the mask back from the device to find out
         decoded = self.decoder(tokens, memory, tgt_mask=mask, memory_mask=memory_mask, tgt_is_causal=causal)
         return self.head(self.ln_f(decoded))
 
