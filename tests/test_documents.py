@@ -38,7 +38,7 @@ TRAINING = [
 NETWORK = ["denoiser.channels=[16,32]", "denoiser.step_embed_dim=16"]
 COLLECTION = ["workspace.n_episodes=1", "workspace.n_workers=0", "workspace.filter.success_only=false"]
 PLANNER = ["collector.n_samples=8", "collector.n_iterations=1", "collector.n_attempts=1"]
-PRACTICE = ["workspace.n_episodes=1", "workspace.n_plans=2", "workspace.num_steps=5", "workspace.width=16"]
+PRACTICE = ["workspace.n_episodes=2", "workspace.n_plans=2", "workspace.num_steps=5", "workspace.width=16"]
 BY_POLICY = {"collector=checkpoint", "collector=takeover"}
 ROUNDS = [
     "workspace.n_rounds=1", *(o for o in ROLLOUTS if "n_episodes" not in o), "lr_schedule.num_warmup_steps=1",
@@ -113,7 +113,9 @@ def _training(arguments: list[str]) -> list[str]:
         return ["workspace.num_steps=3"] if any("num_steps" in argument for argument in arguments) else []
     network = next((NETWORKS[argument] for argument in arguments if argument in NETWORKS), NETWORK)
     encoder = ["encoder=cnn"] if "+experiment=pusht_image" in arguments else []  # a ResNet's checkpoints are large
-    return [*ROLLOUTS, *TRAINING, *network, *encoder]
+    scheduled = not any(argument.startswith("objective=") for argument in arguments)
+    training = [override for override in TRAINING if scheduled or not override.startswith("scheduler.")]
+    return [*ROLLOUTS, *training, *network, *encoder]
 
 
 def _fewer(arguments: list[str]) -> list[str]:

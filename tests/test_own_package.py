@@ -35,6 +35,8 @@ def run(place: Path, *overrides: str, configs: bool = True, code: int = 0) -> su
 
 
 TRAIN = ("+experiment=reach", "dataset.path=demos.zarr", "device=cpu", "n_threads=1")
+REPLAY = ("+experiment=reach", "workspace=evaluate", "workspace.baseline=replay", "task.shape_meta.obs.wrist.key=wrist",
+          "device=cpu", "logger.mode=disabled", "env_runner.n_workers=0", "env_runner.n_episodes=3")  # fmt: skip
 EVALUATE = (
     "workspace=evaluate",
     "device=cpu",
@@ -154,7 +156,16 @@ def test_a_policy_of_it_demonstrates(trained, place):
     assert store["data/wrist"].shape[1:] == (40, 32, 3)
     assert store["meta/seed"][:].tolist() == [10, 11, 12]
     run(place, *TRAIN[:1], "dataset.path=collected.zarr", "task.shape_meta.obs.wrist.key=wrist", "run_dir=again",
-        "workspace.num_steps=2", "device=cpu")  # fmt: skip
+        "workspace.num_steps=2", "device=cpu", "dataset.val_ratio=0",
+        "env_runner.n_train_episodes=3")  # fmt: skip
+    # The store knows the seeds of its episodes: they are rolled out in training, and can be replayed.
+    rolled_out = json.loads((place / "again/rollouts/2.json").read_text())
+    assert [row["seed"] for row in rolled_out][-3:] == [10, 11, 12]
+    run(place, *REPLAY, "dataset.path=collected.zarr", "env_runner.start_seed=10", "run_dir=replayed")
+    replayed = json.loads((place / "replayed/evaluation.json").read_text())["episodes"]
+    ends = store["meta/episode_ends"][:]
+    assert [row["length"] for row in replayed] == np.diff(ends, prepend=0).tolist()
+    assert [row["success"] for row in replayed] == store["meta/success"][:].tolist()
 
 
 def test_its_expert_takes_over(trained, place):
@@ -163,6 +174,9 @@ def test_its_expert_takes_over(trained, place):
         "env_runner.n_workers=0", "env_runner.max_steps=6", configs=False)  # fmt: skip
     store = zarr.open_group(str(place / "takeovers.zarr"), mode="r")
     assert store["meta/success"][:].all()
+    # It begins where the policy stalled, not where its seed does.
+    refused = run(place, *REPLAY, "dataset.path=takeovers.zarr", "run_dir=none", code=1)
+    assert "no demonstration starts from its seed's initial state" in refused.stderr
     assert store["data/front"].shape[1:] == (48, 64, 3)
 
 

@@ -310,16 +310,22 @@ def objective(config: Config) -> Objective:
 
 
 def check_scheduler(config: Config, typed: Iterable[str]) -> None:
-    """Raises ValueError for a scheduler that was typed, but that the objective does not use."""
+    """Raises ValueError for a scheduler that was typed, but that the objective does not use.
+
+    In a sweep, whose other jobs may use it, that is a warning.
+    """
     kind = config["objective"]["_target_"]
     if not kind.startswith("dp.objectives.") or "scheduler" in inspect.signature(_target(kind)).parameters:
         return
     for override in typed:
         if checks.group(override) == "scheduler" and checks.key(override) != "scheduler.num_inference_steps":
-            raise ValueError(
+            said = (
                 f"{override}: {kind.rpartition('.')[2]} uses no scheduler. Leave it out; "
                 "scheduler.num_inference_steps alone sets the number of evaluations"
             )
+            if not in_sweep():
+                raise ValueError(said)
+            log.warning(said)
 
 
 def collector(config: Config, expert: Expert | None, n_workers: int, record: Callable[[int], Recording] | None) -> Any:

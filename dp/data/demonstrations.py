@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from dp.data.episodes import Episodes
 from dp.data.formats.zarr import ZarrStore
-from dp.data.reading import key_of, read
+from dp.data.reading import key_of, read, start_seeds
 from dp.data.summary import describe
 from dp.data.windows import Split, WindowDataset, split_episodes, window_table
 from dp.limits import Positive, Seed
@@ -35,6 +35,7 @@ class Demonstrations:
         split: numbers of recorded episodes.
         paths: where the episodes come from.
         sha256: digest of what was recorded, without images.
+        seeds: from whose initial state each recorded episode begins, (E,), -1 where that is not known. None: nowhere.
 
     `train_episodes` numbers what to train on, copies included.
     """
@@ -48,9 +49,11 @@ class Demonstrations:
         paths: Sequence[Path],
         sha256: str,
         n_copies: int = 1,
+        seeds: np.ndarray | None = None,
     ) -> None:
         self.episodes, self.split, self.paths, self.sha256 = episodes, split, list(paths), sha256
         self.n_episodes = episodes.n_episodes // n_copies
+        self._seeds = np.full(self.n_episodes, -1) if seeds is None else seeds
         self.train_episodes = np.concatenate([split.train + copy * self.n_episodes for copy in range(n_copies)])
         arrays = {name: _tensor(array) for name, array in episodes.arrays.items()}
         self.normalize_with(Normalizer.fit({**obs, "action": action}, arrays))  # on all episodes, as the paper does
@@ -87,12 +90,15 @@ class Demonstrations:
 
     @property
     def train_seeds(self) -> Sequence[int]:
-        """Seeds from which the environment starts as training episodes do, in their order. This class knows none."""
-        return ()
+        """Seeds from which the environment starts as training episodes do, in their order."""
+        seeds = self._seeds[self.split.train]
+        return seeds[seeds >= 0].tolist()
 
     def recorded_actions(self) -> dict[int, Float[np.ndarray, "T Da"]]:
-        """Seed -> the actions that were recorded from its initial state, raw. This class knows none."""
-        return {}
+        """Seed -> the actions that were recorded from its initial state, raw."""
+        return {
+            int(self._seeds[n]): self.episodes.episode(n)["action"] for n in np.flatnonzero(self._seeds >= 0).tolist()
+        }
 
     def doubts(self) -> Iterator[str]:
         """Yields a sentence for each property of the data that is probably a mistake."""
@@ -133,11 +139,13 @@ def open_zarr(
     """
     paths = check_paths(path)
     specs = {**obs, "action": action}
-    episodes = read([ZarrStore(one) for one in paths], specs, episode_ends)
+    stores = [ZarrStore(one) for one in paths]
+    episodes = read(stores, specs, episode_ends)
     digest = episodes.sha256(*(name for name, spec in specs.items() if spec.type == "low_dim"))
     check_sha256(sha256, digest, paths)
     split = split_episodes(episodes.n_episodes, val_ratio, max_train_episodes, split_seed)
-    return Demonstrations(episodes, obs, action, split, paths, digest)
+    seeds = start_seeds(stores, specs, episode_ends)
+    return Demonstrations(episodes, obs, action, split, paths, digest, seeds=seeds)
 
 
 def check_paths(path: str | Sequence[str] | None) -> list[Path]:

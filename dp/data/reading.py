@@ -14,6 +14,11 @@ from dp.data.images import channels_first, stored_frames
 from dp.data.recording import read_settings
 from dp.modalities import Spec
 
+SEED = "meta/seed"
+
+CONTINUE = ("dp.rollouts.takeover.Takeover",)
+"""Collectors whose demonstrations begin where somebody else's episode has come to."""
+
 
 class Mismatch(ValueError):
     """A store does not hold what `shape_meta` declares."""
@@ -66,6 +71,24 @@ def compare(store: ZarrStore, specs: Mapping[str, Spec], episode_ends: str | Non
         raise ValueError(f"{store.path}: arrays have different numbers of frames: {lengths}, expected equal ones")
     n_frames = next(iter(lengths.values()))
     return Found(store, names, find_ends(store, n_frames, None if collected else episode_ends))
+
+
+def start_seeds(stores: Sequence[ZarrStore], specs: Mapping[str, Spec], episode_ends: str | None) -> np.ndarray:
+    """Seed from whose initial state each episode of all stores begins, int64 (E,); -1 where no seed is known.
+
+    Only collections know seeds, and there a takeover begins in the middle of an episode.
+    """
+    return np.concatenate([_seeds(compare(store, specs, episode_ends)) for store in stores])
+
+
+def _seeds(found: Found) -> np.ndarray:
+    settings, n = read_settings(found.store.path), len(found.episode_ends)
+    name = found.store.find(SEED) if settings is not None else None
+    if name is None or found.store.open(name).dtype.kind not in "iu" or found.store.open(name).ndim != 1:
+        return np.full(n, -1)
+    begins = settings is not None and settings.get("collector._target_") not in CONTINUE
+    seeds = found.store.read(name)[:n].astype(np.int64)
+    return seeds if begins and len(seeds) == n else np.full(n, -1)
 
 
 def key_of(name: str) -> str:
