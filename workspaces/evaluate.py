@@ -234,8 +234,8 @@ def check_architecture(own: dict[str, torch.Tensor], weights: dict[str, torch.Te
     An empty `own` fits everything.
     """
     for name in sorted(own.keys() | weights.keys()) if own else ():
-        got = list(weights[name].shape) if name in weights else "nothing"
-        expected = list(own[name].shape) if name in own else "nothing"
+        got = list(weights[name].shape) if name in weights else "missing"
+        expected = list(own[name].shape) if name in own else "none"
         if got != expected:
             raise ValueError(f"{where} is of another architecture: {name} is {got}, expected {expected}")
         if weights[name].is_floating_point() != own[name].is_floating_point():

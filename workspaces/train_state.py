@@ -68,10 +68,12 @@ class TrainState:
         self.step, self.evaluated = self.step + 1, False
 
     def __str__(self) -> str:
-        n_parameters = sum(p.numel() for p in self.policy.parameters())
+        sizes = [(p.numel(), p.requires_grad) for p in self.policy.parameters()]
+        n_parameters, n_trained = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+        frozen = f" ({_in_millions(n_parameters - n_trained)} of them frozen)" if n_trained < n_parameters else ""
         device = self.policy.device
         threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-        return f"{n_parameters / 1e6:.1f} M parameters on {device}{threads}, {self.precision}"
+        return f"{_in_millions(n_parameters)} parameters{frozen} on {device}{threads}, {self.precision}"
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives, with the state of torch's random number generators."""
@@ -171,6 +173,10 @@ class TrainState:
                 f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}. What was saved before is "
                 f"kept in {run_dir / 'checkpoints'}; try a smaller optimizer.lr or workspace.precision=fp32"
             )
+
+
+def _in_millions(n: int) -> str:
+    return f"{n / 1e6:.1f} M" if n >= 1e5 else f"{n / 1e3:.1f} k"
 
 
 def parameter_groups(policy: DiffusionPolicy, settings: Mapping[str, Any]) -> list[Any]:

@@ -68,6 +68,8 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(monkeypatch):
 class Waits(Workspace):
     """A command that leaves its directory to others."""
 
+    verb = "test"
+
     computes = False
 
 
@@ -85,7 +87,7 @@ def test_a_run_directory_that_was_deleted_is_an_error_and_is_not_made_again(tmp_
     workspace = Waits(config)
     workspace.__enter__()
     workspace.take_run_dir()
-    workspace.begin_run("test")
+    workspace.begin_run()
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="was deleted or replaced"):
         workspace.__exit__(None, None, None)
