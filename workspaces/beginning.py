@@ -46,7 +46,8 @@ def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
         for policy in (state.policy, state.ema.model):
             load_weights(policy, saved["ema"]["model"], path)
     except ValueError as error:
-        raise ValueError(str(error).replace("checkpoint=", "init_from=", 1)) from None
+        alike = ". A student needs the encoder and the denoiser of its teacher" if distils else ""
+        raise ValueError(str(error).replace("checkpoint=", "init_from=", 1) + alike) from None
     log.info("initial weights and normalisation: %s, step %s", path, saved.get("step"))
     counts = partial(_says_what_weights_mean, distils=distils)
     if "config" in saved and (differing := differences(saved["config"], config, counts)):
