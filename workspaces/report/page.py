@@ -30,8 +30,8 @@ CAPTIONS = {
     "paired-comparison": "Blue: better, orange: worse, grey: the interval includes 0.",
     "heat-map": "Score and its 95 % interval.",
     "latency": "Bars are 95 % intervals of the score. Filled points are on the front: no other is both faster and "
-    "better. A number at a point is that of its inference steps. Latency depends on the machine of the evaluation and on "
-    "what else it did: compare evaluations on a quiet one.",
+    "better. A number at a point is that of its inference steps. Latency depends on the machine of the evaluation and "
+    "on what else it did: compare evaluations on a quiet one.",
 }
 PUBLISHED = "Grey lines are published scores. Compare them only with what was measured under the same protocol."
 
