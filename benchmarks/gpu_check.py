@@ -18,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks import machine, ours
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import DENOISERS, NETWORKS
 from dp import devices, engines
 from dp.ema import EMA
 from dp.policy import DiffusionPolicy
@@ -29,12 +29,6 @@ FLOORS_MS = {"image_full": 1.8, "image_small": 0.25}
 
 TINY = {"encoder": "state", "channels": [16], "kernel": 3, "norm": "layer", "batch": 8}
 """A network that compiles in a minute or two on one core, for simulated devices."""
-
-SMALL = {
-    "unet1d_small": ("denoiser.channels=[16]", "denoiser.step_embed_dim=16"),
-    **dict.fromkeys(("transformer_small", "dit_small", "mlp_small"), ("denoiser.width=32", "denoiser.n_layers=2")),
-}
-"""Denoisers, and overrides that make them tiny."""
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -126,8 +120,9 @@ class Check:
     def combinations(self) -> Figures:
         """No host wait with any objective and any denoiser: a step as a graph, and a denoising loop of two."""
         figures: Figures = {"ok": True}
-        for objective, denoiser in itertools.product(*(_choices(group) for group in ("objective", "denoiser"))):
-            chosen = (f"objective={objective}", f"denoiser={denoiser}", *SMALL[denoiser])
+        objectives = sorted(file.stem for file in (CONFIGS / "objective").glob("*.yaml"))
+        for objective, denoiser in itertools.product(objectives, DENOISERS):
+            chosen = (f"objective={objective}", f"denoiser={denoiser}", *DENOISERS[denoiser])
             policy, batch = _policy_and_batch("+experiment=pusht_state_small", *chosen)
             optimizer = torch.optim.AdamW(policy.parameters(), 1e-3, fused=True)
             step: engines.Step = engines.EagerStep(policy, optimizer, lambda given: given, 1.0, bf16=True)
@@ -298,12 +293,6 @@ class Check:
         strict = [part for message in FALLBACKS for part in ("-W", f"error:{message}")]
         where = [f"run_dir={self.into / name}"] if name else []
         return [sys.executable, *strict, "run.py", *overrides, f"device={ours.DEVICE.type}", *QUICK, *where]
-
-
-def _choices(group: str) -> list[str]:
-    """Names of the configurations of a group; of denoisers those that a CPU trains."""
-    names = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-    return [name for name in names if name in SMALL] if group == "denoiser" else names
 
 
 def _policy_and_batch(*overrides: str) -> tuple[DiffusionPolicy, dict[str, Any]]:

@@ -8,3 +8,9 @@ NETWORKS: dict[str, dict] = {
     "image_paper": {"encoder": "resnet18", "channels": [512, 1024, 2048], "kernel": 5, "norm": "group", "batch": 64},
 }
 """`batch` is the training batch. Step embedding 128, 8 groups, To=2, H=16 everywhere."""
+
+DENOISERS: dict[str, tuple[str, ...]] = {
+    "unet1d_small": ("denoiser.channels=[16,32]", "denoiser.step_embed_dim=16"),
+    **dict.fromkeys(("transformer_small", "dit_small", "mlp_small"), ("denoiser.width=32", "denoiser.n_layers=2")),
+}
+"""Denoisers that a CPU trains -> overrides that make them tiny."""

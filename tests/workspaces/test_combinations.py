@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from benchmarks.networks import DENOISERS
 from dp.engines import EagerStep, compiled
 from dp.policy import DiffusionPolicy
 from tests.cli import RUN, run_py
@@ -19,13 +20,6 @@ from workspaces import build
 CONFIGS = RUN.parent / "configs"
 
 OBJECTIVES = sorted(file.stem for file in (CONFIGS / "objective").glob("*.yaml"))
-
-TINY = {
-    "unet1d_small": ["denoiser.channels=[16,32]", "denoiser.step_embed_dim=16"],
-    "transformer_small": ["denoiser.width=32", "denoiser.n_layers=2"],
-    "dit_small": ["denoiser.width=32", "denoiser.n_layers=2"],
-    "mlp_small": ["denoiser.width=32", "denoiser.n_layers=2"],
-}
 
 
 def composed(*overrides: str) -> dict:
@@ -104,7 +98,7 @@ def combinations() -> list[Choices]:
     made = [
         (objective, denoiser, list(ENCODERS)[(i + j) % 4], ("fp32", "bf16")[(i + j // 2) % 2], "eager")
         for i, objective in enumerate(OBJECTIVES)
-        for j, denoiser in enumerate(TINY)
+        for j, denoiser in enumerate(DENOISERS)
     ]
     compiled = [made[4 * i + (i + i // 4) % 4] for i in range(len(OBJECTIVES))]
     return made + [(*parts, "compile") for *parts, _ in compiled]
@@ -129,7 +123,7 @@ def test_the_same_captured_as_one_graph():
 
 
 def two_steps(objective: str, denoiser: str, encoder: str, precision: str, engine: str) -> None:
-    chosen = [f"objective={objective}", f"denoiser={denoiser}", *TINY[denoiser], "scheduler.num_inference_steps=2"]
+    chosen = [f"objective={objective}", f"denoiser={denoiser}", *DENOISERS[denoiser], "scheduler.num_inference_steps=2"]
     config = composed(*ENCODERS[encoder], *chosen, "noise_draws=2", "device=cpu")
     torch.manual_seed(0)
     policy = build.policy(config)
