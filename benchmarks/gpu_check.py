@@ -1,6 +1,7 @@
 """What only a real GPU can show: `scripts/gpu_check`. Each part writes its figures to one JSON file as it ends."""
 
 import argparse
+import copy
 import ctypes
 import itertools
 import json
@@ -21,6 +22,7 @@ from benchmarks import machine, ours
 from benchmarks.networks import DENOISERS, NETWORKS
 from dp import devices, engines
 from dp.ema import EMA
+from dp.objectives import Distillation
 from dp.policy import DiffusionPolicy
 from workspaces import build
 
@@ -124,6 +126,8 @@ class Check:
         for objective, denoiser in itertools.product(objectives, DENOISERS):
             chosen = (f"objective={objective}", f"denoiser={denoiser}", *DENOISERS[denoiser])
             policy, batch = _policy_and_batch("+experiment=pusht_state_small", *chosen)
+            if isinstance(policy.objective, Distillation):
+                policy.objective.teach_with(policy.objective.reads, copy.deepcopy(policy.denoiser))
             optimizer = torch.optim.AdamW(policy.parameters(), 1e-3, fused=True)
             step: engines.Step = engines.EagerStep(policy, optimizer, lambda given: given, 1.0, bf16=True)
             if self.cuda:
@@ -232,6 +236,14 @@ class Check:
         ok = done and (None if self.simulated else worst < 1e-3)
         return {"ok": ok, "stopped_at": stopped_at, "of": states[1]["step"], "difference": worst}
 
+    def distil(self) -> Figures:
+        """A training that begins from a policy, and learns from it, ends."""
+        shutil.rmtree(self.into / "student", ignore_errors=True)
+        taught = ("objective=distillation", "init_from=bundled/pusht_state_small", "workspace.num_steps=20")
+        few = ("env_runner.n_episodes=1", "env_runner.max_steps=16", "scheduler.num_inference_steps=1")
+        self._run("student", "+experiment=pusht_state_small", "dataset.source=bundled", *taught, *few)
+        return {"ok": _load(self.into / "student/checkpoints/last.pt")["step"] == 20}
+
     def sweep(self) -> Figures:
         """Two jobs of one process train on their own engines, while DataLoaders pin memory."""
         shutil.rmtree(self.into / "sweep", ignore_errors=True)
@@ -325,7 +337,7 @@ def computes() -> bool:
 
 PARTS = (
     *("machine", "failed_capture", "waits", "combinations", "training_agrees", "denoising_agrees", "speed"),
-    *("training", "evaluate", "resume", "sweep"),
+    *("training", "evaluate", "resume", "distil", "sweep"),
 )
 
 

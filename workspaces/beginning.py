@@ -31,7 +31,7 @@ def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
     is the teacher. Raises ValueError if the weights are of another architecture, naming the first difference, or cannot
     teach; warns if they fit, but were trained for something else.
     """
-    distils = getattr(state.policy.objective, "distil", False)
+    distils = hasattr(state.policy.objective, "teach_with")
     if distils:
         _give_teacher(state.policy, config)
     last = run_dir / "checkpoints/last.pt"
@@ -59,13 +59,11 @@ def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
 def _give_teacher(policy: DiffusionPolicy, config: Config) -> None:
     """Gives an objective that distils the policy `config["init_from"]`. Raises ValueError for one that cannot teach."""
     teacher = load_teacher(str(config["init_from"]), packages_of(config)).to(policy.device)
-    if not hasattr(teacher.objective, "denoised"):
-        raise ValueError(
-            f"init_from={config['init_from']} cannot teach: its objective {type(teacher.objective).__name__} has no "
-            "method `denoised`. Expected a policy of objective=diffusion or objective=edm"
-        )
     student: Any = policy.objective
-    student.teach_with(teacher.objective, teacher.denoiser)
+    try:
+        student.teach_with(teacher.objective, teacher.denoiser)
+    except ValueError as error:
+        raise ValueError(f"init_from={config['init_from']} cannot teach: {error}") from None
 
 
 def _says_what_weights_mean(key: str, distils: bool) -> bool:

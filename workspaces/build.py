@@ -178,7 +178,10 @@ def check(config: Config) -> None:
     checks.check(config)
     if config["task"]["shape_meta"] != MISSING:
         _check_batch(config)
-        objective(config)
+        if hasattr(objective(config), "teach_with") and config.get("init_from") is None:
+            raise ValueError(
+                "this objective needs a teacher: init_from=PATH, a policy of objective=diffusion with the same networks"
+            )
 
 
 def _check_batch(config: Config) -> None:

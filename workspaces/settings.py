@@ -208,11 +208,6 @@ def check(config: Config) -> None:
             f"horizon={horizon} is too short: n_obs_steps - 1 + n_action_steps = {n_obs - 1 + n_action}. "
             f"Use horizon={n_obs - 1 + n_action} or more, or n_action_steps={max(1, horizon - n_obs + 1)}"
         )
-    if config["objective"].get("distil") and config.get("init_from") is None:
-        raise ValueError(
-            "objective.distil=true needs a teacher: init_from=PATH, a policy of objective=diffusion or objective=edm "
-            "with the same networks"
-        )
     scheduler = config["scheduler"]
     most = scheduler.get("num_train_timesteps")  # a scheduler of the user's own may have none
     if most is not None and scheduler["num_inference_steps"] > most:

@@ -1,5 +1,6 @@
 """Everything a training run needs of a data set, whatever it records."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ class Demonstrations:
 
         Warns where values lie outside the range that a policy which clips its samples can reach.
         """
-        self.normalizer = normalizer
+        self.normalizer = normalizer = copy.deepcopy(normalizer).cpu()  # of a policy that may lie on a GPU
         arrays = {name: _tensor(array) for name, array in self.episodes.arrays.items()}
         specs = {name: spec for name, spec in normalizer.specs.items() if name != "action"}
         self._obs = {

@@ -73,9 +73,10 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(width)
         self.head = nn.Linear(width, action_dim)
         steps = torch.arange(horizon)[:, None]
-        self.register_buffer("mask", _additive(steps >= torch.arange(horizon)) if causal else None)
+        mask = _additive(steps >= torch.arange(horizon)) if causal else None
+        self.register_buffer("mask", mask, persistent=False)
         seen = steps >= torch.arange(n_cond) - n_times  # the tokens of times come first
-        self.register_buffer("memory_mask", _additive(seen) if causal else None)
+        self.register_buffer("memory_mask", _additive(seen) if causal else None, persistent=False)
         self.apply(_initialise)
         for positions in (self.pos_emb, self.cond_pos_emb):
             nn.init.normal_(positions, std=INIT_STD)

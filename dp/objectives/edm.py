@@ -20,15 +20,14 @@ class Preconditioned(nn.Module):
 
     Args:
         sigma_data: standard deviation of normalised actions.
-        sigma_end: the level at which a noisy action is taken for the action itself.
         time_scale: the denoiser gets log(sigma) / 4 times this.
     """
 
     n_times = 1
 
-    def __init__(self, sigma_data: float, sigma_end: float, time_scale: float) -> None:
+    def __init__(self, sigma_data: float, time_scale: float) -> None:
         super().__init__()
-        self.sigma_data, self.sigma_end, self.time_scale = sigma_data, sigma_end, time_scale
+        self.sigma_data, self.time_scale = sigma_data, time_scale
 
     def denoised(
         self,
@@ -43,8 +42,8 @@ class Preconditioned(nn.Module):
 
     def scales(self, sigma: Float[Tensor, "B 1 1"]) -> tuple[Tensor, Tensor, Tensor]:
         """Scales of the skip connection, of the denoiser's output and of its input."""
-        above, norm = sigma - self.sigma_end, (sigma.square() + self.sigma_data**2).sqrt()
-        return self.sigma_data**2 / (above.square() + self.sigma_data**2), self.sigma_data * above / norm, 1 / norm
+        norm = (sigma.square() + self.sigma_data**2).sqrt()
+        return (self.sigma_data / norm).square(), self.sigma_data * sigma / norm, 1 / norm
 
     def time_of(self, sigma: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B 1"]:
         """The time that the denoiser gets."""
@@ -104,7 +103,7 @@ class EDM(Preconditioned):
         p_std: Annotated[float, Interval(gt=0, le=10)] = 1.2,
         time_scale: Size = 100.0,
     ) -> None:
-        super().__init__(sigma_data, 0.0, time_scale)
+        super().__init__(sigma_data, time_scale)
         self.num_inference_steps, self.p_mean, self.p_std = num_inference_steps, p_mean, p_std
         self.sigmas = noise_levels(sigma_min, sigma_max, num_inference_steps, rho)[::-1].tolist()
 

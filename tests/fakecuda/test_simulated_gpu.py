@@ -45,9 +45,10 @@ def check(simulated, into: Path, *arguments: str) -> dict:
 
 def test_no_step_and_no_loop_waits_and_graphs_launch_little(simulated, tmp_path) -> None:
     """`sweep`: graphs are captured while DataLoaders pin memory. One process for all, because torch's start is slow."""
-    parts = ("failed_capture", "waits", "combinations", "denoising_agrees", "sweep")
+    parts = ("failed_capture", "waits", "combinations", "denoising_agrees", "distil", "sweep")
     figures = check(simulated, tmp_path, "--no-compile", "--tiny", *parts)
     assert figures["sweep"]["ok"]
+    assert figures["distil"]["ok"]
     assert figures["simulated"]
     assert figures["failed_capture"]["ok"]
     of_all = figures["waits"] | figures["combinations"]
@@ -65,6 +66,7 @@ def test_every_engine_works_without_falling_back(simulated, tmp_path) -> None:
     figures = check(simulated, tmp_path, "--tiny", "waits", "sweep")
     assert figures["waits"]["train, graph"]["launches"] < figures["waits"]["train, compile"]["launches"]
     assert figures["sweep"]["ok"]
+    assert figures["distil"]["ok"]
 
 
 def test_a_gpu_is_chosen_by_its_number(simulated) -> None:

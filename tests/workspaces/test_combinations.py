@@ -14,8 +14,8 @@ from benchmarks.networks import DENOISERS
 from dp.engines import EagerStep, compiled
 from dp.policy import DiffusionPolicy
 from tests.cli import RUN, run_py
-from tests.workspaces.conftest import assert_same_run, metrics
-from workspaces import build
+from tests.workspaces.conftest import assert_same_run
+from workspaces import build, trust
 
 CONFIGS = RUN.parent / "configs"
 
@@ -37,15 +37,17 @@ def batch_for(policy: DiffusionPolicy, config: dict) -> dict:
     }
 
 
-def test_a_consistency_policy_is_distilled_and_resumes(run, tmp_path):
-    taught = ("objective=consistency", "objective.distil=true", "scheduler.num_inference_steps=1")
+def test_a_policy_is_distilled_and_resumes(run, tmp_path):
+    taught = ("objective=distillation", "scheduler.num_inference_steps=1")
     alone = run(*taught, "run_dir=student")
-    assert "objective.distil=true needs a teacher: init_from=PATH" in alone.stderr
+    assert "this objective needs a teacher: init_from=PATH" in alone.stderr
     for objective in ("diffusion", "flow"):
         result = run(f"objective={objective}", f"run_dir={objective}", "workspace.num_steps=2")
         assert result.returncode == 0, result.stderr
     refused = run(*taught, "init_from=flow", "run_dir=student")
-    assert "init_from=flow cannot teach: its objective Flow has no method `denoised`" in refused.stderr
+    assert "init_from=flow cannot teach: its objective is Flow, expected Diffusion" in refused.stderr
+    refused = run(*taught, "scheduler.prediction_type=sample", "init_from=diffusion", "run_dir=student")
+    assert "cannot teach: its scheduler has another noise schedule or prediction_type" in refused.stderr
     for place in ("student", "again"):
         result = run(*taught, "init_from=diffusion", f"run_dir={place}", "workspace.num_steps=6")
         assert result.returncode == 0, result.stderr
@@ -55,10 +57,22 @@ def test_a_consistency_policy_is_distilled_and_resumes(run, tmp_path):
     assert_same_run(tmp_path / "student", tmp_path / "again")
     state = torch.load(tmp_path / "student/checkpoints/last.pt", weights_only=True)
     assert not [name for name in state["policy"] if "teacher" in name]
-    # Distillation is not consistency training: the teacher decides.
-    result = run(*taught[:1], taught[2], "init_from=diffusion", "run_dir=untaught", "workspace.num_steps=6")
-    assert result.returncode == 0, result.stderr
-    assert metrics(tmp_path / "untaught")[0] != metrics(tmp_path / "student")[0]
+
+
+def test_the_teacher_decides_what_a_student_learns():
+    config = composed("+experiment=pusht_state_small", "objective=distillation", "denoiser.channels=[8]")
+    policy = build.policy(config)
+    batch = batch_for(policy, config)
+    losses = []
+    for scale in (None, 1.0, 2.0):
+        if scale is not None:
+            teacher = copy.deepcopy(policy.denoiser)
+            with torch.no_grad():
+                [weight.mul_(scale) for weight in teacher.parameters()]
+            policy.objective.teach_with(policy.objective.reads, teacher)
+        torch.manual_seed(0)
+        losses.append(policy.loss(batch).item())
+    assert len(set(losses)) == 3
 
 
 def test_an_objective_without_a_choice_says_how_often_it_evaluates():
@@ -127,6 +141,8 @@ def two_steps(objective: str, denoiser: str, encoder: str, precision: str, engin
     config = composed(*ENCODERS[encoder], *chosen, "noise_draws=2", "device=cpu")
     torch.manual_seed(0)
     policy = build.policy(config)
+    if objective == "distillation":
+        policy.objective.teach_with(policy.objective.reads, copy.deepcopy(policy.denoiser))
     batch, optimizer = batch_for(policy, config), torch.optim.AdamW(policy.parameters(), 1e-3)
     step = EagerStep(policy, optimizer, lambda given: given, 1.0, precision == "bf16")
     if engine == "compile":
@@ -144,6 +160,7 @@ def two_steps(objective: str, denoiser: str, encoder: str, precision: str, engin
     actions = policy.sample(cond, [torch.Generator().manual_seed(i) for i in range(6)])
     assert actions.isfinite().all()
     assert actions.shape == batch["action"].shape
+    trust.check_weights(policy.state_dict(), "a checkpoint of this policy")
 
 
 @pytest.mark.parametrize(

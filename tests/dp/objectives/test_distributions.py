@@ -11,7 +11,17 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from dp.denoisers import MLP
-from dp.objectives import EDM, Consistency, Diffusion, Flow, MeanFlow, MinimalIterative, Regression, Shortcut
+from dp.objectives import (
+    EDM,
+    Consistency,
+    Diffusion,
+    Distillation,
+    Flow,
+    MeanFlow,
+    MinimalIterative,
+    Regression,
+    Shortcut,
+)
 
 SHAPES = ("two points", "ring", "line")
 
@@ -64,7 +74,7 @@ def make(name: str, n: int) -> nn.Module:
         "shortcut": lambda: Shortcut(n),
         "meanflow": lambda: MeanFlow(n),
         "consistency": lambda: Consistency(n),
-        "distilled": lambda: Consistency(n, distil=True),
+        "distilled": lambda: Distillation(ddim(), n),
         "regression": Regression,
         "mip": MinimalIterative,
     }[name]()  # type: ignore[no-untyped-call]

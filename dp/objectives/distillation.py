@@ -1,0 +1,82 @@
+"""Consistency distillation (Song et al. 2023): a diffusion policy learns to act in one evaluation, or a few."""
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Interval
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dp.limits import Size
+from dp.objectives.consistency import ConsistencyFunction, Levels
+from dp.objectives.diffusion import Diffusion
+from dp.types import Denoiser, Objective
+
+
+class Distillation(ConsistencyFunction):
+    """Learns the ends of the paths on which a diffusion policy, the teacher, steps from noise to action.
+
+    The denoiser predicts what the teacher's predicts, at the teacher's noise levels, so the student begins with the
+    teacher's own answers (Luo et al. 2023, "Latent Consistency Models"). Between two levels the teacher makes a step
+    of DDIM (Song et al. 2023, algorithm 2).
+
+    Args:
+        scheduler: with the teacher's noise schedule and `prediction_type`.
+        num_inference_steps: evaluations of the denoiser for one sample. Each but the last is noised again.
+        n_levels: of noise, of which the schedule has `num_train_timesteps`.
+        sigma_max: the highest level is at most this. At higher ones, the error of a denoiser that predicts the noise is
+            multiplied.
+        p_mean, p_std: of log(sigma) in training.
+
+    Raises:
+        ValueError: for a scheduler that `Diffusion` refuses; for as many evaluations as levels, or more.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        num_inference_steps: int,
+        n_levels: Levels = 25,
+        sigma_max: Size = 7.0,
+        p_mean: Annotated[float, Interval(ge=-20, le=20)] = -1.1,
+        p_std: Annotated[float, Interval(gt=0, le=10)] = 2.0,
+    ) -> None:
+        reads = Diffusion(scheduler, len(getattr(scheduler, "alphas_cumprod", "?")))
+        known = ((1 - reads.alphas_cumprod) / reads.alphas_cumprod).sqrt().double()
+        usable = known[known <= sigma_max]
+        chosen = torch.linspace(0, len(usable) - 1, min(n_levels, len(usable))).round().long()
+        super().__init__(reads, num_inference_steps, usable[chosen], p_mean, p_std)
+        self._teacher: list[Denoiser] = []  # in a list, so that it is no part of this module's state
+
+    def teach_with(self, objective: Objective, denoiser: nn.Module) -> None:
+        """Makes a policy the teacher. Raises ValueError unless its objective is diffusion with this noise schedule."""
+        if not isinstance(objective, Diffusion):
+            raise ValueError(f"its objective is {type(objective).__name__}, expected Diffusion")
+        alike = len(objective.alphas_cumprod) == len(self.reads.alphas_cumprod) and torch.allclose(
+            objective.alphas_cumprod.cpu(), self.reads.alphas_cumprod.cpu()
+        )
+        if not alike or objective.prediction_type != self.reads.prediction_type:
+            raise ValueError(
+                "its scheduler has another noise schedule or prediction_type. Set those of scheduler=... to its own"
+            )
+        self._teacher = [denoiser.eval().requires_grad_(False)]  # type: ignore[list-item]
+
+    def loss(
+        self,
+        denoiser: Denoiser,
+        action: Float[Tensor, "B H Da"],
+        cond: Float[Tensor, "B To Do"],
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, ""]:
+        """As in consistency training. The condition stays what the teacher knows: no gradient reaches the encoder."""
+        return super().loss(denoiser, action, cond.detach(), generator)
+
+    def below(
+        self, action: Tensor, noise: Tensor, lower: Tensor, upper: Tensor, cond: Tensor
+    ) -> Float[Tensor, "B H Da"]:
+        """By the teacher's step, clipped as its sampler does. In validation, which has no teacher, by the noise."""
+        x = action + upper * noise
+        for teacher in self._teacher:
+            found = self.reads.denoised(teacher, x, upper, cond).clamp(-1, 1)
+            return found + lower / upper * (x - found)
+        return action + lower * noise
