@@ -30,9 +30,10 @@ def test_an_experiment_composes_and_its_policy_learns_and_acts(experiment):
 
     shapes = {name: entry["shape"] for name, entry in config["task"]["shape_meta"]["obs"].items()}
     to, horizon, ta = config["n_obs_steps"], config["horizon"], config["n_action_steps"]
+    (action_dim,) = config["task"]["shape_meta"]["action"]["shape"]
     batch = {
         "obs": {name: torch.rand(2, to, *shape) for name, shape in shapes.items()},
-        "action": torch.rand(2, horizon, 2),
+        "action": torch.rand(2, horizon, action_dim),
     }
     optimizer = build.optimizer(config, policy.parameters())
     lr_schedule = build.lr_schedule(config, optimizer)
@@ -43,10 +44,10 @@ def test_an_experiment_composes_and_its_policy_learns_and_acts(experiment):
     build.ema(config, policy).update(policy)
 
     raw = {
-        name: torch.randint(256, (2, to, *shape[1:], 3), dtype=torch.uint8) if name == "image" else batch["obs"][name]
+        name: torch.randint(256, (2, to, *shape[1:], 3), dtype=torch.uint8) if len(shape) == 3 else batch["obs"][name]
         for name, shape in shapes.items()
     }
-    assert policy.eval().act(raw).shape == (2, ta, 2)
+    assert policy.eval().act(raw).shape == (2, ta, action_dim)
 
 
 def test_the_papers_image_run_has_the_papers_numbers():

@@ -54,10 +54,11 @@ SWEEPS = {
     "+sweep=horizon": ["horizon=8,10"],
     "+sweep=objectives": ["objective=flow,mip", "scheduler.num_inference_steps=1,2", "seed=0"],
     "+sweep=denoisers": ["denoiser=dit_small,mlp_small", "seed=0"],
+    "+sweep=metaworld_mt10": ["task.name=reach-v3"],
 }
 """Values that replace those of a sweep by name."""
-BY_HAND = ["collector=mouse"]
-"""Commands with these arguments wait for a person: they are only composed."""
+COMPOSED = ["collector=mouse", "+experiment=metaworld_image_small"]
+"""Commands with these arguments are only composed: they wait for a person, or draw with an OpenGL."""
 
 
 def commands(text: str) -> list[list[str]]:
@@ -115,7 +116,8 @@ def _training(arguments: list[str]) -> list[str]:
     encoder = ["encoder=cnn"] if "+experiment=pusht_image" in arguments else []  # a ResNet's checkpoints are large
     scheduled = not any(re.match("objective=(?!distillation)", argument) for argument in arguments)
     training = [override for override in TRAINING if scheduled or not override.startswith("scheduler.")]
-    return [*ROLLOUTS, *training, *network, *encoder]
+    scripted = any("metaworld" in argument for argument in arguments)
+    return [*ROLLOUTS, *training, *network, *encoder, *(["dataset.n_episodes=5"] if scripted else [])]
 
 
 def _fewer(arguments: list[str]) -> list[str]:
@@ -178,7 +180,7 @@ def test_a_reader_can_type_what_a_page_says(page, run_py, placeholders, tmp_path
             if "/" not in name:
                 runpy.run_path(name)
         for arguments in commands(text):
-            if any(argument in BY_HAND for argument in arguments):
+            if any(argument in COMPOSED for argument in arguments):
                 arguments = [*arguments, "--cfg", "job"]
             for placeholder, value in placeholders.items():
                 arguments = [argument.replace(placeholder, value) for argument in arguments]

@@ -29,7 +29,7 @@ from dp.processes import N_CORES
 from dp.rollouts.runner import EnvRunner
 from dp.rollouts.trial import try_out
 from dp.tasks import Task
-from dp.tasks.demonstration import Expert, Recording
+from dp.tasks.demonstration import Recording
 from dp.types import Guidance, Objective
 from workspaces import command, record, resume, trust
 from workspaces import settings as checks
@@ -229,7 +229,7 @@ def task_of(config: Config, trusted: Collection[str] = ()) -> Task:
 def demonstrations(config: Config) -> Demonstrations:
     log.info("%s: reading the data", config["name"])
     obs, action = shape_meta(config)
-    return _make(config, "dataset", obs=obs, action=action)
+    return _make(config, "dataset", obs=obs, action=action, task=task(config))
 
 
 def windows(config: Config, data: Demonstrations) -> tuple[WindowDataset, WindowDataset]:
@@ -331,10 +331,11 @@ def check_scheduler(config: Config, typed: Iterable[str]) -> None:
             log.warning(said)
 
 
-def collector(config: Config, expert: Expert | None, n_workers: int, record: Callable[[int], Recording] | None) -> Any:
+def collector(config: Config, its_task: Task, n_workers: int, record: Callable[[int], Recording] | None) -> Any:
     """A `dp.tasks.demonstration.Collector`, or what runs a policy: `dp.rollouts.demonstrator.rollouts` and
-    `dp.rollouts.takeover.Takeover`. The other arguments are what these may want."""
-    return _make(config, "collector", expert=expert, n_workers=n_workers, record=record)
+    `dp.rollouts.takeover.Takeover`. These may want the task's expert, what makes its environment, and the others."""
+    parts = {"expert": its_task.expert, "make_env": its_task.make_env, "n_workers": n_workers, "record": record}
+    return _make(config, "collector", **parts)
 
 
 def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | None:
@@ -379,7 +380,7 @@ def _guidance(config: Config, its_task: Task) -> Guidance:
 
 def check_collection(config: Config, its_task: Task) -> None:
     """Raises ValueError for a collector or a guidance that this task cannot have."""
-    collector(config, its_task.expert, 0, None)
+    collector(config, its_task, 0, None)
     _guidance({**config, "n_action_steps": 1}, its_task)
 
 

@@ -107,7 +107,7 @@ class CollectWorkspace(Workspace):
         self.signals = Signals()
         self._runner: EnvRunner | None = None
         record = self.task.recorder() if loaded is not None else None  # an error without a simulator
-        collector = build.collector(config, expert=self.task.expert, n_workers=self.n_workers, record=record)
+        collector = build.collector(config, self.task, self.n_workers, record)
         if getattr(collector, "chooses", False):
             self.filter = replace(self.filter, success_only=None)
         self._collector = collector

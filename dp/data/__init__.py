@@ -1,7 +1,8 @@
 """Demonstrations: how they are stored, read, cut into windows and batched. Nothing here knows a task."""
 
+from dp.data.collected import open_collected
 from dp.data.demonstrations import Demonstrations, open_zarr
 from dp.data.episodes import Episodes
 from dp.data.windows import WindowDataset
 
-__all__ = ["Demonstrations", "Episodes", "WindowDataset", "open_zarr"]
+__all__ = ["Demonstrations", "Episodes", "WindowDataset", "open_collected", "open_zarr"]

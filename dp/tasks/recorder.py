@@ -42,11 +42,12 @@ class Recorder:
         self._obs: list[dict[str, np.ndarray]] = []
         self._actions: list[np.ndarray] = []
 
-    def step(self, action: np.ndarray) -> bool:
-        """Executes `action`, rounded to float32 as it is stored. Returns whether the task is solved now."""
+    def step(self, action: np.ndarray, noise: np.ndarray | float = 0.0) -> bool:
+        """Executes `action` + `noise`, and records the action, rounded to float32. Returns whether the task is solved
+        now."""
         self._obs.append(self.env.observe())
         self._actions.append(np.asarray(action, np.float32))
-        self.env.step(self._actions[-1])
+        self.env.step((self._actions[-1] + noise).astype(np.float32))
         self._success |= bool(self.env.success)
         return bool(self.env.success)
 

@@ -15,7 +15,7 @@ from dp.tasks.env import Env
 if TYPE_CHECKING:  # the processes that step environments import this file, and not torch
     from torch import Tensor
 
-    from dp.tasks.demonstration import Expert, Recording
+    from dp.tasks.demonstration import Collector, Expert, Recording
     from dp.types import Critic, Obs
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -162,6 +162,11 @@ class Task:
     @property
     def simulator_critic(self) -> "Callable[[int], Critic] | None":
         """Makes, given Ta, a critic that tries plans in the task's physics from `Env.snapshot`; None: there is none."""
+        return None
+
+    @property
+    def demonstrator(self) -> "Collector | None":
+        """Makes the demonstrations of `dataset=collected`; None: nobody can."""
         return None
 
     @property
