@@ -33,7 +33,10 @@ def write_video(path: Path, episode: EpisodeResult) -> None:
 
 def annotate(episode: EpisodeResult) -> list[UInt8[np.ndarray, "Y X 3"]]:
     """The frames with a margin above each that shows step and reward."""
+    longest = f"seed {episode.seed}   step {len(episode.frames)}   reward -0.00   best -0.00"
     font = ImageFont.load_default(size=16)
+    if episode.frames and (too_long := font.getlength(longest) / (episode.frames[0].shape[1] - 16)) > 1:
+        font = ImageFont.load_default(size=16 / too_long)
     rewards = [0.0, *episode.rewards]
     annotated = []
     for step, frame in enumerate(episode.frames):
