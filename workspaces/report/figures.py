@@ -400,10 +400,10 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
             result.inference_ms, score.value, [[score.value - score.low], [score.high - score.value]],
             fmt="o", color=colour, mfc=colour if on_front else "white", ms=6, elinewidth=1.1, capsize=2,
         )  # fmt: skip
-        if STEPS in result.setting:
-            axes.annotate(value_of(result.setting[STEPS]), (result.inference_ms, score.value), xytext=(5, 3),
-                          textcoords="offset points", size=7)  # fmt: skip
     ways = {trained_as(result): _without(result.setting, STEPS) for result in results}
+    for name in ways:  # a thin line through the results of one policy
+        of_it = sorted((r.inference_ms, r.score.value) for r in results if trained_as(r) == name)
+        axes.plot(*zip(*of_it, strict=True), color=colours[name], lw=0.8, zorder=1)
     for name, text in zip(ways, short_labels([*ways.values()]), strict=True):
         axes.plot([], [], "o", color=colours[name], label=_brief(text or name))
     x, y = [r.inference_ms for r in front], [r.score.value for r in front]
@@ -416,10 +416,28 @@ def latency(results: list[Result], colours: dict[str, str]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
+    _number(axes, [r for r in results if STEPS in r.setting])
     axes.set(title=_titled("Score against latency", f"{results[0].protocol}"), ylabel="score")
     axes.set(xlabel="milliseconds per action chunk, one observation")
     _legend(figure, axes)
     return figure
+
+
+def _number(axes: Axes, results: list[Result]) -> None:
+    """Writes the inference steps beside each point, where no other number or point is, if there is such a place."""
+    points = axes.transData.transform([(r.inference_ms, r.score.value) for r in results])
+    taken = [(x - 4, x + 4, y - 4, y + 4) for x, y in points]
+    for result, (x, y) in zip(results, points, strict=True):
+        text = value_of(result.setting[STEPS])
+        width, places = 6.0 * len(text), []
+        for across, up in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1)):
+            middle = x + across * (7 + width / 2), y + up * (9 if across == 0 else 6)
+            box = (middle[0] - width / 2, middle[0] + width / 2, middle[1] - 4, middle[1] + 4)
+            hits = sum(box[0] < b[1] and b[0] < box[1] and box[2] < b[3] and b[2] < box[3] for b in taken)
+            places.append((hits, len(places), middle, box))
+        _, _, middle, box = min(places)
+        taken.append(box)
+        axes.text(*axes.transData.inverted().transform(middle), text, size=7, ha="center", va="center")
 
 
 def trained_as(result: Result) -> str:
