@@ -429,7 +429,8 @@ def _number(axes: Axes, results: list[Result]) -> None:
     taken = [(x - 4, x + 4, y - 4, y + 4) for x, y in points]
     for result, (x, y) in zip(results, points, strict=True):
         text = value_of(result.setting[STEPS])
-        width, places = 6.0 * len(text), []
+        width = 6.0 * len(text)
+        places: list[tuple[int, int, tuple[float, float], tuple[float, float, float, float]]] = []
         for across, up in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1)):
             middle = x + across * (7 + width / 2), y + up * (9 if across == 0 else 6)
             box = (middle[0] - width / 2, middle[0] + width / 2, middle[1] - 4, middle[1] + 4)
@@ -437,7 +438,8 @@ def _number(axes: Axes, results: list[Result]) -> None:
             places.append((hits, len(places), middle, box))
         _, _, middle, box = min(places)
         taken.append(box)
-        axes.text(*axes.transData.inverted().transform(middle), text, size=7, ha="center", va="center")
+        at = axes.transData.inverted().transform(middle)
+        axes.text(at[0], at[1], text, size=7, ha="center", va="center")
 
 
 def trained_as(result: Result) -> str:
