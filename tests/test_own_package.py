@@ -19,6 +19,7 @@ import zarr
 
 from tests.cli import RUN, run_py
 from tests.workspaces.conftest import assert_same_run
+from workspaces.trust import check_targets
 
 PUSHT = ("PushT", "pusht", "0.95", "coverage", "paper", "RandomState", "block", " T ")
 """What nothing about another task may say."""
@@ -166,6 +167,21 @@ def test_a_policy_of_it_demonstrates(trained, place):
     ends = store["meta/episode_ends"][:]
     assert [row["length"] for row in replayed] == np.diff(ends, prepend=0).tolist()
     assert [row["success"] for row in replayed] == store["meta/success"][:].tolist()
+
+
+def test_its_simulator_may_run_in_another_interpreter(trained, place):
+    """Rollouts are the same, and a file that names such a simulator runs nothing of a package that is not trusted."""
+    elsewhere = ("task=reach_elsewhere", f"task.env.python={sys.executable}", "run_dir=elsewhere")
+    run(place, *TRAIN, *elsewhere, "env_runner.n_workers=1")
+    found = [
+        [json.loads(line).get("rollout/score") for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("trained", "elsewhere")
+    ]
+    assert found[0] == found[1] != [None] * len(found[0])
+    config = yaml.safe_load((place / "elsewhere/config.yaml").read_text())
+    with pytest.raises(ValueError, match=r"task\.env\.target=toylab\.reach:ReachEnv, which is not to be trusted"):
+        check_targets(config, places=["task.env"])
+    check_targets(config, ["toylab"], places=["task.env"])
 
 
 def test_its_expert_takes_over(trained, place):

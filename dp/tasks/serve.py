@@ -1,0 +1,90 @@
+"""Runs an environment for `dp.tasks.elsewhere`: python -c TEXT PACKAGE:CLASS
+
+TEXT is this file. Any Python from 3.6 on that has numpy runs it: it needs nothing of `dp`. It reads messages from
+standard input, answers on what was standard output, and ends with the stream. A message is the length of its JSON, the
+JSON, and the bytes of the arrays that it mentions.
+"""
+
+import importlib
+import json
+import os
+import struct
+import sys
+import traceback
+from typing import IO, Any
+
+import numpy as np
+
+
+def send(stream: IO[bytes], value: Any) -> None:
+    """Writes `value`: numbers, texts, dicts, lists and arrays."""
+    arrays: list[Any] = []
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, np.ndarray):
+            arrays.append(np.ascontiguousarray(node))
+            return {"#array": [arrays[-1].dtype.str, list(node.shape)]}
+        if isinstance(node, dict):
+            return {key: plain(inner) for key, inner in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [plain(inner) for inner in node]
+        return node.item() if isinstance(node, np.generic) else node
+
+    text = json.dumps(plain(value)).encode()
+    stream.write(struct.pack("<q", len(text)) + text + b"".join(array.tobytes() for array in arrays))
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Any:
+    """What the other side wrote. Raises EOFError at the end of the stream."""
+    (length,) = struct.unpack("<q", _exactly(stream, 8))
+    return _whole(json.loads(_exactly(stream, length).decode()), stream)
+
+
+def _exactly(stream: IO[bytes], n_bytes: int) -> bytes:
+    found = stream.read(n_bytes)
+    if len(found) < n_bytes:
+        raise EOFError
+    return found
+
+
+def _whole(node: Any, stream: IO[bytes]) -> Any:
+    if isinstance(node, list):
+        return [_whole(inner, stream) for inner in node]
+    if not isinstance(node, dict):
+        return node
+    if "#array" in node:
+        kind, shape = np.dtype(node["#array"][0]), node["#array"][1]
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        return np.frombuffer(_exactly(stream, n_bytes), kind).reshape(shape).copy()
+    return {key: _whole(inner, stream) for key, inner in node.items()}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a simulator prints is no answer
+    questions: IO[bytes] = sys.stdin.buffer
+    env: Any = None
+    while True:
+        try:
+            method, arguments = receive(questions)
+        except EOFError:
+            return
+        try:
+            if method == "make":
+                module, _, name = sys.argv[1].partition(":")
+                env = getattr(importlib.import_module(module), name)(**arguments)
+                answer: Any = float(env.control_hz)
+            elif method == "state":
+                answer = [env.reward, env.success, env.terminated, env.info()]
+            else:
+                answer = getattr(env, method)(*arguments)
+        except Exception as error:
+            traceback.print_exc()
+            send(answers, ["error", "{}: {}".format(type(error).__name__, error)])  # noqa: UP032
+        else:
+            send(answers, ["value", answer])
+
+
+if __name__ == "__main__":
+    main()
