@@ -85,7 +85,7 @@ ENCODERS = {
     "state": ["+experiment=pusht_state_small"],
     "cnn": ["+experiment=pusht_image_small", "encoder.channels=[8,8,8,8]", "encoder.jitter=0.3", "encoder.erase=0.3"],
     "resnet18": ["+experiment=pusht_image_small", "encoder=resnet18", "encoder.crop=40"],
-    "timm": ["+experiment=pusht_image_small", "encoder=timm", "encoder.model=vit_tiny_patch16_224", "encoder.crop=48"],
+    "timm": ["+experiment=pusht_image_small", "encoder=timm", "encoder.model=test_vit", "encoder.crop=48"],
 }
 
 
