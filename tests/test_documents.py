@@ -56,6 +56,8 @@ SWEEPS = {
     "+sweep=denoisers": ["denoiser=dit_small,mlp_small", "seed=0"],
 }
 """Values that replace those of a sweep by name."""
+REQUIRED = {"blockpush": "pybullet"}
+"""Pages whose commands need an extra package."""
 BY_HAND = ["collector=mouse"]
 """Commands with these arguments wait for a person: they are only composed."""
 
@@ -167,6 +169,8 @@ def placeholders(run_py: Callable[[list[str]], None], place: Path, small_zarr: P
 
 @pytest.mark.parametrize("page", [README, *TUTORIALS], ids=lambda page: page.stem)
 def test_a_reader_can_type_what_a_page_says(page, run_py, placeholders, tmp_path, monkeypatch):
+    if page.stem in REQUIRED:
+        pytest.importorskip(REQUIRED[page.stem], reason=f"pip install -e '.[{page.stem}]'")
     text = page.read_text()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

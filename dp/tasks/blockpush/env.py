@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LONGEST_STEP = 0.1
 """Limit of each component of an action, metres."""
 
+N_TRIES, ROOM = 20, 0.06
+"""For disturbances: attempts to find room, and least distance between the centres of bodies, metres."""
+
 
 class BlockPushEnv:
     """One episode of Block Push at a time.
@@ -85,6 +88,16 @@ class BlockPushEnv:
         for name, pose in (("block", block), ("block2", block2), ("target", target), ("target2", target2)):
             obs |= {f"{name}_translation": pose[:2], f"{name}_orientation": pose[2:]}
         return {name: obs[name].astype(np.float32) for name in self.obs_names}
+
+    def disturb(self, rng: np.random.Generator, strength: float) -> None:
+        """Moves one of the blocks by `strength` metres in a random direction, if there is room for it."""
+        for _ in range(N_TRIES):
+            block, direction = int(rng.integers(2)), rng.uniform(0, 2 * np.pi)
+            place = self.blocks[block, :2] + strength * np.array([np.cos(direction), np.sin(direction)])
+            taken = np.stack([self.blocks[1 - block, :2], self._world.effector])
+            if (within_reach(place) == place).all() and np.hypot(*(taken - place).T).min() > ROOM:
+                self._world.place(block, place)
+                return
 
     def render(self) -> UInt8[np.ndarray, "256 384 3"]:
         """A picture for people."""

@@ -66,6 +66,11 @@ class World:
         self._advance(np.linspace(self._angles, angles, SUBSTEPS + 1)[1:])
         self._angles = angles
 
+    def place(self, block: int, position: Float[np.ndarray, " 2"]) -> None:
+        """Puts a block somewhere else, at rest."""
+        (_, _, height), turn = self.block_poses[block]
+        self._engine.resetBasePositionAndOrientation(self._blocks[block], [*position, height], turn)
+
     @property
     def effector(self) -> Float[np.ndarray, " 2"]:
         """The position of the cylinder, which follows its target at a distance of a few millimetres."""

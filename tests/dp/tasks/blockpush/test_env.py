@@ -133,3 +133,13 @@ def test_what_has_entered_a_target_counts_for_good(env: BlockPushEnv) -> None:
     assert env.success
     env.reset(0)
     assert env.reward == 0
+
+
+def test_a_disturbance_moves_one_block_as_far_as_it_says(env: BlockPushEnv) -> None:
+    env.reset(0)
+    before = env.blocks
+    env.disturb(np.random.default_rng(1), 0.04)
+    moved = np.hypot(*(env.blocks - before)[:, :2].T)
+    np.testing.assert_allclose(sorted(moved), [0, 0.04], atol=1e-6)
+    env.step(np.zeros(2, np.float32))
+    np.testing.assert_allclose(np.hypot(*(env.blocks - before)[:, :2].T), moved, atol=1e-3)
