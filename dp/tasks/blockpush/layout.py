@@ -21,8 +21,9 @@ TARGETS = np.array([[0.28, 0.2], [0.52, 0.2]])
 TARGETS_SPREAD, TARGETS_TURN = np.array([0.005, 0.0075]), np.pi / 30
 """Targets deviate a little from `TARGETS`: metres, and radians."""
 
-LOWER, UPPER, REACH = np.array([0.2, -0.5]), np.array([0.7, 0.5]), 0.7
-"""Bounds of the effector's target: a rectangle, and the greatest distance from the arm's base."""
+LOWER, UPPER = np.array([0.15, -0.5]), np.array([0.7, 0.5])
+NEAREST, FARTHEST = 0.2, 0.7
+"""Bounds of the effector's target: a rectangle, and distances from the arm's base."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def layout(seed: int) -> Layout:
 def within_reach(position: Float[np.ndarray, " 2"]) -> Float[np.ndarray, " 2"]:
     """The effector's target closest to `position` that the arm reaches."""
     inside = np.clip(position, LOWER, UPPER)
-    return inside * min(1.0, REACH / float(np.hypot(*inside)))
+    return inside * np.clip(1.0, NEAREST / np.hypot(*inside), FARTHEST / np.hypot(*inside))
 
 
 def square(pose: Float[np.ndarray, " 3"], side: float) -> Float[np.ndarray, "5 2"]:

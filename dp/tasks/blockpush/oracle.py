@@ -34,8 +34,11 @@ CONTACT = BLOCK_SIDE / 2 + TOOL_RADIUS
 BEHIND, ARRIVED = 0.07, 0.012
 """A push begins this far from the block's centre, and once the effector is this close to that point, metres."""
 
-CLEARANCE = 0.055
-"""Distance that the effector keeps from the centres of blocks on its way, metres."""
+CLEARANCE, DETOUR = 0.055, 0.06
+"""Distance that the effector keeps from the centres of blocks on its way, and at which it passes one, metres."""
+
+OUTWARDS = 10.0
+"""Weight of the way out, for an effector that is closer to a block than that, per relative shortfall."""
 
 ASTRAY = 0.02
 """Distance of the effector from the line of a push, metres, at which it begins the push again."""
@@ -124,9 +127,8 @@ class _Hand:
         if len(self._deliveries) > 1 and _distance(blocks, targets, self._deliveries[0]) < DEEP:
             self._deliveries, self._pushing = self._deliveries[1:], False
         block, target = self._deliveries[0]
-        return self._towards(blocks[block], targets[target], blocks) + self._rng.normal(
-            scale=self._oracle.noise, size=2
-        )
+        meant = self._towards(blocks[block], targets[target], blocks)
+        return meant + self._rng.normal(scale=self._oracle.noise, size=2)
 
     def _towards(self, block: Point, target: Point, obstacles: Float[np.ndarray, "2 2"]) -> Point:
         """The next step of the push that brings the block to the target, or of the way there."""
@@ -164,7 +166,7 @@ def _unit(vector: Point) -> Point:
 
 
 def _way(hand: Point, goal: Point, obstacles: Float[np.ndarray, "n 2"]) -> Point:
-    """The goal, or a point from which on the closest block that lies in between can be passed."""
+    """The goal if the straight way is free, else a point next to the closest block that is in the way."""
     course = goal - hand
     for block in sorted(obstacles, key=lambda block: float(np.hypot(*(block - hand)))):
         # The point of the straight way that is closest to the block.
@@ -174,7 +176,9 @@ def _way(hand: Point, goal: Point, obstacles: Float[np.ndarray, "n 2"]) -> Point
         away = hand - block
         aside = _unit(np.array([-away[1], away[0]]))
         aside = aside if aside @ course > 0 else -aside
-        if np.hypot(*away) < 1.1 * CLEARANCE:  # close to it: around it, and outwards if too close
-            return hand + BEHIND * _unit(aside + 10 * max(0.0, CLEARANCE / np.hypot(*away) - 1) * _unit(away))
-        return block + 1.1 * CLEARANCE * aside
+        distance = float(np.hypot(*away))
+        if distance > DETOUR:
+            return block + DETOUR * aside
+        shortfall = max(0.0, CLEARANCE / max(distance, 1e-9) - 1)
+        return hand + BEHIND * _unit(aside + OUTWARDS * shortfall * _unit(away))
     return goal

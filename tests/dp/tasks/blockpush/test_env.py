@@ -10,7 +10,7 @@ pytest.importorskip("pybullet", reason="Block Push needs pybullet: pip install -
 
 from dp.tasks.blockpush.arm import joints
 from dp.tasks.blockpush.env import BlockPushEnv
-from dp.tasks.blockpush.layout import EFFECTOR_START, LOWER, REACH, UPPER
+from dp.tasks.blockpush.layout import EFFECTOR_START, FARTHEST, LOWER, NEAREST, UPPER
 from dp.tasks.blockpush.oracle import OBS_NAMES
 from dp.tasks.blockpush.world import ARM_JOINTS
 from dp.tasks.env import Env
@@ -99,7 +99,10 @@ def test_the_effector_follows_its_target_and_stays_within_reach(env: BlockPushEn
     np.testing.assert_allclose(env._world.effector, env.effector_target, atol=0.005)
     for _ in range(10):
         env.step(np.array([9.0, 0.0], np.float32))
-    assert np.hypot(*env.effector_target) == pytest.approx(REACH)
+    assert np.hypot(*env.effector_target) == pytest.approx(FARTHEST)
+    for _ in range(20):
+        env.step(np.array([-9.0, -0.05], np.float32))
+    assert np.hypot(*env.effector_target) >= NEAREST - 1e-9
 
 
 @pytest.mark.parametrize(
