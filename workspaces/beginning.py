@@ -58,11 +58,13 @@ def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
 
 def _give_teacher(policy: DiffusionPolicy, config: Config) -> None:
     """Gives an objective that distils the policy `config["init_from"]`. Raises ValueError for one that cannot teach."""
-    teacher = load_teacher(str(config["init_from"]), packages_of(config)).to(policy.device)
     student: Any = policy.objective
     try:
+        teacher = load_teacher(str(config["init_from"]), packages_of(config)).to(policy.device)
         student.teach_with(teacher.objective, teacher.denoiser)
     except ValueError as error:
+        if str(error).startswith("checkpoint="):
+            raise ValueError(str(error).replace("checkpoint=", "init_from=", 1)) from None
         raise ValueError(f"init_from={config['init_from']} cannot teach: {error}") from None
 
 

@@ -24,7 +24,8 @@ from workspaces import build, command
 from workspaces.base import Config, Workspace
 from workspaces.evaluate import Loaded, load_policy
 from workspaces.load import MOVED
-from workspaces.settings import Role, flatten, groups_with
+from workspaces.record import overrides
+from workspaces.settings import Role, flatten, group, groups_with
 from workspaces.signals import Signals, StopNow
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class CollectWorkspace(Workspace):
         self.n_episodes, self.start_seed = n_episodes, first_seed(self.task, start_seed)
         self.filter = Filter(**filter)
         self.settings = flatten({"collector": config["collector"], "workspace": {"filter": filter}})
-        self.settings["workspace.start_seed"] = self.start_seed
+        self.settings |= {"workspace.start_seed": self.start_seed, "task": self.task.demonstrated}
         self.signals = Signals()
         self._runner: EnvRunner | None = None
         record = self.task.recorder() if loaded is not None else None  # an error without a simulator
@@ -261,10 +262,13 @@ class Tally:
 
 
 def _experiment_for(task: str) -> str:
-    """The override that trains on a task: the experiment of its name, preferably the small one."""
-    folder = Path(__file__).parent.parent / "configs" / "experiment"
-    names = [name for name in (f"{task}_small", task) if (folder / f"{name}.yaml").is_file()]
-    return f"+experiment={names[0]}" if names else f"task={task}"
+    """The overrides that train on a task: the experiment of its name, preferably the small one, or those typed."""
+    configs = Path(__file__).parent.parent / "configs"
+    names = [name for name in (f"{task}_small", task) if (configs / "experiment" / f"{name}.yaml").is_file()]
+    if names:
+        return f"+experiment={names[0]}"
+    typed = [override for override in overrides() if group(override) == "task"]
+    return " ".join(typed or [f"task={task}"]) + " dataset=zarr"
 
 
 def _in_order(collector: Collector, n_workers: int, seeds: Iterable[int]) -> Made:

@@ -1,5 +1,7 @@
 """Demonstrations that a task makes itself, at first use."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from contextlib import closing
@@ -19,6 +21,9 @@ from dp.tasks import Task
 log = logging.getLogger(__name__)
 
 FOLDER = Path("data")
+
+PATIENCE = 500
+"""Seeds in a row without a demonstration after which nothing more is expected."""
 
 
 def open_collected(
@@ -51,27 +56,36 @@ def open_collected(
 
 def _collect(task: Task, n_episodes: int, start_seed: int) -> Path:
     """The store of the first `n_episodes` solved seeds from `start_seed` on. A store that was cut off is completed."""
-    demonstrator = task.demonstrator
+    demonstrator, seeds = task.demonstrator, task.demonstration_seeds
     if demonstrator is None:
         raise ValueError(
             f"the task {task.name} does not demonstrate itself: set dataset=zarr dataset.path=PATH to other "
             "demonstrations"
         )
-    cameras = [name for name, spec in task.shape_meta["obs"].items() if spec["type"] == "rgb"]
-    path = FOLDER / ("_".join([task.name, *cameras, str(n_episodes)]) + ".zarr")
+    if start_seed not in seeds:
+        raise ValueError(
+            f"dataset.start_seed={start_seed}, expected {seeds[0]} to {seeds[-1]}: the task {task.name} keeps other "
+            "seeds for tests"
+        )
+    own = {name: value for name, value in vars(demonstrator).items() if isinstance(value, int | float | str)}
+    settings = {"task": task.demonstrated, "start_seed": start_seed, "shape_meta": task.shape_meta, "demonstrator": own}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    path = FOLDER / f"{task.name}_{n_episodes}_{digest}.zarr"
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"demonstrator": repr(demonstrator), "start_seed": start_seed}
     with DemonstrationStore(path, settings, *task.columns()) as store:
         if store.n_episodes < n_episodes:
             log.info("%s: making %d demonstrations, once", path, n_episodes)
         first = start_seed if store.last_seed is None else store.last_seed + 1
         bar = Progress(total=n_episodes, initial=store.n_episodes, desc="demonstrations", unit="episode")
-        with (
-            closing(bar),
-            closing(in_processes(demonstrator, range(first, task.demonstration_seeds.stop), N_CORES)) as made,
-        ):
+        made, in_vain = in_processes(demonstrator, range(first, seeds.stop), N_CORES), 0
+        with closing(bar), closing(made):
             while store.n_episodes < n_episodes:
-                _, demonstration = next(made)
+                seed, demonstration = next(made, (None, None))
+                if seed is None:
+                    raise ValueError(f"there is no seed after {seeds[-1]}: set a smaller dataset.start_seed")
+                in_vain = in_vain + 1 if demonstration is None else 0
+                if in_vain == PATIENCE:
+                    raise ValueError(f"no seed from {seed - PATIENCE + 1} to {seed} was solved by {demonstrator}")
                 if demonstration is not None:
                     store.append([demonstration], type(demonstrator).__name__.lower())
                     bar.update()

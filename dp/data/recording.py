@@ -199,6 +199,8 @@ def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Map
         held = {key: aliases.get(value, value) if isinstance(value, str) else value for key, value in held.items()}
     else:
         raise ValueError(f"{path} holds something that was not collected: set another workspace.path")
+    if "task" not in held:  # stores of before say nothing
+        settings = {key: value for key, value in settings.items() if key != "task"}
     if others := differing(held, settings):
         raise ValueError(f"{path} was collected with other settings ({others}): set another workspace.path")
     missing = [name for name in (*specs, ENDS) if not (path / name / ".zarray").is_file()]

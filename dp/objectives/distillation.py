@@ -52,12 +52,17 @@ class Distillation(ConsistencyFunction):
         """Makes a policy the teacher. Raises ValueError unless its objective is diffusion with this noise schedule."""
         if not isinstance(objective, Diffusion):
             raise ValueError(f"its objective is {type(objective).__name__}, expected Diffusion")
-        alike = len(objective.alphas_cumprod) == len(self.reads.alphas_cumprod) and torch.allclose(
-            objective.alphas_cumprod.cpu(), self.reads.alphas_cumprod.cpu()
-        )
-        if not alike or objective.prediction_type != self.reads.prediction_type:
+        theirs, own = objective, self.reads
+        if theirs.prediction_type != own.prediction_type:
             raise ValueError(
-                "its scheduler has another noise schedule or prediction_type. Set those of scheduler=... to its own"
+                f"it predicts {theirs.prediction_type}: set scheduler.prediction_type={theirs.prediction_type}"
+            )
+        n, n_own = len(theirs.alphas_cumprod), len(own.alphas_cumprod)
+        if n != n_own:
+            raise ValueError(f"it has {n} diffusion steps, not {n_own}: set scheduler.num_train_timesteps={n}")
+        if not torch.allclose(theirs.alphas_cumprod.cpu(), own.alphas_cumprod.cpu()):
+            raise ValueError(
+                "it has another noise schedule: set scheduler.beta_schedule, beta_start and beta_end to its"
             )
         self._teacher = [denoiser.eval().requires_grad_(False)]  # type: ignore[list-item]
 

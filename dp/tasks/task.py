@@ -144,6 +144,11 @@ class Task:
         return ()
 
     @property
+    def demonstrated(self) -> str:
+        """What its demonstrations show. Stores of something else are not mixed with them."""
+        return self.name
+
+    @property
     def make_env(self) -> Callable[[], Env] | None:
         """Makes an environment that observes what the task says; None without a simulator."""
         if self.env is None:

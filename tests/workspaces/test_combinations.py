@@ -47,7 +47,7 @@ def test_a_policy_is_distilled_and_resumes(run, tmp_path):
     refused = run(*taught, "init_from=flow", "run_dir=student")
     assert "init_from=flow cannot teach: its objective is Flow, expected Diffusion" in refused.stderr
     refused = run(*taught, "scheduler.prediction_type=sample", "init_from=diffusion", "run_dir=student")
-    assert "cannot teach: its scheduler has another noise schedule or prediction_type" in refused.stderr
+    assert "cannot teach: it predicts epsilon: set scheduler.prediction_type=epsilon" in refused.stderr
     for place in ("student", "again"):
         result = run(*taught, "init_from=diffusion", f"run_dir={place}", "workspace.num_steps=6")
         assert result.returncode == 0, result.stderr

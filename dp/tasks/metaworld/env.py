@@ -1,7 +1,11 @@
 """Meta-World's environments as an `Env`, started from a seed."""
 
+import contextlib
 import difflib
+import importlib
+import logging
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -54,7 +58,7 @@ class MetaWorldEnv:
         for name in tasks:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 3, 0.4) or known
-                raise ValueError(f"task.name={name}: Meta-World has no such task. Similar: {', '.join(near)}")
+                raise ValueError(f"Meta-World has no task {name} (task.name, task.tasks). Similar: {', '.join(near)}")
         self.obs_names, self.tasks, self._sizes = tuple(obs_names), tuple(tasks), dict(sizes or {})
         self._made: dict[str, Any] = {}
         self._pictures: dict[tuple[str, str, tuple[int, int]], Any] = {}
@@ -93,8 +97,13 @@ class MetaWorldEnv:
         return self._success
 
     @property
+    def over(self) -> bool:
+        """Whether the benchmark's time is up."""
+        return self._env.curr_path_length >= self._env.max_path_length
+
+    @property
     def terminated(self) -> bool:
-        return self._success or self._env.curr_path_length >= self._env.max_path_length
+        return self._success or self.over
 
     def info(self) -> dict[str, float]:
         return {"distance": float(self._info["obj_to_target"])}
@@ -108,6 +117,8 @@ class MetaWorldEnv:
         if (self.name, camera, size) not in self._pictures:
             # Without anti-aliasing a small picture takes 9 ms instead of 22.
             self._env.model.vis.quality.offsamples = 4 if size == PICTURE else 0
+            largest = self._env.model.vis.global_
+            largest.offheight, largest.offwidth = max(size[0], largest.offheight), max(size[1], largest.offwidth)
             try:
                 self._pictures[self.name, camera, size] = mujoco.Renderer(self._env.model, *size)
             except Exception as error:
@@ -147,10 +158,16 @@ def expert_for(name: str) -> Any:
 def _benchmark() -> Mapping[str, Any]:
     """Task -> class of its environment."""
     os.environ.setdefault("MUJOCO_GL", "egl" if Path("/dev/nvidiactl").exists() else "osmesa")
+    logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.ERROR)  # it works without
+    if "torch" in sys.modules:  # OSMesa and Triton each bring an LLVM, and Triton crashes if it comes second
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton._C.libtriton")
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:
         raise ValueError(f"{INSTALL} ({error})") from None
+    except RuntimeError as error:  # of MuJoCo, for an unknown MUJOCO_GL
+        raise ValueError(f"{error}. Expected MUJOCO_GL=egl, osmesa or glfw") from None
     return ALL_V3_ENVIRONMENTS
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from annotated_types import Interval
 from jaxtyping import Float
 
-from dp.limits import Positive
 from dp.tasks.demonstration import Demonstration
 from dp.tasks.metaworld.env import MetaWorldEnv, expert_for
 from dp.tasks.recorder import Recorder
@@ -30,7 +29,7 @@ class Scripted:
     make_env: Callable[[], MetaWorldEnv]
     noise: Annotated[float, Interval(ge=0, le=1)] = 0.1
     n_frames_past_success: Annotated[int, Interval(ge=0, le=400)] = 0
-    max_steps: Positive = 300
+    max_steps: Annotated[int, Interval(ge=1, le=500)] = 300
     _env: MetaWorldEnv | None = field(default=None, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,11 +44,17 @@ class Scripted:
 
     def _solve(self, seed: int, before: Float[np.ndarray, "T 4"]) -> Demonstration | None:
         env = self._env = self._env or self.make_env()
+        if not isinstance(env, MetaWorldEnv):
+            raise ValueError(
+                f"collector=scripted demonstrates Meta-World: set task=metaworld, not {type(env).__name__}"
+            )
         recorder, rng = Recorder(env, seed), np.random.default_rng(seed)
         for action in before:
             env.step(action)
         expert, past = expert_for(env.name), 0
         for _ in range(self.max_steps):
+            if env.over:
+                return None
             with warnings.catch_warnings():  # that its actions will be clipped
                 warnings.simplefilter("ignore")
                 meant = np.clip(expert.get_action(env.raw), -1, 1)

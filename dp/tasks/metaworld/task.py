@@ -18,6 +18,9 @@ class MetaWorld(Task):
     Args:
         tasks: of which the seed chooses; None: the one that `name` says.
         name, shape_meta, env, protocols, bounds: see `Task`. `shape_meta` says the sizes of pictures.
+
+    Raises:
+        ValueError: for no tasks, or the same one twice; if the observation "task" has another length.
     """
 
     score: ClassVar[str] = "mean over episodes of the best reward / 10, and 1 when solved"
@@ -40,7 +43,19 @@ class MetaWorld(Task):
         tasks: Sequence[str] | None = None,
     ) -> None:
         super().__init__(name, shape_meta, env, protocols, bounds)
-        self.tasks = tuple(tasks or (name,))
+        self.tasks = (name,) if tasks is None else tuple(tasks)
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks={list(self.tasks)}, expected one or more different ones, or null for that of name")
+        vector = shape_meta["obs"].get("task")
+        if vector is not None and list(vector["shape"]) != [len(self.tasks)]:
+            raise ValueError(
+                f"shape_meta.obs.task.shape={list(vector['shape'])}, but there are {len(self.tasks)} tasks: set "
+                f"task.shape_meta.obs.task.shape=[{len(self.tasks)}]"
+            )
+
+    @property
+    def demonstrated(self) -> str:
+        return ", ".join(self.tasks)
 
     @property
     def make_env(self) -> Callable[[], Any] | None:

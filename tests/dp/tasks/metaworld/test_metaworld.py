@@ -71,7 +71,9 @@ def test_several_tasks_take_turns_by_seed_and_the_policy_sees_which():
 
 
 def test_unusable_names_and_a_missing_package_are_named(monkeypatch):
-    with pytest.raises(ValueError, match=r"pick-place-v2: Meta-World has no such task\. Similar: pick-place-v3"):
+    with pytest.raises(
+        ValueError, match=r"Meta-World has no task pick-place-v2 \(task\.name, task\.tasks\)\. Similar: pick-place-v3"
+    ):
         MetaWorldEnv(NUMBERS, ["pick-place-v2"])
     with pytest.raises(ValueError, match=r"obs\.side: Meta-World has no such observation\. Expected some of hand"):
         MetaWorldEnv(["side"], ["push-v3"])
@@ -110,6 +112,20 @@ def test_an_expert_goes_on_from_where_a_policy_led():
     assert np.array_equal(finished.obs["hand"][0], env.observe()["hand"])
 
 
+def test_an_expert_that_comes_too_late_fails():
+    task = MetaWorld("pick-place-v3", {"obs": {"hand": {"type": "low_dim", "shape": [4]}}}, MetaWorldEnv)
+    assert task.expert(1000, np.zeros((490, 4), np.float32)) is None
+
+
+def test_several_tasks_are_different_ones_and_the_vector_fits():
+    shapes = {"obs": {"task": {"type": "low_dim", "shape": [3]}}}
+    for tasks in ([], ["reach-v3", "reach-v3"]):
+        with pytest.raises(ValueError, match="expected one or more different ones"):
+            MetaWorld("mine", {"obs": {}}, tasks=tasks)
+    with pytest.raises(ValueError, match=r"set task\.shape_meta\.obs\.task\.shape=\[2\]"):
+        MetaWorld("mine", shapes, tasks=["reach-v3", "push-v3"])
+
+
 @pytest.mark.skipif(not draws(), reason="needs an OpenGL for MuJoCo, such as libosmesa6")
 def test_a_picture_depends_on_the_seed_alone():
     env = MetaWorldEnv(["front"], ["push-v3"], {"front": (32, 48)})
@@ -145,7 +161,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_demonstrations_that_were_cut_off_are_completed(trained, tmp_path):
-    name = "data/reach-v3_3.zarr"
+    (name,) = (str(path.relative_to(trained)) for path in trained.glob("data/reach-v3_3_*.zarr"))
     settings = json.loads((trained / name / ".zattrs").read_text())["collected_with"]
     sizes = {"hand": 4, "objects": 14, "goal": 3}
     shapes = {name: {"type": "low_dim", "shape": [size]} for name, size in sizes.items()}
@@ -175,11 +191,15 @@ def test_a_test_does_not_depend_on_workers_and_environments(trained):
 
 def test_its_experts_collect_and_take_over(trained):
     common = ["workspace=collect", "workspace.n_episodes=1", "workspace.n_workers=0"]
-    for chosen in (
-        ["collector=scripted", "task=metaworld", "task.name=reach-v3"],
-        ["collector=takeover", "checkpoint=run", "env_runner.max_steps=17"],
-    ):
+    scripted = ["collector=scripted", "task=metaworld", "task.name=reach-v3"]
+    for chosen in (scripted, ["collector=takeover", "checkpoint=run", "env_runner.max_steps=17"]):
         path = f"{chosen[0].partition('=')[2]}.zarr"
         done = run_py(*common, *chosen, f"workspace.path={path}", cwd=trained)
         assert done.returncode == 0, done.stderr
         assert n_episodes(trained / path) == 1
+    late = run_py(*TINY, "workspace=inspect", "dataset.start_seed=100000", cwd=trained)
+    assert "dataset.start_seed=100000, expected 1000 to 99999: the task reach-v3 keeps other seeds" in late.stderr
+    other = run_py(*common, *scripted[:2], "task.name=push-v3", "workspace.path=scripted.zarr", cwd=trained)
+    assert "was collected with other settings (task=reach-v3 there, push-v3 here)" in other.stderr
+    wrong = run_py(*common, "collector=scripted", "task=pusht_state", "workspace.path=wrong.zarr", cwd=trained)
+    assert "error: collector=scripted demonstrates Meta-World: set task=metaworld, not PushTEnv" in wrong.stderr
