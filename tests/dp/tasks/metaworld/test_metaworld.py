@@ -200,6 +200,6 @@ def test_its_experts_collect_and_take_over(trained):
     late = run_py(*TINY, "workspace=inspect", "dataset.start_seed=100000", cwd=trained)
     assert "dataset.start_seed=100000, expected 1000 to 99999: the task reach-v3 keeps other seeds" in late.stderr
     other = run_py(*common, *scripted[:2], "task.name=push-v3", "workspace.path=scripted.zarr", cwd=trained)
-    assert "was collected with other settings (task=reach-v3 there, push-v3 here)" in other.stderr
+    assert 'was collected with other settings (task="reach-v3" there, "push-v3" here)' in other.stderr
     wrong = run_py(*common, "collector=scripted", "task=pusht_state", "workspace.path=wrong.zarr", cwd=trained)
     assert "error: collector=scripted demonstrates Meta-World: set task=metaworld, not PushTEnv" in wrong.stderr
