@@ -16,8 +16,8 @@ FIRST, SECOND = 0.49, 0.51
 """Rewards for the first block that enters a target, and for the second that enters the other one."""
 
 REFERENCES = (
-    Reference("paper, DP-T", FIRST * 0.99 + SECOND * 0.94, "in the reference environment", "--"),
-    Reference("paper, BET", FIRST * 0.96 + SECOND * 0.71, "in the reference environment", ":"),
+    Reference("paper, DP-T", round(FIRST * 0.99 + SECOND * 0.94, 2), "in the reference environment", "--"),
+    Reference("paper, BET", round(FIRST * 0.96 + SECOND * 0.71, 2), "in the reference environment", ":"),
 )
 """Chi et al. 2023, table IV: p1 0.99 and 0.96, p2 0.94 and 0.71. DP-C reached 0.36 and 0.11."""
 
