@@ -169,6 +169,7 @@ def test_submitit_runs_the_same_sweep(tmp_path):
     assert "max_steps-0 failed: env_runner.max_steps=0, expected a whole number of at least 1" in result.stderr
 
 
+@pytest.mark.skipif("DP_TEST_RAY" not in os.environ, reason="a minute: set DP_TEST_RAY=1")
 @needs("hydra_plugins.hydra_ray_launcher")
 def test_a_ray_cluster_of_two_machines_shares_the_jobs(tmp_path):
     from ray.cluster_utils import Cluster
