@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypedDict
 
 from dp import limits
+from dp.data.collected import PATIENCE
 from dp.data.recording import STORE, DemonstrationStore
 from dp.guidance import Unguided
 from dp.processes import N_CORES, in_processes
 from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner
 from dp.rollouts.takeover import SOLVED
-from dp.tasks import Task
 from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build, command
 from workspaces.base import Config, Workspace
@@ -29,9 +29,6 @@ from workspaces.settings import Role, flatten, group, groups_with
 from workspaces.signals import Signals, StopNow
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 500
-"""Seeds in a row without a stored demonstration after which collection fails."""
 
 Made = Generator[tuple[int, Demonstration | str | None], None, None]
 """Demonstrations by seed, or why there is none, in the order of seeds."""
@@ -46,23 +43,6 @@ class FilterSettings(TypedDict, total=False):
     max_length: limits.Positive | None
 
 
-START_SEED = 1000
-"""First seed of collected demonstrations."""
-
-
-def first_seed(task: Task, start_seed: int | None) -> int:
-    """Seed of the first demonstration. Raises ValueError for one that the task keeps for tests."""
-    seeds = task.demonstration_seeds
-    if start_seed is None:
-        start_seed = START_SEED if START_SEED in seeds else seeds[0]
-    if start_seed not in seeds:
-        raise ValueError(
-            f"workspace.start_seed={start_seed}, expected {seeds[0]} to {seeds[-1]}: the task {task.name} keeps other "
-            "seeds for tests"
-        )
-    return start_seed
-
-
 class CollectWorkspace(Workspace):
     """Fills a store of demonstrations up to `n_episodes`. Its content does not depend on `n_workers`.
 
@@ -71,8 +51,7 @@ class CollectWorkspace(Workspace):
             with `checkpoint`, the rollouts of a policy.
         path: of the store; None: collected.zarr in the run directory if that is given, else in data/.
         n_episodes: size of the store at the end.
-        start_seed: of the first; the others follow. None: `START_SEED`, or the task's first seed if it keeps that one
-            for tests.
+        start_seed: of the first; the others follow. None: see `Task.first_seed`.
         n_workers: processes; 0 works in this one; auto: one per core.
         filter: the arguments of `Filter`. A collector that `chooses` overrides `success_only`.
 
@@ -101,7 +80,7 @@ class CollectWorkspace(Workspace):
         self.n_workers = N_CORES if n_workers == "auto" else n_workers
         folder = Path(config["run_dir"] or "data")
         self.path = Path(path).expanduser() if path else folder / STORE
-        self.n_episodes, self.start_seed = n_episodes, first_seed(self.task, start_seed)
+        self.n_episodes, self.start_seed = n_episodes, self.task.first_seed(start_seed, "workspace.start_seed")
         self.filter = Filter(**filter)
         self.settings = flatten({"collector": config["collector"], "workspace": {"filter": filter}})
         self.settings |= {"workspace.start_seed": self.start_seed, "task": self.task.demonstrated}

@@ -20,7 +20,6 @@ from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from dp.tasks import Task
 from workspaces import build, command, nested, record
 from workspaces.base import Config, Workspace
-from workspaces.collect import first_seed
 from workspaces.errors import Interrupted, explain
 from workspaces.evaluate import OWN, check_networks
 from workspaces.foreign import read_settings, read_yaml
@@ -102,9 +101,9 @@ class ImproveWorkspace(Workspace):
                 raise ValueError(f"workspace.{kind}: {explain(error)}") from error
             if kind == "collect":
                 build.check_collection(config, task)
-                first_seed(task, config["workspace"]["start_seed"])
+                task.first_seed(config["workspace"]["start_seed"], "workspace.start_seed")
             elif kind == "critic" and overrides:
-                first_seed(task, config["workspace"]["start_seed"])
+                task.first_seed(config["workspace"]["start_seed"], "workspace.start_seed")
             elif kind == "evaluate":
                 _check_test_seeds(config["env_runner"], task)
             elif kind == "train" and self.config["checkpoint"] is not None:

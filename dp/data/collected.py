@@ -42,7 +42,7 @@ def open_collected(
 
     Args:
         n_episodes: to make.
-        start_seed: of the first; the others follow. None: the task's first seed for demonstrations.
+        start_seed: of the first; the others follow. None: see `Task.first_seed`.
         path: of stores to read instead.
         sha256, val_ratio, max_train_episodes, split_seed: see `dp.data.open_zarr`.
 
@@ -50,11 +50,11 @@ def open_collected(
         ValueError: for a task that has no demonstrator, and what `open_zarr` raises.
     """
     if path is None:
-        path = str(_collect(task, n_episodes, task.demonstration_seeds[0] if start_seed is None else start_seed))
+        path = str(_collect(task, n_episodes, start_seed))
     return open_zarr(obs, action, path, sha256, val_ratio, max_train_episodes, split_seed)
 
 
-def _collect(task: Task, n_episodes: int, start_seed: int) -> Path:
+def _collect(task: Task, n_episodes: int, start_seed: int | None) -> Path:
     """The store of the first `n_episodes` solved seeds from `start_seed` on. A store that was cut off is completed."""
     demonstrator, seeds = task.demonstrator, task.demonstration_seeds
     if demonstrator is None:
@@ -62,11 +62,7 @@ def _collect(task: Task, n_episodes: int, start_seed: int) -> Path:
             f"the task {task.name} does not demonstrate itself: set dataset=zarr dataset.path=PATH to other "
             "demonstrations"
         )
-    if start_seed not in seeds:
-        raise ValueError(
-            f"dataset.start_seed={start_seed}, expected {seeds[0]} to {seeds[-1]}: the task {task.name} keeps other "
-            "seeds for tests"
-        )
+    start_seed = task.first_seed(start_seed, "dataset.start_seed")
     own = {name: value for name, value in vars(demonstrator).items() if isinstance(value, int | float | str)}
     settings = {"task": task.demonstrated, "start_seed": start_seed, "shape_meta": task.shape_meta, "demonstrator": own}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

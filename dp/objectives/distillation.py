@@ -80,8 +80,8 @@ class Distillation(ConsistencyFunction):
         self, action: Tensor, noise: Tensor, lower: Tensor, upper: Tensor, cond: Tensor
     ) -> Float[Tensor, "B H Da"]:
         """By the teacher's step, clipped as its sampler does. In validation, which has no teacher, by the noise."""
+        if not self._teacher:
+            return action + lower * noise
         x = action + upper * noise
-        for teacher in self._teacher:
-            found = self.reads.denoised(teacher, x, upper, cond).clamp(-1, 1)
-            return found + lower / upper * (x - found)
-        return action + lower * noise
+        found = self.reads.denoised(self._teacher[0], x, upper, cond).clamp(-1, 1)
+        return found + lower / upper * (x - found)

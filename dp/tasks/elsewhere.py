@@ -56,15 +56,13 @@ class Elsewhere:
         self.control_hz: float = self._ask("make", given)
 
     def reset(self, seed: int) -> None:
-        self._ask("reset", [seed])
-        self._state = self._ask("state")
+        self._state = self._ask("reset", [seed])
 
     def observe(self) -> dict[str, np.ndarray]:
         return self._ask("observe")
 
     def step(self, action: Float[np.ndarray, " Da"]) -> None:
-        self._ask("step", [action])
-        self._state = self._ask("state")
+        self._state = self._ask("step", [action])
 
     @property
     def reward(self) -> float:

@@ -75,10 +75,10 @@ def main() -> None:
                 module, _, name = sys.argv[1].partition(":")
                 env = getattr(importlib.import_module(module), name)(**arguments)
                 answer: Any = float(env.control_hz)
-            elif method == "state":
-                answer = [env.reward, env.success, env.terminated, env.info()]
             else:
                 answer = getattr(env, method)(*arguments)
+            if method in ("reset", "step"):
+                answer = [env.reward, env.success, env.terminated, env.info()]
         except Exception as error:
             traceback.print_exc()
             send(answers, ["error", "{}: {}".format(type(error).__name__, error)])  # noqa: UP032

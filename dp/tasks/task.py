@@ -22,6 +22,9 @@ Columns = Mapping[str, tuple[str, tuple[int, ...]]]
 
 DEMONSTRATION_SEEDS = range(1000, 100_000)
 
+START_SEED = 1000
+"""Seed of the first demonstration, unless the task keeps it for tests."""
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -178,6 +181,21 @@ class Task:
     def expert(self) -> "Expert | None":
         """Finishes episodes that a policy does not solve (`collector=takeover`); None: nobody can."""
         return None
+
+    def first_seed(self, start_seed: int | None, key: str) -> int:
+        """Seed of the first demonstration; None: `START_SEED`, or the first that the task does not keep for tests.
+
+        Raises ValueError, naming `key`, for a seed that it keeps.
+        """
+        seeds = self.demonstration_seeds
+        if start_seed is None:
+            start_seed = START_SEED if START_SEED in seeds else seeds[0]
+        if start_seed not in seeds:
+            raise ValueError(
+                f"{key}={start_seed}, expected {seeds[0]} to {seeds[-1]}: the task {self.name} keeps other seeds for "
+                "tests"
+            )
+        return start_seed
 
     def columns(self) -> tuple[Columns, Columns]:
         """Columns of a store of recordings, per frame and per episode: array -> (dtype, shape of a row)."""

@@ -63,7 +63,7 @@ def test_no_step_and_no_loop_waits_and_graphs_launch_little(simulated, tmp_path)
 
 @compiles
 def test_every_engine_works_without_falling_back(simulated, tmp_path) -> None:
-    figures = check(simulated, tmp_path, "--tiny", "waits", "sweep")
+    figures = check(simulated, tmp_path, "--tiny", "waits", "distil", "sweep")
     assert figures["waits"]["train, graph"]["launches"] < figures["waits"]["train, compile"]["launches"]
     assert figures["sweep"]["ok"]
     assert figures["distil"]["ok"]

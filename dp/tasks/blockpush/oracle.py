@@ -84,8 +84,9 @@ class Oracle:
     def solve(self, seed: int, actions: Float[np.ndarray, "T 2"]) -> RecordedEpisode | None:
         """Its solution from where `actions` lead in the episode of `seed`; None if it finds none in time."""
         env = _env()
-        env.actions = actions
         recorder = Recorder(env, seed)
+        for action in actions:
+            env.step(action)
         hand = _Hand(self, env, np.random.default_rng([seed, len(actions)]))
         for _ in range(self.max_steps):
             if recorder.step(hand.action()):
@@ -98,20 +99,9 @@ def finish(seed: int, actions: Float[np.ndarray, "T 2"]) -> RecordedEpisode | No
     return Oracle().solve(seed, actions)
 
 
-class _LaterEnv(BlockPushEnv):
-    """Episodes that begin where `actions` lead."""
-
-    actions: Float[np.ndarray, "T 2"]
-
-    def reset(self, seed: int) -> None:
-        super().reset(seed)
-        for action in self.actions:
-            self.step(action)
-
-
 @cache
-def _env() -> _LaterEnv:
-    return _LaterEnv(OBS_NAMES)
+def _env() -> BlockPushEnv:
+    return BlockPushEnv(OBS_NAMES)
 
 
 class _Hand:
