@@ -22,10 +22,12 @@ from dp.rollouts.takeover import SOLVED
 from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build, command
 from workspaces.base import Config, Workspace
+from workspaces.checkpoint import find
 from workspaces.evaluate import Loaded, load_policy
 from workspaces.load import MOVED
 from workspaces.record import overrides
-from workspaces.settings import Role, flatten, group, groups_with
+from workspaces.resume import recorded
+from workspaces.settings import Role, flatten, group, groups_with, key
 from workspaces.signals import Signals, StopNow
 
 log = logging.getLogger(__name__)
@@ -170,9 +172,19 @@ class CollectWorkspace(Workspace):
     def _summary(self) -> str:
         megabytes = sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()) / 1e6
         rows = [f"  {name}: {value}" for name, value in self.task.statistics(self.path).items()]
-        chosen = _experiment_for(self.task.name)
-        train = f"train on them: {command.run(chosen, command.override('dataset.path', self.path))}"
-        return "\n".join([f"{self.path}, {megabytes:.1f} MB", *rows, train])
+        train = command.run(*self._training(), command.override("dataset.path", self.path))
+        return "\n".join([f"{self.path}, {megabytes:.1f} MB", *rows, f"train on them: {train}"])
+
+    def _training(self) -> list[str]:
+        """The overrides that train on the task: those of the checkpoint's training, or an experiment for it."""
+        typed = overrides()
+        if self.config["checkpoint"] is not None:
+            typed = recorded(find(self.config["checkpoint"]).parent.parent, [])
+        chosen = [text for text in typed if group(text) in ("experiment", "task")]
+        if any(group(text) == "experiment" for text in chosen):
+            return chosen
+        task = next((text.partition("=")[2] for text in chosen if key(text) == "task"), self.task.name)
+        return [_experiment_for(task), *(text for text in chosen if key(text) != "task")]
 
     def close(self, failed: bool) -> None:
         if self._runner is not None:
@@ -241,13 +253,11 @@ class Tally:
 
 
 def _experiment_for(task: str) -> str:
-    """The overrides that train on a task: the experiment of its name, preferably the small one, or those typed."""
-    configs = Path(__file__).parent.parent / "configs"
-    names = [name for name in (f"{task}_small", task) if (configs / "experiment" / f"{name}.yaml").is_file()]
-    if names:
-        return f"+experiment={names[0]}"
-    typed = [override for override in overrides() if group(override) == "task"]
-    return " ".join(typed or [f"task={task}"]) + " dataset=zarr"
+    """The override that trains on the choice `task` of its group: an experiment, preferably a small one."""
+    experiments = sorted((Path(__file__).parent.parent / "configs/experiment").glob("*.yaml"))
+    fitting = [file.stem for file in experiments if f"override /task: {task}\n" in file.read_text()]
+    small = [name for name in fitting if name.endswith("_small")]
+    return f"+experiment={(small + fitting)[0]}" if fitting else f"task={task}"
 
 
 def _in_order(collector: Collector, n_workers: int, seeds: Iterable[int]) -> Made:

@@ -13,14 +13,17 @@ from dp.rollouts.runner import EnvRunner, EpisodeResult
 from dp.tasks.demonstration import Demonstration, Expert
 from dp.types import Policy
 
+Actions = Float[np.ndarray, "_ Da"]
+
 SOLVED = "solved by the policy"
 
 
 class Takeover:
     """Runs a policy, and lets the task's expert finish the episodes that it does not solve.
 
-    The expert begins in a step at random among those after the best reward: up to there the policy made progress. What
-    it does from there on is a demonstration of its own.
+    The expert begins in a step at random among those after the best reward: up to there the policy made progress. If it
+    cannot finish from there, because the policy has spoilt the scene, it begins in the step of the best reward. What it
+    does from there on is a demonstration of its own.
 
     Args:
         expert: of the task (`Task.expert`); None if it has none.
@@ -47,17 +50,18 @@ class Takeover:
             yield seed, made
 
 
-def _until_stalled(episode: EpisodeResult) -> list[np.ndarray] | None:
-    """The actions up to a step after which nothing became better; None if the episode was solved."""
+def _until_stalled(episode: EpisodeResult) -> list[Actions]:
+    """The actions up to a step after which nothing became better, and those up to the best; none if it was solved."""
     if episode.success:
-        return None
+        return []
     best = int(np.argmax(episode.rewards))
-    step = np.random.default_rng(episode.seed).integers(best, len(episode.actions))
-    return episode.actions[: step + 1]
+    step = int(np.random.default_rng(episode.seed).integers(best, len(episode.actions)))
+    return [np.stack(episode.actions[: last + 1]) for last in dict.fromkeys((step, best))]
 
 
-def _finish(
-    expert: Expert, stalled: tuple[int, Sequence[Float[np.ndarray, " Da"]] | None]
-) -> Demonstration | str | None:
-    seed, actions = stalled
-    return SOLVED if actions is None else expert(seed, np.stack(actions))
+def _finish(expert: Expert, stalled: tuple[int, Sequence[Actions]]) -> Demonstration | str | None:
+    seed, beginnings = stalled
+    if not beginnings:
+        return SOLVED
+    finished = (expert(seed, actions) for actions in beginnings)
+    return next((made for made in finished if made is not None), None)

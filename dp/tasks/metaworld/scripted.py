@@ -13,6 +13,12 @@ from dp.tasks.demonstration import Demonstration
 from dp.tasks.metaworld.env import MetaWorldEnv, expert_for
 from dp.tasks.recorder import Recorder
 
+GRIPPER, OPENED = 3, 0.9
+"""Index in the benchmark's observation of how far the gripper is open, and what counts as open. Episodes begin at 1."""
+
+OPEN = np.array([0, 0, 0, -1], np.float32)
+"""The action that stays in place and opens the gripper."""
+
 
 @dataclass
 class Scripted:
@@ -39,7 +45,10 @@ class Scripted:
         return self._solve(seed, np.zeros((0, 4), np.float32))
 
     def finish(self, seed: int, actions: Float[np.ndarray, "T 4"]) -> Demonstration | None:
-        """Solves the episode of `seed` from where `actions` lead; None if it does not."""
+        """Solves the episode of `seed` from where `actions` lead; None if it does not.
+
+        It opens the gripper first, because the benchmark's experts rely on the open one with which episodes begin.
+        """
         return self._solve(seed, actions)
 
     def _solve(self, seed: int, before: Float[np.ndarray, "T 4"]) -> Demonstration | None:
@@ -51,15 +60,20 @@ class Scripted:
         recorder, rng = Recorder(env, seed), np.random.default_rng(seed)
         for action in before:
             env.step(action)
-        expert, past = expert_for(env.name), 0
+        expert, past, opening = expert_for(env.name), 0, len(before) > 0
         for _ in range(self.max_steps):
             if env.over:
                 return None
-            with warnings.catch_warnings():  # that its actions will be clipped
-                warnings.simplefilter("ignore")
-                meant = np.clip(expert.get_action(env.raw), -1, 1)
+            opening = opening and env.raw[GRIPPER] < OPENED
+            meant = OPEN if opening else _advice(expert, env)
             solved = recorder.step(meant, self.noise * rng.standard_normal(4))
             past = past + 1 if solved or past else 0
             if past > self.n_frames_past_success:
                 return recorder.demonstration()
         return None
+
+
+def _advice(expert: Any, env: MetaWorldEnv) -> Float[np.ndarray, "4"]:
+    with warnings.catch_warnings():  # that its actions will be clipped
+        warnings.simplefilter("ignore")
+        return np.clip(expert.get_action(env.raw), -1, 1)

@@ -69,3 +69,12 @@ def test_the_planner_solves_from_where_the_actions_lead():
     assert solution is not None
     assert solution.success
     np.testing.assert_allclose(solution.state[0], env.state, atol=1e-3)
+
+
+def test_where_the_policy_has_spoilt_the_scene_the_expert_begins_at_the_best_reward(policy):  # noqa: F811
+    def tell_early(seed: int, actions: np.ndarray) -> RecordedEpisode | None:
+        return tell(seed, actions) if len(actions) <= 11 else None
+
+    ended = Ended([episode(7, [0.1] * 10 + [0.9] + [0.2] * 200, False)])
+    [(_, one)] = Takeover(tell_early, 0)(ended, policy, CPU, [7])
+    assert len(one) == 11

@@ -112,6 +112,12 @@ def test_an_expert_goes_on_from_where_a_policy_led():
     assert np.array_equal(finished.obs["hand"][0], env.observe()["hand"])
 
 
+def test_an_expert_opens_the_gripper_that_a_policy_left_half_closed():
+    task = MetaWorld("push-v3", {"obs": {"hand": {"type": "low_dim", "shape": [4]}}}, MetaWorldEnv)
+    led = np.tile(np.array([0.1, 0.6, -0.4, 0.5], np.float32), (20, 1))
+    assert all(task.expert(seed, led) is not None for seed in (3000, 3001))
+
+
 def test_an_expert_that_comes_too_late_fails():
     task = MetaWorld("pick-place-v3", {"obs": {"hand": {"type": "low_dim", "shape": [4]}}}, MetaWorldEnv)
     assert task.expert(1000, np.zeros((490, 4), np.float32)) is None
@@ -197,6 +203,7 @@ def test_its_experts_collect_and_take_over(trained):
         done = run_py(*common, *chosen, f"workspace.path={path}", cwd=trained)
         assert done.returncode == 0, done.stderr
         assert n_episodes(trained / path) == 1
+        assert "train on them: python run.py +experiment=metaworld_state_small task.name=reach-v3" in done.stderr
     late = run_py(*TINY, "workspace=inspect", "dataset.start_seed=100000", cwd=trained)
     assert "dataset.start_seed=100000, expected 1000 to 99999: the task reach-v3 keeps other seeds" in late.stderr
     other = run_py(*common, *scripted[:2], "task.name=push-v3", "workspace.path=scripted.zarr", cwd=trained)
