@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from dp.distributed import LOCAL_RANK, LOCAL_WORLD
+
 log = logging.getLogger(__name__)
 
 DRIVERS = {"11": 450, "12": 525, "13": 580}
@@ -101,7 +103,7 @@ def choose_device(name: str) -> torch.device:
     match = re.fullmatch(r"(auto|cpu|mps|cuda)(?:(?<=cuda):(\d+))?", str(name))
     if match is None:
         raise ValueError(f"device={name}, expected auto, cpu or cuda (cuda:N for one of several GPUs, mps on a Mac)")
-    kind, index = match.group(1), int(match.group(2) or 0)
+    kind, index = match.group(1), int(match.group(2) or LOCAL_RANK)
     if kind == "cpu":
         return torch.device("cpu")
     if kind == "mps":
@@ -111,7 +113,8 @@ def choose_device(name: str) -> torch.device:
     machine = this_machine()
     fault = machine.fault(index)
     if fault is None:
-        return torch.device(name if kind == "cuda" else "cuda")
+        named = match.group(2) is not None or LOCAL_WORLD > 1
+        return torch.device("cuda", index) if named else torch.device("cuda")
     if kind == "cuda":
         raise ValueError(f"device={name}, but {fault}. Or use device=cpu, or device=auto")
     if machine.gpus or (machine.driver is not None and machine.visible is None):

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from dp import distributed
 from dp.policy import DiffusionPolicy
 from dp.types import Batch, Denoiser
 
@@ -87,6 +88,7 @@ class EagerStep:
         load: what the loader yields -> a batch on the device.
         max_grad_norm: gradients are scaled down to this norm.
         bf16: whether the loss is computed under bfloat16 autocast.
+        compress: the type in which gradients travel between processes; None: their own.
     """
 
     def __init__(
@@ -96,9 +98,10 @@ class EagerStep:
         load: Callable[[Inputs], Batch],
         max_grad_norm: float,
         bf16: bool,
+        compress: Literal["bf16"] | None = None,
     ) -> None:
         self.policy, self.optimizer, self.load = policy, optimizer, load
-        self.max_grad_norm, self.bf16 = max_grad_norm, bf16
+        self.max_grad_norm, self.bf16, self.compress = max_grad_norm, bf16, compress
         self.loss: Callable[[Batch], Tensor] = policy.loss
         for group in optimizer.param_groups:  # a checkpoint may have been written by another engine
             group |= {"lr": float(group["lr"])} | ({"capturable": False} if "capturable" in group else {})
@@ -111,9 +114,11 @@ class EagerStep:
                 loss = self.loss(self.load(part)) / len(inputs)
             loss.backward()
             losses.append(loss.detach())
+        mean_losses = distributed.average(self.policy.parameters(), torch.stack(losses), self.compress)
+        distributed.average_statistics(self.policy)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
-        return torch.stack([torch.stack(losses).sum(), grad_norm])
+        return torch.stack([mean_losses.sum(), grad_norm])
 
 
 def compiled(step: EagerStep) -> EagerStep:

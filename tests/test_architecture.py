@@ -11,10 +11,10 @@ FLOORS = {
     4: {"engines", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush"},
     3: {"policy", "encoders", "objectives", "data", "guidance"},
     2: {"types", "denoisers"},
-    1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits"},
+    1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits", "distributed"},
 }
 ALONE = {"ema", "devices"}
-"""Each imports nothing of `dp` but `limits`, and is imported by nothing in it."""
+"""Each imports nothing of `dp` but `limits` or `distributed`, and is imported by nothing in it."""
 
 
 def unit(module: str) -> str:

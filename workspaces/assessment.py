@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dp import distributed
 from dp.data import Demonstrations
 from dp.data.windows import WindowDataset, prepare
 from dp.policy import DiffusionPolicy
@@ -85,7 +86,7 @@ class Assessment:
         batch_size, seed = self.config["workspace"]["batch_size"], self.config["seed"]
         metrics = _validation(self.state.ema.model, self.val_windows, batch_size, seed)
         self.logger.log(step, {**metrics, "time/validate_s": time.perf_counter() - start})
-        if self.env_runner is None:
+        if self.env_runner is None and distributed.writes():
             mse = metrics[VAL_METRIC]
             self.keep_if_best(f"{mse:.4g}", {"score": -mse, "metric": VAL_METRIC})
             log.info("step %d: %s %.4g", step, VAL_METRIC, mse)
@@ -97,6 +98,8 @@ class Assessment:
             log.info("step %d: rolling out %s", step, counted(len(env_runner.seeds), "episode"))
         test = env_runner.run(policy, policy.device)
         train = env_runner.run_train(policy, policy.device, self.train_seeds)
+        if not distributed.writes():
+            return
         metrics = metrics_of(test, train) | {"time/rollout_s": time.perf_counter() - start}
         videos = save_rollouts(self.run_dir, step, test, train)
         self.keep_if_best(f"{test.score.value:.3f}", named("score", test.score))
@@ -106,6 +109,11 @@ class Assessment:
             "step %d: score %s, success %s on seeds %d-%d",
             step, text_of(test.score), text_of(test.success, True), env_runner.seeds[0], env_runner.seeds[-1],
         )  # fmt: skip
+
+    def may_take_long(self) -> bool:
+        """Whether this step's assessment, or its checkpoint, may take longer than a training step."""
+        last = self.config["workspace"]["num_steps"]
+        return any(map(self.due, ("validate", "rollout", "checkpoint"))) or self.state.step in (1, last)
 
     def worth_saving(self) -> bool:
         """Whether last.pt should be written now: from the first step on, the directory is this run's."""
@@ -149,16 +157,19 @@ def _validation(policy: DiffusionPolicy, windows: WindowDataset, batch_size: int
     generator = torch.Generator(device).manual_seed(seed)
     index = _spread(len(windows), MAX_VAL_WINDOWS)
     parts = Progress(index.split(batch_size), desc="validation", unit="batch", leave=False)
-    losses = [policy.loss(prepare(windows.gather(part), device), generator) * len(part) for part in parts]
+    shares = ((part[distributed.own_rows(len(part))], len(part)) for part in parts)
+    losses = [policy.loss(prepare(windows.gather(own), device), generator) * n for own, n in shares]
+    loss = distributed.mean(torch.stack(losses).sum()) / len(index)
     batch = prepare(windows.gather(_spread(len(windows), MAX_SAMPLED_WINDOWS)), device)
     sampled = policy.sample(policy.condition(batch["obs"]), generator)
     check_finite(sampled, policy)
     return {
-        "val/loss": (torch.stack(losses).sum() / len(index)).item(),
+        "val/loss": loss.item(),
         VAL_METRIC: (sampled - batch["action"]).square().mean().item(),
     }
 
 
 def _spread(n: int, most: int) -> torch.Tensor:
-    """At most `most` of n indices, evenly spread."""
-    return torch.linspace(0, n - 1, min(most, n)).long()
+    """At most `most` of n indices, evenly spread, or a few more, so that all processes have equally many."""
+    count = -(-min(most, n) // distributed.WORLD) * distributed.WORLD
+    return torch.linspace(0, n - 1, count).long()

@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dp import devices, kernels
+from dp import devices, distributed, kernels
 from dp.files import lock, write_bytes
 from dp.kernels.calibration import AVAILABLE, fastest_num_threads
 from workspaces import record
@@ -74,7 +74,7 @@ class Workspace:
         Results agree to the bit only between runs of the same number. Raises ValueError for anything else.
         """
         if n_threads == "auto":
-            n_threads, seconds = fastest_num_threads(AVAILABLE)
+            n_threads, seconds = distributed.same(fastest_num_threads(AVAILABLE))
             if AVAILABLE > 1:
                 timed = ", ".join(f"{1000 * s:.0f} ms with {n}" for n, s in seconds.items())
                 log.info("CPU threads: %d (the same work took %s)", n_threads, timed)
@@ -87,7 +87,7 @@ class Workspace:
 
         Raises ValueError if another process has it, or if it cannot be one.
         """
-        if self._lock is not None:
+        if self._lock is not None or not distributed.writes():
             return
         if not str(self.run_dir).isprintable():
             raise ValueError(f"run_dir={str(self.run_dir)!r} has characters that no command could show")
@@ -115,6 +115,8 @@ class Workspace:
 
     def begin_run(self, facts: Mapping[str, object] | None = None) -> None:
         """Begins run.log and run.json, with `facts` in it, and writes config.yaml, in the run directory."""
+        if not distributed.writes():
+            return
         self._log_file = logging.FileHandler(self.run_dir / "run.log")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
@@ -127,10 +129,11 @@ class Workspace:
 
     def __enter__(self) -> "Workspace":
         self._kernels.__enter__()
-        if self.computes and resolve_mode(self.config["logger"]["mode"]) != "disabled":
+        if self.computes and distributed.writes() and resolve_mode(self.config["logger"]["mode"]) != "disabled":
             threading.Thread(target=start_service, daemon=True).start()  # while others read data and draw weights
         logging.raiseExceptions = False  # a full disk costs lines of run.log, and says so where it matters
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        level = logging.INFO if distributed.writes() else logging.ERROR  # what one rank says, all would
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
         logging.captureWarnings(True)
         self._redirect.__enter__()
         try:
@@ -144,9 +147,10 @@ class Workspace:
         """Sets what is global in a process: the start of workers, and torch's arithmetic."""
         if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
             multiprocessing.set_start_method(None, force=True)  # a job of joblib's: our workers do not know its method
+        devices.set_up(self.device)
+        distributed.join(self.device)
         if self.computes:
             self.use_threads(self.config["n_threads"])
-        devices.set_up(self.device)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -155,6 +159,8 @@ class Workspace:
         state: record.State = "finished" if error is None else "failed" if failed else "interrupted"
         left = contextlib.suppress(OSError, ValueError) if error is not None else contextlib.nullcontext()
         with left, contextlib.ExitStack() as last_to_first:  # each of these happens, whatever the others raise
+            if error is None:
+                last_to_first.callback(distributed.leave)
             if self._lock is not None:
                 last_to_first.callback(self._lock.close)
             last_to_first.callback(self._end_log, kind, error, trace)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dp.distributed import same
 from dp.kernels.calibration import bf16_pays
 from dp.policy import DiffusionPolicy
 from workspaces import checkpoint
@@ -99,7 +100,7 @@ def choose_precision(precision: str, device: torch.device, saved: Mapping[str, A
     if precision == "auto" and saved is not None:
         return saved.get("precision", saved["config"]["workspace"]["precision"])
     with torch.random.fork_rng(devices=[]):  # timing draws numbers, and the weights have been drawn already
-        pays = precision != "fp32" and bf16_pays(device)
+        pays = precision != "fp32" and same(bf16_pays(device))
     if precision == "bf16" and not pays:
         log.warning("This device emulates bfloat16, slowly. workspace.precision=auto takes the faster one.")
     return precision if precision != "auto" else "bf16" if pays else "fp32"

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dp.data import Demonstrations
 from dp.data.batches import BatchOrder, Loader, ResidentLoader, StreamedLoader, fits
 from dp.data.windows import WindowDataset
+from dp.distributed import LOCAL_WORLD, WORLD
 from dp.ema import EMA
 from dp.modalities import Normalizer, Spec, parse_shape_meta
 from dp.policy import DiffusionPolicy
@@ -58,6 +59,10 @@ def workspace(composed: DictConfig) -> Workspace:
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
     verb = _verb(config["workspace"])
+    if WORLD > 1 and (in_sweep() or not verb.trains):
+        raise ValueError(
+            f"only a single training can be shared by {WORLD} processes: type this command without torchrun"
+        )
     if not in_sweep():
         config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
         own = resume.own_config(config, typed) if verb.trains else None
@@ -419,7 +424,7 @@ def _settings(config: Config, group: str) -> dict[str, Any]:
     if group in TAKEN_APART:
         return {name: value for name, value in settings.items() if name not in TAKEN_APART[group]}
     if group == "env_runner" and settings.get("n_workers") == "auto":
-        return {**settings, "n_workers": N_CORES}
+        return {**settings, "n_workers": -(-N_CORES // LOCAL_WORLD)}
     return settings
 
 

@@ -206,6 +206,22 @@ class Logger:
             _kill_service(self._wandb)
 
 
+class NoLogger:
+    """Stands in for `Logger` on ranks that write nothing."""
+
+    run_id, offset = "", 0
+
+    def truncate(self, offset: int) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def log_episodes(self, step: int, rows: Sequence[Mapping[str, Any]], videos: Mapping[int, Path]) -> None: ...
+
+    def summarize(self, values: Mapping[str, Any]) -> None: ...
+
+    def close(self, failed: bool) -> None: ...
+
+
 def start_service() -> None:
     """Starts wandb's service, which takes a second, in a thread. If it fails, the logger will report that."""
     with contextlib.suppress(Exception), short_turns():

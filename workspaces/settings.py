@@ -82,7 +82,7 @@ TABLE: dict[Role, Entry] = {
     ),
     "arithmetic": Entry(
         "Arithmetic of a training step. Rounding differs, the method does not.",
-        "workspace.precision workspace.engine",
+        "workspace.precision workspace.engine workspace.compress",
     ),
     "place": Entry("Device and launcher of a run, and the packages that it may import.", "device launcher.* trust"),
     "output": Entry("Where results go.", "run_dir logger.*"),

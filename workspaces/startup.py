@@ -40,7 +40,8 @@ def greet(arguments: list[str]) -> None:
         os.getcwd()
     except FileNotFoundError:
         sys.exit("error: the working directory has been deleted: cd to another one")
-    if not any(argument.split("=")[0] in SHOWS for argument in arguments):
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    if first and not any(argument.split("=")[0] in SHOWS for argument in arguments):
         sys.stderr.write("starting, which takes some seconds\n")
         sys.stderr.flush()
 

@@ -1,17 +1,19 @@
 """Trains a policy, with rollouts in the loop. A run that is killed at any moment resumes to the bit."""
 
 import math
+import signal
 from typing import Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Interval
 from tqdm import tqdm
 
-from dp import engines, limits
+from dp import distributed, engines, limits
 from dp.data.batches import Loader
 from workspaces import beginning, build, checkpoint, closing, resume
 from workspaces.assessment import Assessment, facts_of
 from workspaces.base import Config, Workspace
+from workspaces.logger import NoLogger
 from workspaces.periods import Every
 from workspaces.signals import Signals, StopNow
 from workspaces.train_state import TrainState
@@ -26,17 +28,20 @@ class TrainWorkspace(Workspace):
 
     def _train(self, loader: Loader) -> None:
         state, batches, bf16 = self.state, iter(loader), self.state.precision == "bf16"
-        step = engines.EagerStep(state.policy, state.optimizer, loader.load, self.max_grad_norm, bf16)
+        step = engines.EagerStep(state.policy, state.optimizer, loader.load, self.max_grad_norm, bf16, self.compress)
         train_step = engines.training_step(self.engine, step)
         state.policy.train()
         self.training_log.start(train_step.warm)
-        with tqdm(total=self.num_steps, initial=state.step, unit="step", disable=None, mininterval=1) as bar:
+        quiet = None if distributed.writes() else True
+        with tqdm(total=self.num_steps, initial=state.step, unit="step", disable=quiet, mininterval=1) as bar:
             while True:
                 self._assess_and_save()
                 if state.step >= self.num_steps:
                     return
                 with self.signals.interrupting(not train_step.warm):  # it may compile for minutes
                     state.pending.append(train_step([next(batches) for _ in range(self.grad_accumulation)]))
+                if train_step.warm:
+                    distributed.hurry()
                 state.advance()
                 bar.update()
                 self.training_log.after_step(train_step.warm, silent=bar.disable)
@@ -47,12 +52,17 @@ class TrainWorkspace(Workspace):
         state = self.state
         with state.timer.paused():
             if not state.evaluated:
+                if distributed.WORLD > 1 and self.assessment.due("rollout"):
+                    self._save()  # a signal that comes while ranks wait for each other finds the step saved
                 with self.signals.interrupting():  # training depends on nothing that an assessment changes
                     self.assessment.assess()
                 state.evaluated, state.metrics_offset = True, self.logger.offset
                 if self.assessment.worth_saving():
                     self._save()
-        if self.signals.received is not None:
+                if self.assessment.may_take_long():
+                    distributed.meet()
+        if self.all_stop(self.signals.received is not None):
+            self.signals.received = self.signals.received or signal.SIGTERM  # another rank's
             self._save_and_leave()
 
     def __init__(
@@ -69,21 +79,24 @@ class TrainWorkspace(Workspace):
         loader: Literal["auto", "resident", "dataloader"],
         n_loader_workers: limits.Workers,
         small_experiment: str | None,
+        compress: Literal["bf16"] | None = None,
     ) -> None:
         """Keeps the arguments, which `configs/workspace/train.yaml` explains; `run` builds the parts."""
         super().__init__(config)
         if config["checkpoint"] is not None:
             raise ValueError("checkpoint=... is for other verbs. To train from one on: init_from=PATH")
         engines.choose(engine, self.device)
+        distributed.own_rows(batch_size)
         self.num_steps, self.grad_accumulation, self.max_grad_norm = num_steps, grad_accumulation, max_grad_norm
-        self.precision, self.engine = precision, engine
+        self.precision, self.engine, self.compress = precision, engine, compress
         self.signals, self.env_runner, self.logger = Signals(), *[cast(Any, None)] * 2
 
     def run(self) -> float | None:
         """Trains to `num_steps`. Returns the best score, larger is better, or None if there is none."""
         torch.manual_seed(self.config["seed"])
-        if (self.run_dir / ".lock").is_file():
+        if distributed.WORLD > 1 or (self.run_dir / ".lock").is_file():
             self.take_run_dir()  # before the data are read: another process may have it
+        self.run_dir, self.all_stop = distributed.same(self.run_dir), distributed.Agreement()
         self._build()
         self._open()
         if self.state.step < self.num_steps or not self.state.evaluated:
@@ -93,7 +106,8 @@ class TrainWorkspace(Workspace):
         return self.score
 
     def _build(self) -> None:
-        self.env_runner, data = build.env_runner(self.config), build.demonstrations(self.config)
+        with distributed.writer_first():
+            self.env_runner, data = build.env_runner(self.config), build.demonstrations(self.config)
         self.config["dataset"] |= {"path": [str(path) for path in data.paths], "sha256": data.sha256}  # not "auto"
         self.packages, self.train_seeds = build.task(self.config).packages, data.train_seeds
         self.state = TrainState.fresh(self.config, data.normalizer, self.device)
@@ -113,7 +127,8 @@ class TrainWorkspace(Workspace):
         self.state.precision = beginning.arithmetic(self, self.precision, saved)
         self.config["workspace"]["precision"] = self.state.precision
         self.begin_run({"precision": self.state.precision})
-        self.logger = build.logger(self.config, self, "train", saved["wandb_id"] if saved else None)
+        run_id = saved["wandb_id"] if saved else None
+        self.logger = build.logger(self.config, self, "train", run_id) if distributed.writes() else NoLogger()
         beginning.take_up(self.state, saved, self.config, self.run_dir)
         self.logger.truncate(self.state.metrics_offset)
         self.about = checkpoint.about(self.config, self.packages, self.logger.run_id)
@@ -135,6 +150,8 @@ class TrainWorkspace(Workspace):
             raise
 
     def _save(self) -> None:
+        if not distributed.writes():
+            return
         self.check_run_dir()
         self.state.save(self.run_dir, self.about)
 

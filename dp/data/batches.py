@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dp.data.windows import WindowDataset, prepare
+from dp.distributed import own_rows
 from dp.processes import shorten_socket_paths
 from dp.types import Batch
 
@@ -24,7 +25,7 @@ WORKER_TIMEOUT_S = 300
 
 
 class BatchOrder(Sampler):
-    """Window indices of batch `start`, `start + 1`, ... without end.
+    """Window indices of batch `start`, `start + 1`, ... without end: this process's rows of them.
 
     Window p of the run is entry p mod n of the permutation of epoch p div n, which is drawn from (seed, epoch). A batch
     may span two epochs, so every window is seen once per epoch whatever the batch size.
@@ -32,6 +33,7 @@ class BatchOrder(Sampler):
 
     def __init__(self, n: int, batch_size: int, seed: int, start: int = 0) -> None:
         self.n, self.batch_size, self.seed, self.start = n, batch_size, seed, start
+        self._rows = own_rows(batch_size)
         self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> Int[Tensor, " n"]:
@@ -46,7 +48,7 @@ class BatchOrder(Sampler):
     def __iter__(self) -> Iterator[Int[Tensor, " B"]]:
         number = self.start
         while True:
-            yield self.batch(number)
+            yield self.batch(number)[self._rows]
             number += 1
 
 

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from dp.distributed import draw
+
 AREAS, RATIOS = (0.02, 1 / 3), (0.3, 3.3)
 """Share of the image that a rectangle covers, and its height over its width (Zhong et al. 2020)."""
 
@@ -42,7 +44,7 @@ class Augment(nn.Module):
 
 def _jittered(images: Float[Tensor, "N 3 Y X"], strength: float) -> Float[Tensor, "N 3 Y X"]:
     """Brightness, then contrast, then saturation, each as torchvision's `ColorJitter` defines it."""
-    factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1)
+    factors = 1 + strength * (2 * draw(torch.rand, (3, len(images), 1, 1, 1), 1, device=images.device) - 1)
     images = (factors[0] * images).clamp(0, 1)
     middle = _grey(images).mean((2, 3), keepdim=True)
     images = (middle + factors[1] * (images - middle)).clamp(0, 1)
@@ -58,7 +60,7 @@ def _grey(images: Float[Tensor, "N 3 Y X"]) -> Float[Tensor, "N 1 Y X"]:
 def _rectangles(images: Float[Tensor, "N 3 Y X"], probability: float) -> Bool[Tensor, "N 1 Y X"]:
     """Where a rectangle lies, in images that have one."""
     n, _, height, width = images.shape
-    chance, area, ratio, top, left = torch.rand(5, n, 1, device=images.device)  # (N, 1) each
+    chance, area, ratio, top, left = draw(torch.rand, (5, n, 1), 1, device=images.device)  # (N, 1) each
     area = AREAS[0] + (AREAS[1] - AREAS[0]) * area
     ratio = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** ratio
     rows = _covered(height, height * (area * ratio).sqrt(), top)

@@ -1,12 +1,14 @@
 """Base of the image encoders: crops, pixel values, one backbone per camera, and the low-dimensional observations."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.distributed import draw
 from dp.encoders.attention import AttentionPool
 from dp.encoders.augment import Augment
 from dp.encoders.state import StateEncoder
@@ -44,13 +46,15 @@ class RandomCrop(nn.Module):
     def forward(self, images: Float[Tensor, "N 3 Y X"]) -> Float[Tensor, "N 3 Yc Xc"]:
         n, _, height, width = images.shape
         rows, columns = self.size
+        free = height - rows, width - columns
         if not self.training:
-            top, left = (height - rows) // 2, (width - columns) // 2
+            top, left = free[0] // 2, free[1] // 2
             return images[:, :, top : top + rows, left : left + columns]
         device = images.device
         batch = torch.arange(n, device=device)
-        row = torch.randint(height - rows + 1, (n, 1), device=device) + torch.arange(rows, device=device)  # (N, Yc)
-        column = torch.randint(width - columns + 1, (n, 1), device=device) + torch.arange(columns, device=device)
+        begin = [draw(partial(torch.randint, size + 1), (n, 1), device=device) for size in free]
+        row = begin[0] + torch.arange(rows, device=device)  # (N, Yc)
+        column = begin[1] + torch.arange(columns, device=device)
         # Channels last in, channels last out: one gather of whole pixels.
         pixels = images.permute(0, 2, 3, 1)[batch[:, None, None], row[:, :, None], column[:, None, :]]
         return pixels.permute(0, 3, 1, 2)

@@ -8,6 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.distributed import draw
 from dp.limits import Size
 from dp.objectives.edm import Preconditioned, noise_levels
 from dp.types import Denoiser, Generator
@@ -69,8 +70,8 @@ class ConsistencyFunction(nn.Module):
         generator: torch.Generator | None,
     ) -> Float[Tensor, ""]:
         """Pseudo-Huber distance of the actions that two neighbouring levels give (Song and Dhariwal 2024, eq. 9)."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
-        u = torch.rand(len(action), generator=generator, device=action.device)
+        noise = draw(torch.randn, action.shape, generator=generator, device=action.device)
+        u = draw(torch.rand, (len(action),), generator=generator, device=action.device)
         level = torch.bucketize(u, self.shares[1:-1])
         lower, upper = (self.sigmas[level + n][:, None, None] for n in (0, 1))
         x = action + upper * noise

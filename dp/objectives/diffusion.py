@@ -1,5 +1,6 @@
 """Denoising diffusion (Ho et al. 2020), over the schedulers of diffusers."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from dp.distributed import draw
 from dp.objectives.schedulers import ACTIONS, TARGETS, NoSetting, fault_of, sample, setting_for, usable_schedulers
 from dp.types import Denoiser, Generator
 
@@ -51,8 +53,10 @@ class Diffusion(nn.Module):
         generator: torch.Generator | None,
     ) -> Float[Tensor, ""]:
         """Mean squared error at random diffusion steps (Chi et al. 2023, eq. 5)."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
-        k = torch.randint(len(self.alphas_cumprod), (len(action),), generator=generator, device=action.device)
+        noise = draw(torch.randn, action.shape, generator=generator, device=action.device)
+        k = draw(
+            partial(torch.randint, len(self.alphas_cumprod)), (len(action),), generator=generator, device=action.device
+        )
         signal, sigma = self.levels(k)
         prediction = denoiser(signal * action + sigma * noise, k[:, None], cond)
         return F.mse_loss(prediction.float(), TARGETS[self.prediction_type](action, noise, signal, sigma))

@@ -9,6 +9,7 @@ from annotated_types import Interval
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from dp.distributed import draw
 from dp.limits import Size
 from dp.types import Denoiser, Generator
 
@@ -115,8 +116,8 @@ class EDM(Preconditioned):
         generator: torch.Generator | None,
     ) -> Float[Tensor, ""]:
         """Mean squared error of the denoiser's own output, which weighs all noise levels alike (eq. 8)."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
-        log_sigma = torch.randn(len(action), 1, 1, generator=generator, device=action.device)
+        noise = draw(torch.randn, action.shape, generator=generator, device=action.device)
+        log_sigma = draw(torch.randn, (len(action), 1, 1), generator=generator, device=action.device)
         sigma = (self.p_mean + self.p_std * log_sigma).exp()
         x = action + sigma * noise
         skip, out, into = self.scales(sigma)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from dp.distributed import draw
 from dp.limits import Size
 from dp.types import Denoiser, Generator
 
@@ -56,7 +57,7 @@ class Flow(nn.Module):
         generator: torch.Generator | None,
     ) -> Float[Tensor, ""]:
         """Mean squared error of the velocity (Lipman et al. 2023, eq. 23)."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
+        noise = draw(torch.randn, action.shape, generator=generator, device=action.device)
         t = draw_times(self.time_sampling, len(action), action.device, generator)
         velocity = denoiser(between(action, noise, t), self.time_scale * t, cond)
         return F.mse_loss(velocity.float(), action - noise)
@@ -113,6 +114,6 @@ def draw_times(
 ) -> Float[Tensor, "n 1"]:
     """Random times, 0 of noise and 1 of actions."""
     if how == "logit_normal":
-        return torch.randn(n, 1, generator=generator, device=device).sigmoid()
-    u = torch.rand(n, 1, generator=generator, device=device)
+        return draw(torch.randn, (n, 1), generator=generator, device=device).sigmoid()
+    u = draw(torch.rand, (n, 1), generator=generator, device=device)
     return u if how == "uniform" else 0.999 * (1 - u ** (1 / 1.5))  # by the inverse of Beta(1.5, 1)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dp.distributed import draw
 from dp.limits import Rate, Share, Size
 from dp.objectives.flow import TimeSampling, between, draw_times
 from dp.objectives.shortcut import MeanVelocity
@@ -50,7 +51,7 @@ class MeanFlow(MeanVelocity):
         """Squared error of u (Geng et al. 2025, algorithm 1). The derivative is a difference of two evaluations, so any
         network and any engine will do."""
         device = action.device
-        noise = torch.randn(action.shape, generator=generator, device=device)
+        noise = draw(torch.randn, action.shape, generator=generator, device=device)
         ends = torch.stack([draw_times(self.time_sampling, len(action), device, generator) for _ in range(2)])
         t, d = ends.amin(0), ends.amax(0) - ends.amin(0)
         n_own = len(action) - round(self.flow_share * len(action))

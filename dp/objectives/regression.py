@@ -8,6 +8,7 @@ from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.distributed import draw
 from dp.limits import Size
 from dp.types import Denoiser, Generator
 
@@ -65,7 +66,7 @@ class MinimalIterative(nn.Module):
         generator: torch.Generator | None,
     ) -> Float[Tensor, ""]:
         """Sum of the mean squared errors of both passes."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
+        noise = draw(torch.randn, action.shape, generator=generator, device=action.device)
         near = self.t * action + (1 - self.t) * noise
         first = _predicted(denoiser, torch.zeros_like(action), 0.0, cond)
         second = _predicted(denoiser, near, self.time_scale * self.t, cond)

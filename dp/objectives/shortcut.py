@@ -1,10 +1,13 @@
 """Shortcut models (Frans et al. 2024): a flow whose network knows how far it is to step."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dp.distributed import draw
 from dp.limits import Positive, Share, Size
 from dp.objectives.flow import between
 from dp.types import Denoiser, Generator
@@ -84,9 +87,11 @@ class Shortcut(MeanVelocity):
         """Flow matching and self-consistency (Frans et al. 2024, eq. 5 and algorithm 1), the targets with the weights
         of this step."""
         n_own, device = round(self.self_share * len(action)), action.device
-        noise = torch.randn(action.shape, generator=generator, device=device)
-        t = torch.rand(len(action), 1, generator=generator, device=device)
-        level = torch.randint(self.n_levels, (n_own, 1), generator=generator, device=device)  # a step of 2 ** -level
+        noise = draw(torch.randn, action.shape, generator=generator, device=device)
+        t = draw(torch.rand, (len(action), 1), generator=generator, device=device)
+        level = draw(
+            partial(torch.randint, self.n_levels), (n_own, 1), generator=generator, device=device
+        )  # a step of 2 ** -level
         d = torch.zeros_like(t)
         d[:n_own] = 0.5**level
         t[:n_own] = d[:n_own] * (t[:n_own] / d[:n_own]).floor()  # where a sampler with such steps comes by

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dp import intervals
+from dp.distributed import gather, share
 from dp.guidance.unguided import Unguided
 from dp.intervals import Bounds, Estimate
 from dp.kernels.switch import ROWS
@@ -225,12 +226,15 @@ class EnvRunner:
                     yield running.pop(env)
 
     def _run(self, policy: Policy, device: torch.device, seeds: list[int], n_videos: int, desc: str) -> RolloutResult:
-        with Progress(total=len(seeds), desc=desc, unit="episode", leave=False) as bar:
+        """On several ranks, each runs its share. Rank 0 then has all episodes, the others their own."""
+        own, n_own_videos = share(seeds), len(share(range(n_videos)))
+        with Progress(total=len(own), desc=desc, unit="episode", leave=False) as bar:
             ended = {}
-            for episode in self.stream(policy, device, seeds, n_videos, bar.refresh):
+            for episode in self.stream(policy, device, own, n_own_videos, bar.refresh):
                 ended[episode.seed] = episode
                 bar.update()
-        return RolloutResult([ended[seed] for seed in seeds], self.bounds)
+        known = {seed: episode for part in gather(ended) for seed, episode in part.items()}
+        return RolloutResult([known[seed] for seed in seeds if seed in known], self.bounds)
 
     def _act(self, policy: Policy, live: list[tuple[Chunk, Situation]], device: torch.device) -> np.ndarray:
         """Actions (B, Ta, Da) for the environments that the chunks come from, in one batch.

@@ -1,0 +1,119 @@
+"""A training in several processes, as torchrun starts them, does what it does in one."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dp import distributed
+from tests.workspaces.conftest import assert_same_run, metrics
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+KILLS = int(os.environ.get("DP_TEST_KILLS", "1"))
+
+LENGTH = ["workspace.every={log: 1, validate: 24, rollout: 24, checkpoint: 3}", "dataset.val_ratio=0.2", "n_threads=1"]
+
+
+def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*TORCHRUN, *command[1:]], cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def in_two(command: list[str], cwd: Path) -> str:
+    process = start(command, cwd)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def losses(run_dir: Path) -> dict[int, list[float]]:
+    return {row["step"]: [row["train/loss"], row["train/grad_norm"]] for row in metrics(run_dir) if "train/loss" in row}
+
+
+@pytest.fixture
+def shared(command, tmp_path) -> Path:
+    """A run of two processes."""
+    in_two(command(*LENGTH, "run_dir=shared"), tmp_path)
+    return tmp_path / "shared"
+
+
+def test_two_processes_train_as_one_and_a_killed_one_resumes_to_the_bit(command, run, shared, tmp_path):
+    done = run(*LENGTH, "run_dir=alone")
+    assert done.returncode == 0, done.stderr
+    alone = tmp_path / "alone"
+    two, one = losses(shared), losses(alone)
+    assert len(one) == 24
+    assert two == {step: pytest.approx(numbers, abs=1e-5) for step, numbers in one.items()}
+    # A run has one of each, and does not know how many wrote it.
+    rows = [json.loads((folder / "rollouts/24.json").read_text()) for folder in (shared, alone)]
+    assert [row["seed"] for row in rows[0]] == [row["seed"] for row in rows[1]]
+    states = [torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (shared, alone)]
+    assert states[0].keys() == states[1].keys()
+    assert torch.equal(states[0]["rng"], states[1]["rng"])
+    for number in range(KILLS):
+        killed_in_the_middle(command(*LENGTH, f"run_dir=killed-{number}"), tmp_path / f"killed-{number}")
+        said = in_two(command(*LENGTH, f"run_dir=killed-{number}"), tmp_path)
+        assert "resuming killed" in said
+        assert_same_run(shared, tmp_path / f"killed-{number}")
+    # One process goes on with what two began.
+    for folder in ("shared", "alone"):
+        assert run(*LENGTH, f"run_dir={folder}", "workspace.num_steps=30").returncode == 0
+    assert losses(shared) == {step: pytest.approx(numbers, abs=1e-4) for step, numbers in losses(alone).items()}
+
+
+def killed_in_the_middle(command: list[str], run_dir: Path) -> None:
+    """Kills one of the two processes, at random, once a checkpoint is there. The other ends by itself."""
+    process = start(command, run_dir.parent)
+    while not (run_dir / "checkpoints/last.pt").is_file():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(random.choice(ranks)), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "SIGKILL" in errors
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["workspace=inspect"], "only a single training can be shared by 3 processes"),
+        (["workspace.batch_size=16"], "a batch of 16 cannot be shared evenly by 3 processes: expected a multiple of 3"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(command, tmp_path, typed, said):
+    launched = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}
+    done = subprocess.run(
+        command(*typed), cwd=tmp_path, env={**os.environ, **launched}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    def be(rank: int) -> None:
+        monkeypatch.setattr(distributed, "RANK", rank)
+        monkeypatch.setattr(distributed, "WORLD", 3)
+
+    return be
+
+
+def test_ranks_draw_different_rows_of_the_same_numbers(ranks):
+    whole = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    parts = []
+    for rank in range(3):
+        ranks(rank)
+        parts.append(distributed.draw(torch.randn, (4, 5), generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.cat(parts), whole)
+    ranks(1)
+    assert distributed.draw(torch.rand, (5, 2, 1), 1).shape == (5, 2, 1)
+    assert [distributed.own_rows(12), distributed.share(range(7))] == [slice(4, 8), [1, 4]]
