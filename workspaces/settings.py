@@ -95,7 +95,7 @@ TABLE: dict[Role, Entry] = {
     ),
     "outside": Entry(
         "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",
-        "hydra.* sweep runs report.* training.*",
+        "hydra.* sweep runs a b report.* training.*",
     ),
 }
 
