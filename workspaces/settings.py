@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 TABLE: dict[Role, Entry] = {
     "identity": Entry(
         "Identity of a policy, which its checkpoint fixes.",
-        "name task.* encoder.* denoiser.* objective.* init_from horizon n_obs_steps noise_draws "
+        "name task.* policy.* encoder.* denoiser.* objective.* init_from horizon n_obs_steps noise_draws "
         "scheduler.num_train_timesteps scheduler.beta_schedule scheduler.beta_start scheduler.beta_end "
         "scheduler.prediction_type",
     ),
@@ -136,6 +136,7 @@ VALUES: dict[str, Any] = {
     "optimizer.eps": limits.Rate,
     "trust": Sequence[str],
     "init_from": str | None,
+    "policy": str | Mapping[str, Any] | None,
     "lr_schedule.num_warmup_steps": limits.Count,
     "report.n_films": limits.Count,
     "report.publish": Literal["wandb"] | None,

@@ -149,7 +149,8 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         if sha256 := run.config.get("dataset", {}).get("sha256"):  # a renamed store holds the same data
             one["data"] = names.setdefault(sha256, one["data"])
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len(_column(flat, key)) > 1]
-    if all(run.config.get("n_action_steps") == build.auto_action_steps(run.config) for run in runs):
+    learned = [run.config for run in runs if run.config.get("horizon") is not None]  # somebody else's policy has none
+    if all(config.get("n_action_steps") == build.auto_action_steps(config) for config in learned):
         keys = [key for key in keys if key != "n_action_steps"]  # it only follows the horizon
     keys = _without_echoes(flat, keys)
     return [{key: one.get(key) for key in keys} for one in flat]
