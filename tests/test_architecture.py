@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     4: {"engines", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush"},
     3: {"policy", "encoders", "objectives", "data", "guidance"},
-    2: {"types", "denoisers"},
-    1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits"},
+    2: {"types", "denoisers", "pretrained"},
+    1: {"tasks", "trusted", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits"},
 }
 ALONE = {"ema", "devices"}
 """Each imports nothing of `dp` but `limits`, and is imported by nothing in it."""
