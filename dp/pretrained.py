@@ -209,11 +209,13 @@ def default_card(facts: Facts) -> str:
     )
 
 
-def assemble(config: Mapping[str, Any], weights: Mapping[str, Tensor], trust: Collection[str]) -> dict[str, Any]:
+def assemble(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None, trust: Collection[str] = ()
+) -> dict[str, Any]:
     """The arguments of `DiffusionPolicy` that a training's configuration describes, with fresh weights.
 
-    The networks are first built without memory and compared with `weights`, so that a small file cannot ask for a large
-    network. Raises ValueError for settings that no policy has, for untrusted classes, and for other networks.
+    With `weights`, the networks are first built without memory and compared with them, so that a small file cannot ask
+    for a large network. Raises ValueError for settings that no policy has, untrusted classes, and other networks.
     """
     try:
         _check_plain(config, "config")
@@ -234,7 +236,9 @@ def assemble(config: Mapping[str, Any], weights: Mapping[str, Tensor], trust: Co
             dims = {"obs_dim": encoder.out_dim, "cond_dim": cond_dim, "n_times": objective.n_times}
             return {"encoder": encoder, "denoiser": parts["denoiser"].built({**offered, **dims})}
 
-        if parts["encoder"].ours and parts["denoiser"].ours:  # the constructors of others may compute
+        if (
+            weights is not None and parts["encoder"].ours and parts["denoiser"].ours
+        ):  # the constructors of others may compute
             with torch.device("meta"):
                 _check_shapes(networks(), weights)
         built = networks()

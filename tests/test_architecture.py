@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    4: {"engines", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush"},
+    4: {"engines", "exports", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush"},
     3: {"policy", "encoders", "objectives", "data", "guidance"},
     2: {"types", "denoisers", "pretrained"},
     1: {"tasks", "trusted", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits"},

@@ -199,10 +199,10 @@ class Loaded:
 
 def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for an unusable one."""
-    path, state = _read(config["checkpoint"], packages_of(config))
+    path, state = read_policy(config["checkpoint"], packages_of(config))
     config = build.resolve(merge(state["config"], config, record.overrides()))
     build.check_scheduler(config, record.overrides())
-    policy = _policy_of(path, state, config)
+    policy = policy_of(path, state, config)
     if config["n_threads"] == "auto" and state.get("n_threads") is not None:
         config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many
     policy.to(device).eval().requires_grad_(False)
@@ -212,11 +212,11 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
 
 def load_teacher(path: str, trusted: Collection[str]) -> DiffusionPolicy:
     """The averaged policy of a checkpoint as it was trained. Raises ValueError for an unusable one."""
-    found, state = _read(path, trusted)
-    return _policy_of(found, state, build.resolve(state["config"]))
+    found, state = read_policy(path, trusted)
+    return policy_of(found, state, build.resolve(state["config"]))
 
 
-def _read(path: str, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
+def read_policy(path: str, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
     """A checkpoint that may be built. Raises ValueError for any other."""
     found = checkpoint.find(path)
     state, where = checkpoint.load(found), f"checkpoint={found}"
@@ -227,7 +227,8 @@ def _read(path: str, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
     return found, state
 
 
-def _policy_of(path: Path, state: Mapping[str, Any], config: Config) -> DiffusionPolicy:
+def policy_of(path: Path, state: Mapping[str, Any], config: Config) -> DiffusionPolicy:
+    """The averaged policy of what `read_policy` returned. Raises ValueError for networks that do not fit it."""
     weights, where = state["ema"]["model"], f"checkpoint={path}"
     try:
         build.check(config)

@@ -85,13 +85,14 @@ TABLE: dict[Role, Entry] = {
         "workspace.precision workspace.engine",
     ),
     "place": Entry("Device and launcher of a run, and the packages that it may import.", "device launcher.* trust"),
-    "output": Entry("Where results go.", "run_dir logger.*"),
+    "output": Entry("Where results go, and in what form.", "run_dir format to logger.*"),
     "verb": Entry(
         "The command, and its checkpoint.",
         "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
         "workspace.n_episodes workspace.start_seed workspace.n_workers workspace.filter.* workspace.n_plans "
         "workspace.lr workspace.weight_decay workspace.width workspace.depth workspace.n_rounds workspace.start "
-        "workspace.collect workspace.train workspace.critic workspace.evaluate workspace.afresh",
+        "workspace.collect workspace.train workspace.critic workspace.evaluate workspace.afresh workspace.evaluations "
+        "workspace.measure workspace.repo",
     ),
     "outside": Entry(
         "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",

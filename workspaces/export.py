@@ -1,0 +1,142 @@
+"""Exports a policy for others: a folder for the Hub, LeRobot's format, ONNX, or a compiled program."""
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dp.exports import aoti, onnx
+from dp.exports.actor import Actor
+from dp.policy import DiffusionPolicy
+from dp.pretrained import upload
+from workspaces import build, evaluate, model_card, record
+from workspaces.arguments import MISSING, listed, shown
+from workspaces.base import Config, Workspace
+from workspaces.foreign import check_inside
+from workspaces.trust import packages_of
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("safetensors", "lerobot", "onnx", "aoti")
+
+PROGRAMS: dict[str, ModuleType] = {"onnx": onnx, "aoti": aoti}
+
+TOLERANCE = 1e-4
+"""Largest difference of a normalised action from the policy's own."""
+
+REPEATS = 20
+
+
+class ExportWorkspace(Workspace):
+    """Writes the averaged policy of `checkpoint` into the folder `to`.
+
+    The sampler may be chosen anew, as for an evaluation: scheduler=ddim, scheduler.num_inference_steps, n_action_steps.
+
+    Args:
+        config: the composed configuration.
+        evaluations: directories of evaluations, for the model card.
+        repo: of the Hub, to upload the folder to.
+        measure: whether to compare a program (onnx, aoti) with the policy, and to time both.
+
+    Raises:
+        ValueError: for an unknown format, and for a policy that the format cannot hold.
+    """
+
+    computes = False
+    resolves: ClassVar[bool] = False
+
+    def __init__(self, config: Config, evaluations: Sequence[str], repo: str | None, measure: bool) -> None:
+        super().__init__(config)
+        self.format, self.evaluations, self.repo, self.measure = config["format"], evaluations, repo, measure
+        if self.format == MISSING or self.format not in FORMATS:
+            raise ValueError(f"format={shown(self.format)}, expected {listed(FORMATS)}")
+        if config["checkpoint"] is None:
+            raise ValueError("set checkpoint=PATH: the policy to export")
+        self.path, self.state = evaluate.read_policy(config["checkpoint"], packages_of(config))
+        self.policy_config = build.resolve(evaluate.merge(self.state["config"], config, record.overrides()))
+        self.policy = evaluate.policy_of(self.path, self.state, self.policy_config).eval().requires_grad_(False)
+        self.policy.facts = {**self.state, "config": self._own_config()}
+        self.to = Path(config["to"] or Path("outputs") / f"{self.policy_config['name']}-{self.format}")
+        if isinstance(config["n_threads"], int):
+            self.use_threads(config["n_threads"])
+
+    def _own_config(self) -> Config:
+        """The training's configuration with the chosen sampler, and without the places of its machine."""
+        chosen = {key: self.policy_config[key] for key in ("scheduler", "n_action_steps", "encoder")}
+        own = {**self.state["config"], **chosen, "run_dir": None, "init_from": None, "checkpoint": None}
+        return {**own, "dataset": {**own["dataset"], "path": None}} if isinstance(own.get("dataset"), dict) else own
+
+    def run(self) -> None:
+        check_inside(self.to)
+        self.to.mkdir(parents=True, exist_ok=True)
+        card = model_card.card(
+            self.state, self._own_config(), self.path.parent.parent, list(map(Path, self.evaluations))
+        )
+        if self.format == "safetensors":
+            self.policy.save_pretrained(self.to, card)
+        elif self.format == "lerobot":
+            raise ValueError("format=lerobot is not there yet")
+        else:
+            self._compile(PROGRAMS[self.format])
+        log.info("%s", self.to)
+        if self.repo is not None:
+            log.info("uploaded: %s", upload(self.to, self.repo))
+
+    def _compile(self, program: ModuleType) -> None:
+        actor, file = Actor(self.policy).eval(), self.to / program.FILE
+        log.info(
+            "compiling %d evaluations of the network, which takes minutes",
+            self.policy_config["scheduler"]["num_inference_steps"],
+        )
+        program.write(actor, file)
+        log.info(
+            "inputs: %s",
+            ", ".join(
+                f"{name} {tuple(x.shape)}" for name, x in zip(["noise", *actor.names], actor.example(), strict=True)
+            ),
+        )
+        if self.measure:
+            compiled = program.load(file)
+            check_parity(self.policy, actor, compiled)
+            own, theirs = latency_ms(self._act, actor), latency_ms(compiled, actor)
+            log.info(
+                "one observation, %d threads: %s %.1f ms, the policy itself %.1f ms",
+                torch.get_num_threads(), self.format, theirs, own,
+            )  # fmt: skip
+
+    def _act(self, noise: Tensor, *obs: Tensor) -> Tensor:
+        names = [name for name in self.policy.normalizer.specs if name != "action"]
+        return self.policy.act(dict(zip(names, obs, strict=True)))
+
+
+def check_parity(policy: DiffusionPolicy, actor: Actor, compiled: Callable[..., Tensor]) -> float:
+    """The largest difference of normalised actions on five observations. Raises ValueError beyond the tolerance."""
+    largest = 0.0
+    for seed in range(5):
+        inputs = actor.example(seed=seed)
+        differences = (compiled(*inputs) - actor.reference(*inputs)) * policy.normalizer.get_buffer("action_scale")
+        largest = max(largest, float(differences.abs().max()))
+    if not largest <= TOLERANCE:
+        raise ValueError(
+            f"the exported policy differs from the policy by {largest:.2g} (normalised), expected {TOLERANCE}"
+        )
+    log.info("largest difference from the policy, normalised: %.2g", largest)
+    return largest
+
+
+@torch.no_grad()
+def latency_ms(act: Callable[..., Tensor], actor: Actor) -> float:
+    """Median time of one call for one observation, after three to warm up."""
+    times = []
+    for seed in range(3 + REPEATS):
+        inputs = actor.example(seed=seed)
+        start = time.perf_counter()
+        act(*inputs)
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[3:])
