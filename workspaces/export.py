@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dp.exports import aoti, onnx
+from dp.exports import aoti, lerobot, onnx
 from dp.exports.actor import Actor
+from dp.files import write_bytes
 from dp.policy import DiffusionPolicy
-from dp.pretrained import upload
+from dp.pretrained import CARD, upload
 from workspaces import build, evaluate, model_card, record
 from workspaces.arguments import MISSING, listed, shown
 from workspaces.base import Config, Workspace
@@ -81,7 +82,8 @@ class ExportWorkspace(Workspace):
         if self.format == "safetensors":
             self.policy.save_pretrained(self.to, card)
         elif self.format == "lerobot":
-            raise ValueError("format=lerobot is not there yet")
+            lerobot.write(self.policy, self.to)
+            write_bytes(self.to / CARD, card.encode())
         else:
             self._compile(PROGRAMS[self.format])
         log.info("%s", self.to)
@@ -104,7 +106,7 @@ class ExportWorkspace(Workspace):
         if self.measure:
             compiled = program.load(file)
             check_parity(self.policy, actor, compiled)
-            own, theirs = latency_ms(self._act, actor), latency_ms(compiled, actor)
+            own, theirs = latencies_ms(actor, self._act, compiled)
             log.info(
                 "one observation, %d threads: %s %.1f ms, the policy itself %.1f ms",
                 torch.get_num_threads(), self.format, theirs, own,
@@ -131,12 +133,14 @@ def check_parity(policy: DiffusionPolicy, actor: Actor, compiled: Callable[..., 
 
 
 @torch.no_grad()
-def latency_ms(act: Callable[..., Tensor], actor: Actor) -> float:
-    """Median time of one call for one observation, after three to warm up."""
-    times = []
+def latencies_ms(actor: Actor, *acts: Callable[..., Tensor]) -> list[float]:
+    """Median time of one call of each for one observation, after three to warm up. They take turns, so that whatever
+    else the machine does slows all of them."""
+    times: list[list[float]] = [[] for _ in acts]
     for seed in range(3 + REPEATS):
         inputs = actor.example(seed=seed)
-        start = time.perf_counter()
-        act(*inputs)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[3:])
+        for act, own in zip(acts, times, strict=True):
+            start = time.perf_counter()
+            act(*inputs)
+            own.append(time.perf_counter() - start)
+    return [1000 * statistics.median(own[3:]) for own in times]

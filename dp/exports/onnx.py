@@ -1,6 +1,7 @@
 """A policy as an ONNX file, for onnxruntime and other engines."""
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ EMBEDDED_BYTES = 1 << 30
 def write(actor: Actor, file: Path) -> None:
     """Raises ValueError without the packages that it needs."""
     _check_installed()
+    for name in ("onnxscript", "onnx_ir"):  # they tell of every node
+        logging.getLogger(name).setLevel(logging.WARNING)
     inputs = ["noise", *actor.names]
     program = torch.onnx.export(
         actor.exported(), dynamo=True, input_names=inputs, output_names=["action"], verbose=False

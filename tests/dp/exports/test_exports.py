@@ -39,10 +39,19 @@ def test_the_actor_acts_as_the_policy_does_from_the_same_noise():
     torch.testing.assert_close(one.reference(noise, camera, pose), action, rtol=0, atol=1e-3)
 
 
+ON_DEMAND = pytest.mark.skipif("DP_TEST_EXPORTS" not in os.environ, reason="DP_TEST_EXPORTS=1: it takes a minute")
+
+
 @pytest.mark.parametrize(
     "scheduler",
-    [{}, {"_target_": "diffusers.DPMSolverMultistepScheduler", "num_inference_steps": 3}],
-    ids=["ddim", "dpm_solver"],
+    [
+        pytest.param({}, id="ddim"),
+        pytest.param(
+            {"_target_": "diffusers.DPMSolverMultistepScheduler", "num_inference_steps": 3},
+            id="dpm_solver",
+            marks=ON_DEMAND,
+        ),
+    ],
 )
 def test_onnx_computes_the_same(tmp_path, scheduler):
     pytest.importorskip("onnxscript", reason="pip install -e '.[onnx]'")
@@ -55,7 +64,7 @@ def test_onnx_computes_the_same(tmp_path, scheduler):
     assert torch.equal(one.policy.objective.scheduler.timesteps, before)
 
 
-@pytest.mark.skipif("DP_TEST_AOTI" not in os.environ, reason="DP_TEST_AOTI=1: it compiles for a minute")
+@ON_DEMAND
 def test_the_compiled_program_computes_the_same(tmp_path):
     one = actor()
     aoti.write(one, tmp_path / aoti.FILE)
