@@ -14,7 +14,6 @@ from torch import Tensor
 from dp.exports import aoti, lerobot, onnx
 from dp.exports.actor import Actor
 from dp.files import write_bytes
-from dp.policy import DiffusionPolicy
 from dp.pretrained import CARD, upload
 from workspaces import build, evaluate, model_card, record
 from workspaces.arguments import MISSING, listed, shown
@@ -75,61 +74,54 @@ class ExportWorkspace(Workspace):
 
     def run(self) -> None:
         check_inside(self.to)
-        self.to.mkdir(parents=True, exist_ok=True)
-        card = model_card.card(
-            self.state, self._own_config(), self.path.parent.parent, list(map(Path, self.evaluations))
-        )
         if self.format == "safetensors":
-            self.policy.save_pretrained(self.to, card)
+            self.policy.save_pretrained(self.to, self._card("dp"))
         elif self.format == "lerobot":
             lerobot.write(self.policy, self.to)
-            write_bytes(self.to / CARD, card.encode())
+            write_bytes(self.to / CARD, self._card("lerobot").encode())
         else:
             self._compile(PROGRAMS[self.format])
         log.info("%s", self.to)
         if self.repo is not None:
             log.info("uploaded: %s", upload(self.to, self.repo))
 
+    def _card(self, library: str) -> str:
+        tested = [Path(path) for path in self.evaluations]
+        return model_card.card(self.state, self._own_config(), self.path.parent.parent, tested, library)
+
     def _compile(self, program: ModuleType) -> None:
         actor, file = Actor(self.policy).eval(), self.to / program.FILE
-        log.info(
-            "compiling %d evaluations of the network, which takes minutes",
-            self.policy_config["scheduler"]["num_inference_steps"],
-        )
+        n_steps = self.policy_config["scheduler"]["num_inference_steps"]
+        log.info("compiling %d evaluations of the network, which takes minutes", n_steps)
+        self.to.mkdir(parents=True, exist_ok=True)
         program.write(actor, file)
+        inputs = zip(["noise", *actor.names], actor.example(), strict=True)
+        log.info("inputs: %s", ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs))
+        if not self.measure:
+            return
+        compiled = program.load(file)
+        difference = largest_difference(actor, compiled)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{file} differs from the policy by {difference:.2g} (normalised actions), expected {TOLERANCE}"
+            )
+        own, theirs = latencies_ms(actor, self._act, compiled)
         log.info(
-            "inputs: %s",
-            ", ".join(
-                f"{name} {tuple(x.shape)}" for name, x in zip(["noise", *actor.names], actor.example(), strict=True)
-            ),
-        )
-        if self.measure:
-            compiled = program.load(file)
-            check_parity(self.policy, actor, compiled)
-            own, theirs = latencies_ms(actor, self._act, compiled)
-            log.info(
-                "one observation, %d threads: %s %.1f ms, the policy itself %.1f ms",
-                torch.get_num_threads(), self.format, theirs, own,
-            )  # fmt: skip
+            "largest difference from the policy %.2g (normalised actions); one observation, %d threads: "
+            "%s %.1f ms, the policy itself %.1f ms",
+            difference, torch.get_num_threads(), self.format, theirs, own,
+        )  # fmt: skip
 
     def _act(self, noise: Tensor, *obs: Tensor) -> Tensor:
         names = [name for name in self.policy.normalizer.specs if name != "action"]
         return self.policy.act(dict(zip(names, obs, strict=True)))
 
 
-def check_parity(policy: DiffusionPolicy, actor: Actor, compiled: Callable[..., Tensor]) -> float:
-    """The largest difference of normalised actions on five observations. Raises ValueError beyond the tolerance."""
-    largest = 0.0
-    for seed in range(5):
-        inputs = actor.example(seed=seed)
-        differences = (compiled(*inputs) - actor.reference(*inputs)) * policy.normalizer.get_buffer("action_scale")
-        largest = max(largest, float(differences.abs().max()))
-    if not largest <= TOLERANCE:
-        raise ValueError(
-            f"the exported policy differs from the policy by {largest:.2g} (normalised), expected {TOLERANCE}"
-        )
-    log.info("largest difference from the policy, normalised: %.2g", largest)
-    return largest
+def largest_difference(actor: Actor, compiled: Callable[..., Tensor]) -> float:
+    """The largest difference of normalised actions on five observations."""
+    scale = actor.policy.normalizer.get_buffer("action_scale")
+    inputs = [actor.example(seed=seed) for seed in range(5)]
+    return max(float(((compiled(*x) - actor.reference(*x)) * scale).abs().max()) for x in inputs)
 
 
 @torch.no_grad()

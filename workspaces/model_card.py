@@ -9,7 +9,7 @@ from workspaces import command, record
 from workspaces.improve import FILE as IMPROVE
 
 HEADER = """---
-library_name: dp
+library_name: {library}
 pipeline_tag: robotics
 tags: [robotics, diffusion-policy, {task}]
 ---
@@ -18,7 +18,8 @@ tags: [robotics, diffusion-policy, {task}]
 A policy for {task}: {parameters:.1f} million weights, trained for {step} steps.
 """
 
-LOADING = """
+LOADING = {
+    "dp": """
 ## Use
 
 ```python
@@ -27,23 +28,42 @@ from dp.policy import DiffusionPolicy
 policy = DiffusionPolicy.from_pretrained("{name}")  # this folder, or the repository that it was uploaded to
 actions = policy.act(obs)  # raw observations (B, {n_obs_steps}, ...) -> (B, {n_action_steps}, {action_dim})
 ```
-"""
+""",
+    "lerobot": """
+## Use
+
+```python
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+from lerobot.policies.factory import make_pre_post_processors
+
+policy = DiffusionPolicy.from_pretrained("{name}")  # this folder, or the repository that it was uploaded to
+before, after = make_pre_post_processors(policy.config, "{name}")
+action = after(policy.select_action(before(observation)))
+```
+""",
+}
+"""How to load a policy, by the library that does it."""
 
 PLACES = ("run_dir=", "n_threads=", "logger.", "env_runner.n_workers=", "dataset.path=", "init_from=")
 """Overrides that say only where and how fast a command runs."""
 
 
-def card(state: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path, evaluations: Sequence[Path]) -> str:
-    """The text of README.md for the averaged policy in `state`, trained in `run_dir` and tested in `evaluations`."""
+def card(
+    state: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path, evaluations: Sequence[Path], library: str = "dp"
+) -> str:
+    """The text of README.md for the averaged policy in `state`, trained in `run_dir` and tested in `evaluations`.
+
+    library: which loads it, dp or lerobot.
+    """
     weights, task = state["ema"]["model"], config["task"]
     parts = [
         HEADER.format(
-            name=config["name"], task=task["name"], step=state["step"],
+            name=config["name"], task=task["name"], step=state["step"], library=library,
             parameters=sum(tensor.numel() for tensor in weights.values()) / 1e6,
         ),
         _results(run_dir, evaluations),
         _training(state, config, run_dir),
-        LOADING.format(
+        LOADING[library].format(
             name=config["name"], n_obs_steps=config["n_obs_steps"], n_action_steps=config["n_action_steps"],
             action_dim=task["shape_meta"]["action"]["shape"][0],
         ),
