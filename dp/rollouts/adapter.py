@@ -58,7 +58,9 @@ class PolicyAdapter:
         first = generator[0] if isinstance(generator, list) else generator
         if first is None or first is not self._episode:
             self._episode = first
-            _tried("reset(seed)", self._reset, first.initial_seed() if first is not None else 0)
+            # While the latency is measured, torch's own default seed comes, which numpy does not take.
+            seed = 0 if first is None else first.initial_seed() % 2**32
+            _tried("reset(seed)", self._reset, seed)
         chunk = self._chunk({name: x[:1] for name, x in obs.items()}, 1)
         return chunk.expand(n_rows, -1, -1).to(_device(obs))  # the runner's other rows only fill the batch
 

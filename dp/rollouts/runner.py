@@ -176,7 +176,7 @@ class EnvRunner:
         """Median time from one observation to its actions, milliseconds, after two calls to warm up."""
         chunk = self._pool.reset({0: (self.seeds[0], self._max_steps(self.seeds[0]), False)})[0]
         obs, times = _stack([chunk], device), []
-        situation = Situation(torch.Generator(device).manual_seed(self.seeds[0]), chunk.state)
+        situation = Situation(torch.Generator(device), chunk.state)
         for _ in range(2 + repeats):
             start = time.perf_counter()
             self.guidance.act(policy, obs, [situation]).cpu()
