@@ -7,16 +7,17 @@ from contextlib import nullcontext
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dp.kernels import sampling_loop
 from dp.modalities import Normalizer
+from dp.pretrained import Pretrained
 from dp.types import Batch, Denoiser, Generator, Objective, Obs, ObsEncoder
 
 Wrap = Callable[[Denoiser], Denoiser] | None
 
 
-class DiffusionPolicy(nn.Module):
+class DiffusionPolicy(Pretrained):
     """A conditional generative model of action sequences (Chi et al. 2023, section II).
 
     Args:

@@ -12,8 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from dp.guidance.value import FILE as CRITIC
-from workspaces import checkpoint, command, record, shipped
-from workspaces.improve import FILE as IMPROVE
+from workspaces import checkpoint, model_card, record, shipped
 from workspaces.rollouts import estimate_of, text_of
 
 CARD = """# {name}
@@ -43,7 +42,7 @@ def main(run: Path, folder: Path, bits: int, *evaluations: Path) -> None:
     config = state["config"]
     state["config"] = {**config, "run_dir": None, "init_from": None, "dataset": {**config["dataset"], "path": None}}
     shipped.write(folder / shipped.FILE, state, bits)
-    commands, rows, found = _training(path.parent.parent), [], {}
+    commands, rows, found = model_card.made_by(path.parent.parent), [], {}
     for place in evaluations:
         found = json.loads((place / "evaluation.json").read_text())
         guidance = found["settings"]["guidance"]
@@ -51,9 +50,9 @@ def main(run: Path, folder: Path, bits: int, *evaluations: Path) -> None:
             critic = Path(guidance["path"])
             if (critic / CRITIC).resolve() != (folder / CRITIC).resolve():
                 shutil.copy(critic / CRITIC, folder)
-            commands.append(_typed(critic))
+            commands.append(model_card.typed(critic))
         rows.append(_row(found, guidance))
-        commands.append(_typed(place))
+        commands.append(model_card.typed(place))
     n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     about = record.read(evaluations[-1]) if evaluations else None
     card = CARD.format(
@@ -71,22 +70,6 @@ def _row(found: dict[str, Any], guidance: dict[str, Any]) -> str:
     seeds = f"{protocol['name']}, seeds {protocol['seeds'][0]}–{protocol['seeds'][1]}"
     texts = [text_of(estimate_of(found, "score")), text_of(estimate_of(found, "success"), True)]
     return f"| {seeds} | {chosen} | {' | '.join(texts)} | {found['inference_ms']:.0f} |"
-
-
-def _training(run: Path) -> list[str]:
-    """The commands that made a policy: of its improvement and of the policy before that, or of its training alone."""
-    if not (run.parent / IMPROVE).is_file():
-        return [_typed(run)]
-    begun = json.loads((run.parent / IMPROVE).read_text())["checkpoint"]
-    return [*([] if begun is None else [_typed(Path(begun))]), _typed(run.parent)]
-
-
-def _typed(run: Path) -> str:
-    """The command that made a run, without what only says where and how fast."""
-    typed = (record.read(run) or {}).get("overrides", [])
-    places = ("run_dir=", "n_threads=", "logger.", "env_runner.n_workers=", "dataset.path=", "init_from=")
-    kept = [one for one in typed if not one.startswith(places)]
-    return command.run(*("checkpoint=PATH" if one.startswith("checkpoint=/") else one for one in kept))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    4: {"engines", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush"},
+    4: {"engines", "exports", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush"},
     3: {"policy", "encoders", "objectives", "data", "guidance"},
-    2: {"types", "denoisers"},
-    1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits", "distributed"},
+    2: {"types", "denoisers", "pretrained"},
+    1: {
+        "tasks", "trusted", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits", "distributed",
+    },  # fmt: skip
 }
 ALONE = {"ema", "devices"}
 """Each imports nothing of `dp` but `limits` or `distributed`, and is imported by nothing in it."""

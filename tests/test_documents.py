@@ -9,6 +9,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,8 +61,9 @@ SWEEPS = {
 """Values that replace those of a sweep by name."""
 REQUIRED = {"blockpush": "pybullet", "metaworld": "metaworld"}
 """Pages whose commands need an extra package."""
-COMPOSED = ["collector=mouse", "+experiment=metaworld_image_small"]
-"""Commands with these arguments are only composed: they wait for a person, or draw with an OpenGL."""
+COMPOSED = ["collector=mouse", "+experiment=metaworld_image_small", "task=pusht_image", "format=onnx"]
+"""Commands with these arguments are only composed: they wait for a person, draw with an OpenGL, need LeRobot, or take
+long."""
 
 
 def commands(text: str) -> list[list[str]]:
@@ -166,8 +168,14 @@ def placeholders(run_py: Callable[[list[str]], None], place: Path, small_zarr: P
     """What stands for PATH and DIR in a command: a small run of pusht_image, trained once."""
     if not (place / "run").exists():
         run_py(small(["+experiment=pusht_image", f"run_dir={place}/run"]))
+        shutil.copytree(place / "run", place / "other")
     run = str(place / "run")
-    return {"dataset.path=PATH": f"dataset.path={small_zarr}", "=PATH": f"={run}", "=DIR": f"={run}"}
+    return {
+        "b=DIR": f"b={place}/other",
+        "dataset.path=PATH": f"dataset.path={small_zarr}",
+        "=PATH": f"={run}",
+        "=DIR": f"={run}",
+    }
 
 
 @pytest.mark.parametrize("page", [README, *TUTORIALS], ids=lambda page: page.stem)

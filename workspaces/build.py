@@ -27,6 +27,7 @@ from dp.ema import EMA
 from dp.modalities import Normalizer, Spec, parse_shape_meta
 from dp.policy import DiffusionPolicy
 from dp.processes import N_CORES
+from dp.rollouts.adapter import PolicyAdapter
 from dp.rollouts.runner import EnvRunner
 from dp.rollouts.trial import try_out
 from dp.tasks import Task
@@ -130,7 +131,8 @@ def _verb(settings: Any) -> type[Workspace]:
         verb = None
     if not (inspect.isclass(verb) and issubclass(verb, Workspace)):
         raise ValueError(
-            f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect, critic, improve or report"
+            f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect, critic, improve, report, "
+            "compare or export"
         )
     return verb
 
@@ -271,6 +273,17 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
     )
 
 
+def other_policy(config: Config) -> PolicyAdapter:
+    """Anybody's policy, which the user names as `policy`: a class, or a class and its arguments.
+
+    Raises ValueError if it cannot be made, or cannot act.
+    """
+    settings = config["policy"]
+    _, action = shape_meta(config)
+    made = _make({**config, "policy": settings if isinstance(settings, dict) else {"_target_": settings}}, "policy")
+    return PolicyAdapter(made, action.shape[0], config["n_action_steps"])
+
+
 def _networks(config: Config, obs: Mapping[str, Spec], action_dim: int, n_times: int) -> tuple[Any, Any]:
     """Builds encoder and denoiser."""
     encoder = _make(config, "encoder", specs=obs, shapes={name: spec.shape for name, spec in obs.items()})
@@ -352,7 +365,8 @@ def env_runner(config: Config, guidance: Guidance | None = None) -> EnvRunner | 
     make_env = its_task.make_env
     if make_env is None:
         return None
-    _check_late(config)
+    if config.get("policy") is None:  # of another one only its chunks tell how long they are
+        _check_late(config)
     obs, action = shape_meta(config)
     parts = {"make_env": make_env, "obs_names": list(obs), "bounds": its_task.bounds}
     parts["guidance"] = guidance or _guidance(config, its_task)

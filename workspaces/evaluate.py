@@ -1,4 +1,4 @@
-"""Rolls a checkpoint out under a named protocol. Needs no data set."""
+"""Rolls a checkpoint, or anybody's policy, out under a named protocol. Needs no data set."""
 
 import itertools
 import logging
@@ -20,11 +20,12 @@ from dp.rollouts.runner import EnvRunner, RolloutResult
 from dp.tasks import Task
 from dp.types import Policy
 from workspaces import build, checkpoint, command, record
+from workspaces.arguments import listed, shown
 from workspaces.base import Config, Workspace, default_run_dir
 from workspaces.rollouts import counted, disturbances, metrics_of, named, save_media, text_of
 from workspaces.schema import check
 from workspaces.settings import group, groups_with, key, keys_with
-from workspaces.trust import POLICY, check_sizes, check_targets, packages_of
+from workspaces.trust import POLICY, check_component, check_sizes, check_targets, packages_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class EvaluateWorkspace(Workspace):
 
     Args:
         config: the composed configuration. Only the settings in OWN count, and `scheduler` and `n_action_steps` if the
-            user gave them. The rest comes from the checkpoint.
+            user gave them. The rest comes from the checkpoint. With `policy`, the task and n_obs_steps count, too.
         engine: how the policy denoises (`dp.engines`): auto, eager or graph.
         baseline: evaluate a policy without a network instead of a checkpoint: do_nothing, or replay of the
             demonstrations (which needs the data set, and env_runner.start_seed=0).
@@ -59,27 +60,42 @@ class EvaluateWorkspace(Workspace):
     ) -> None:
         super().__init__(config)
         engines.choose(engine, self.device)
-        if (config["checkpoint"] is None) == (baseline is None):
-            raise ValueError("set checkpoint=PATH (or workspace.baseline=do_nothing|replay instead)")
+        chosen = {
+            f"checkpoint={config['checkpoint']}": config["checkpoint"] is not None,
+            f"policy={shown(config['policy'])}": config["policy"] is not None,
+            f"workspace.baseline={baseline}": baseline is not None,
+        }
+        if sum(chosen.values()) > 1:
+            raise ValueError(f"{listed([name for name in chosen if chosen[name]])}? Set one of them")
+        if not any(chosen.values()):
+            raise ValueError("set checkpoint=PATH (or policy=mylab.MyPolicy, or workspace.baseline=do_nothing|replay)")
         self.logger: Any = None
         self.about: dict[str, Any] = {}
         self.latency_ms = 0.0
-        if baseline is None:
-            loaded = load_policy(config, engine, self.device)
-            self.policy: Policy = loaded.policy
-            self.config, self.about = loaded.config, loaded.about
-        else:
+        self.policy: Policy
+        if baseline is not None:
             self.config = build.resolve({**config, "name": baseline})
             build.check(self.config)
             self.policy = _baseline(baseline, self.config)
+        elif config["policy"] is not None:
+            self.config = other_config(config, record.overrides())
+            self.policy = build.other_policy(self.config)
+            self.about = {"policy": self.config["policy"]}
+            if self.policy.one_at_a_time:
+                self.config["env_runner"] = {**self.config["env_runner"], "n_envs": 1}
+        else:
+            loaded = load_policy(config, engine, self.device)
+            self.policy = loaded.policy
+            self.config, self.about = loaded.config, loaded.about
         self.task = build.task(self.config)
         self.packages = self.task.packages
         runner = build.env_runner(self.config)
         if runner is None:
             raise ValueError(f"task {self.task.name} has no simulator (task.env=null): there is nothing to roll out in")
         self.env_runner: EnvRunner = runner
-        if baseline is not None and not isinstance(runner.guidance, Unguided):
-            raise ValueError(f"guidance chooses among a policy's samples, and workspace.baseline={baseline} draws none")
+        if not isinstance(self.policy, DiffusionPolicy) and not isinstance(runner.guidance, Unguided):
+            named = next(name for name in chosen if chosen[name])
+            raise ValueError(f"guidance chooses among a policy's samples, and {named} draws none")
         if isinstance(self.policy, Replay):
             self.env_runner.max_steps = {seed: len(actions) for seed, actions in self.policy.actions.items()}
         if config["run_dir"] is None:
@@ -103,6 +119,7 @@ class EvaluateWorkspace(Workspace):
             "settings": {
                 key: self.config[key]
                 for key in ("horizon", "n_obs_steps", "n_action_steps", "scheduler", "guidance", "seed")
+                if key in self.config
             },
             "privileged": self.env_runner.guidance.sees_state,
             "device": str(self.device),
@@ -141,6 +158,36 @@ class EvaluateWorkspace(Workspace):
             self.logger.close(failed)
 
 
+UNUSED = (
+    "encoder", "denoiser", "objective", "scheduler", "noise_draws", "init_from",
+    "optimizer", "lr_schedule", "ema", "dataset",
+)  # fmt: skip
+"""Settings that say nothing about somebody else's policy."""
+
+
+def other_config(config: Config, overrides: list[str]) -> Config:
+    """The configuration to evaluate somebody else's policy with. It knows neither networks nor a horizon.
+
+    Raises ValueError for overrides of what such a policy does not have.
+    """
+    typed = [key(override) for override in overrides]
+    for name in typed:
+        if group(name) in (*UNUSED, "horizon"):
+            raise ValueError(f"{name} says nothing about policy={shown(config['policy'])}: leave it out")
+    settings = config["policy"]
+    target = settings.get("_target_") if isinstance(settings, dict) else settings
+    if isinstance(settings, dict) and isinstance(settings.get("target"), str):  # in another Python
+        target = settings["target"].replace(":", ".")
+    config = build.resolve(
+        {**config, "name": str(target).rpartition(".")[2] if "name" not in typed else config["name"]}
+    )
+    n_action_steps = config["n_action_steps"] if "n_action_steps" in typed else None
+    kept = {name: value for name, value in config.items() if name not in UNUSED}
+    kept |= {"horizon": None, "n_action_steps": n_action_steps}
+    check_component(kept["name"], "name")
+    return kept
+
+
 @dataclass(frozen=True)
 class Loaded:
     """The policy of a checkpoint, the configuration it runs with, and its origin."""
@@ -152,10 +199,10 @@ class Loaded:
 
 def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for an unusable one."""
-    path, state = _read(config["checkpoint"], packages_of(config))
+    path, state = read_policy(config["checkpoint"], packages_of(config))
     config = build.resolve(merge(state["config"], config, record.overrides()))
     build.check_scheduler(config, record.overrides())
-    policy = _policy_of(path, state, config)
+    policy = policy_of(path, state, config)
     if config["n_threads"] == "auto" and state.get("n_threads") is not None:
         config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many
     policy.to(device).eval().requires_grad_(False)
@@ -165,11 +212,11 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
 
 def load_teacher(path: str, trusted: Collection[str]) -> DiffusionPolicy:
     """The averaged policy of a checkpoint as it was trained. Raises ValueError for an unusable one."""
-    found, state = _read(path, trusted)
-    return _policy_of(found, state, build.resolve(state["config"]))
+    found, state = read_policy(path, trusted)
+    return policy_of(found, state, build.resolve(state["config"]))
 
 
-def _read(path: str, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
+def read_policy(path: str, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
     """A checkpoint that may be built. Raises ValueError for any other."""
     found = checkpoint.find(path)
     state, where = checkpoint.load(found), f"checkpoint={found}"
@@ -180,7 +227,8 @@ def _read(path: str, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
     return found, state
 
 
-def _policy_of(path: Path, state: Mapping[str, Any], config: Config) -> DiffusionPolicy:
+def policy_of(path: Path, state: Mapping[str, Any], config: Config) -> DiffusionPolicy:
+    """The averaged policy of what `read_policy` returned. Raises ValueError for networks that do not fit it."""
     weights, where = state["ema"]["model"], f"checkpoint={path}"
     try:
         build.check(config)

@@ -22,7 +22,7 @@ MAX_YAML_BYTES = 1 << 20
 
 WRITTEN = (
     ".lock", "run.log", "run.json", "config.yaml", "metrics.jsonl", "evaluation.json", "sweep.json", "improve.json",
-    "critic.safetensors", "lessons", "report.html", "dashboard.json",
+    "critic.safetensors", "lessons", "report.html", "dashboard.json", "compare.html", "compare.json",
     "checkpoints", "media", "rollouts", "wandb", "tables", "figures", "videos", "pictures",
 )  # fmt: skip
 """Names that runs and reports write in their directories."""

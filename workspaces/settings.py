@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 TABLE: dict[Role, Entry] = {
     "identity": Entry(
         "Identity of a policy, which its checkpoint fixes.",
-        "name task.* encoder.* denoiser.* objective.* init_from horizon n_obs_steps noise_draws "
+        "name task.* policy.* encoder.* denoiser.* objective.* init_from horizon n_obs_steps noise_draws "
         "scheduler.num_train_timesteps scheduler.beta_schedule scheduler.beta_start scheduler.beta_end "
         "scheduler.prediction_type",
     ),
@@ -85,17 +85,18 @@ TABLE: dict[Role, Entry] = {
         "workspace.precision workspace.engine workspace.compress",
     ),
     "place": Entry("Device and launcher of a run, and the packages that it may import.", "device launcher.* trust"),
-    "output": Entry("Where results go.", "run_dir logger.*"),
+    "output": Entry("Where results go, and in what form.", "run_dir format to logger.*"),
     "verb": Entry(
         "The command, and its checkpoint.",
         "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
         "workspace.n_episodes workspace.start_seed workspace.n_workers workspace.filter.* workspace.n_plans "
         "workspace.lr workspace.weight_decay workspace.width workspace.depth workspace.n_rounds workspace.start "
-        "workspace.collect workspace.train workspace.critic workspace.evaluate workspace.afresh",
+        "workspace.collect workspace.train workspace.critic workspace.evaluate workspace.afresh workspace.evaluations "
+        "workspace.measure workspace.repo",
     ),
     "outside": Entry(
         "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",
-        "hydra.* sweep runs report.* training.*",
+        "hydra.* sweep runs a b report.* training.*",
     ),
 }
 
@@ -136,6 +137,7 @@ VALUES: dict[str, Any] = {
     "optimizer.eps": limits.Rate,
     "trust": Sequence[str],
     "init_from": str | None,
+    "policy": str | Mapping[str, Any] | None,
     "lr_schedule.num_warmup_steps": limits.Count,
     "report.n_films": limits.Count,
     "report.publish": Literal["wandb"] | None,

@@ -5,8 +5,6 @@ class or function that the configuration names (`_target_`), a container that on
 dictionary with a `_target_` in it, and a value that becomes part of a path.
 """
 
-import importlib
-import inspect
 import math
 import re
 from collections import OrderedDict
@@ -14,10 +12,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from diffusers import SchedulerMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from dp.tasks import Task
+from dp.trusted import MAX_LAYERS, MAX_SIZE, PARTS, imported, is_from, is_ours
 from workspaces.config import Config
 from workspaces.schema import COMPONENT, COUNT, MAX_TEXT, NUMBER, Dense, Maybe, Range, Schema, check
 
@@ -41,10 +39,7 @@ MAX_VALUES_OBSERVED = 2**24
 """Most numbers in one observation: an image of 2,300 x 2,300 pixels."""
 
 TRUSTED: dict[str, tuple[str, type]] = {
-    "encoder": ("dp.encoders.", nn.Module),
-    "denoiser": ("dp.denoisers.", nn.Module),
-    "objective": ("dp.objectives.", nn.Module),
-    "scheduler": ("diffusers.", SchedulerMixin),
+    **PARTS,
     "task": ("dp.tasks.", Task),
     "task.env": ("dp.tasks.", Steppable),
 }
@@ -106,9 +101,6 @@ POLICY: Schema = CONFIG | {
     "env_runner": CONFIG["env_runner"].inner,
 }
 """Schema of a configuration from which a policy is built."""
-
-MAX_SIZE, MAX_LAYERS = 2**16, 64
-"""Limits of each whole number and each list among the arguments of a network of ours."""
 
 BEST: Schema = {
     "step": COUNT,
@@ -308,9 +300,9 @@ def check_targets(config: Config, trusted: Collection[str] = (), places: Collect
         if not isinstance(node, dict):
             raise ValueError(f"the checkpoint has {place}={node!r:.60}, expected a class and its arguments: not loaded")
         target = node.get("_target_")
-        if not _is_ours(target, package, kind) and not _is_from(target, trusted):
+        if not is_ours(target, package, kind) and not is_from(target, trusted):
             raise ValueError(_distrust(f"{place}._target_={target}", target))
-        for argument in getattr(_imported(str(target)), "module_arguments", ()):
+        for argument in getattr(imported(str(target)), "module_arguments", ()):
             module, colon, _ = str(node.get(argument)).partition(":")
             if colon and module.partition(".")[0] not in trusted:
                 raise ValueError(_distrust(f"{place}.{argument}={node.get(argument)}", module))
@@ -330,7 +322,7 @@ def check_part(node: object, place: str, ours: Collection[str], trusted: Collect
     """Raises ValueError unless `node`, a part of a run's `config.yaml`, names one of the targets `ours`, or one from a
     package that is `trusted`."""
     target = node.get("_target_") if isinstance(node, dict) else None
-    if not isinstance(node, dict) or not (target in ours or _is_from(target, trusted)):
+    if not isinstance(node, dict) or not (target in ours or is_from(target, trusted)):
         raise ValueError(_distrust(f"{place}._target_={target}", target).replace("the checkpoint", "config.yaml"))
     _check_nested({key: value for key, value in node.items() if key != "_target_"}, place, trusted)
 
@@ -367,41 +359,11 @@ def _distrust(what: str, target: object) -> str:
     return f"the checkpoint names {what}, which is not to be trusted: not loaded{advice if root not in OURS else ''}"
 
 
-def _is_ours(target: object, package: str, kind: type) -> bool:
-    if not isinstance(target, str) or not target.startswith(package):
-        return False
-    found = _imported(target)
-    if not inspect.isclass(found) or not found.__module__.startswith(package.split(".")[0]):
-        return False
-    return found is not SchedulerMixin and (kind is object or issubclass(found, kind))
-
-
-def _is_from(target: object, trusted: Collection[str]) -> bool:
-    """Whether `target` is defined in one of these packages: a name that they import from elsewhere is not."""
-    if not isinstance(target, str) or target.partition(".")[0] not in trusted:
-        return False
-    found = _imported(target)
-    if found is None:
-        raise ValueError(
-            f"{target} cannot be imported, although trust names its package: install it (pip install -e), or put its "
-            "folder on the path (PYTHONPATH=FOLDER)"
-        )
-    return callable(found) and getattr(found, "__module__", "").partition(".")[0] == target.partition(".")[0]
-
-
-def _imported(target: str) -> Any:
-    module_name, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError):
-        return None
-
-
 def _check_nested(value: object, place: str, trusted: Collection[str]) -> None:
     """Raises ValueError for a key with a meaning for Hydra, unless it names a trusted target."""
     if isinstance(value, dict):
         special = {key for key in value if key.startswith("_")}
-        if special and not (special <= {"_target_", "_partial_"} and _is_from(value.get("_target_"), trusted)):
+        if special and not (special <= {"_target_", "_partial_"} and is_from(value.get("_target_"), trusted)):
             raise ValueError(_distrust(f"{value!r:.80} under {place}", value.get("_target_")))
         for inner in value.values():
             _check_nested(inner, place, trusted)

@@ -3,12 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dp.rollouts.elsewhere import Elsewhere as Elsewhere
     from dp.rollouts.runner import EnvRunner as EnvRunner
 
 
 def __getattr__(name: str) -> Any:
-    if name != "EnvRunner":
-        raise AttributeError(name)
-    from dp.rollouts.runner import EnvRunner
+    if name == "EnvRunner":
+        from dp.rollouts.runner import EnvRunner
 
-    return EnvRunner
+        return EnvRunner
+    if name == "Elsewhere":
+        from dp.rollouts.elsewhere import Elsewhere
+
+        return Elsewhere
+    raise AttributeError(name)

@@ -1,4 +1,4 @@
-"""Runs an environment for `dp.tasks.elsewhere`: python -c TEXT PACKAGE:CLASS
+"""Runs an environment or a policy for `dp.tasks.elsewhere`: python -c TEXT PACKAGE:CLASS
 
 TEXT is this file. Any Python from 3.6 on that has numpy runs it: it needs nothing of `dp`. It reads messages from
 standard input, answers on what was standard output, and ends with the stream. A message is the length of its JSON, the
@@ -21,7 +21,8 @@ def send(stream: IO[bytes], value: Any) -> None:
     arrays: list[Any] = []
 
     def plain(node: Any) -> Any:
-        if isinstance(node, np.ndarray):
+        if hasattr(node, "__array__") and not isinstance(node, np.generic):  # a tensor, too
+            node = np.asarray(node)
             arrays.append(np.ascontiguousarray(node))
             return {"#array": [arrays[-1].dtype.str, list(node.shape)]}
         if isinstance(node, dict):
@@ -60,11 +61,22 @@ def _whole(node: Any, stream: IO[bytes]) -> Any:
     return {key: _whole(inner, stream) for key, inner in node.items()}
 
 
+def answered(thing: Any, method: str, arguments: Any) -> Any:
+    """The answer to one question. An environment tells its state with every `reset` and `step`."""
+    if method == "get":
+        return getattr(thing, *arguments)
+    if method == "has":
+        return hasattr(thing, *arguments)
+    answer = getattr(thing, method)(*arguments)
+    told = method in ("reset", "step") and hasattr(thing, "reward")
+    return [thing.reward, thing.success, thing.terminated, thing.info()] if told else answer
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a simulator prints is no answer
     questions: IO[bytes] = sys.stdin.buffer
-    env: Any = None
+    thing: Any = None
     while True:
         try:
             method, arguments = receive(questions)
@@ -73,12 +85,10 @@ def main() -> None:
         try:
             if method == "make":
                 module, _, name = sys.argv[1].partition(":")
-                env = getattr(importlib.import_module(module), name)(**arguments)
-                answer: Any = float(env.control_hz)
+                thing = getattr(importlib.import_module(module), name)(**arguments)
+                answer: Any = None
             else:
-                answer = getattr(env, method)(*arguments)
-            if method in ("reset", "step"):
-                answer = [env.reward, env.success, env.terminated, env.info()]
+                answer = answered(thing, method, arguments)
         except Exception as error:
             traceback.print_exc()
             send(answers, ["error", "{}: {}".format(type(error).__name__, error)])  # noqa: UP032

@@ -152,6 +152,11 @@ class Task:
         return self.name
 
     @property
+    def tested_in(self) -> str:
+        """The environment, whatever is observed of it. Policies that share it can be compared episode by episode."""
+        return self.name
+
+    @property
     def make_env(self) -> Callable[[], Env] | None:
         """Makes an environment that observes what the task says; None without a simulator."""
         if self.env is None:

@@ -111,7 +111,7 @@ def sheets(
             file = run.video(row["seed"]) or films.get((run.path, row["seed"]))
             left -= file.stat().st_size if file else 0
             link = os.path.relpath(file, folder) if file else None
-            video = _embedded(file) if file and left >= 0 else None
+            video = embedded(file) if file and left >= 0 else None
             cards.append(_card(run, row, number, link, video, replay(run, row["seed"], trusted)))
         scenes = {card.seed: scene for card in cards if (scene := run.task.scene(card.seed)) is not None}
         name = f"{result.label} · {run.replicate} · {result.protocol}"
@@ -128,7 +128,8 @@ def outcome_of(row: dict, near_miss: float | None) -> str:
     return "success" if row["success"] else "near miss" if near else "failure"
 
 
-def _embedded(file: Path) -> str:
+def embedded(file: Path) -> str:
+    """The video as the source of an element of the page."""
     return f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 

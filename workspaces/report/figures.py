@@ -334,8 +334,7 @@ def differences(comparisons: list[Comparison]) -> Figure:
 
 def heat_maps(results: list[Result]) -> Iterator[Figure]:
     """Score over horizon and inference steps, one figure per combination of the other settings."""
-    if not all("horizon" in r.setting and STEPS in r.setting for r in results):
-        return
+    results = [r for r in results if r.setting.get("horizon") is not None and r.setting.get(STEPS) is not None]
     groups: dict[tuple[str, Protocol], list[Result]] = {}
     for result in results:
         groups.setdefault((label(_without(result.setting, "horizon", STEPS)), result.protocol), []).append(result)

@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 
 from dp.tasks import Reference
 from workspaces import command, record
 from workspaces.report.failure_map import OUTCOMES, SCALE, Sheet
 from workspaces.report.figures import slug
+from workspaces.report.pair import Film
 from workspaces.report.recipe import Recipe
 from workspaces.report.runs import Run
-from workspaces.report.tables import ACTION_ERROR, Result, Table, interval, labels, number
+from workspaces.report.tables import (
+    ACTION_ERROR,
+    Comparison,
+    Result,
+    Table,
+    difference,
+    interval,
+    labels,
+    number,
+    probability,
+)
 
 NUMBER = re.compile(r"[−+<> ]*[\d.–]+( %)?( \[.*\])?( / \d+)?")
 
@@ -28,6 +40,8 @@ CAPTIONS = {
     "val-loss": "EMA policy on held-out episodes, with the same noise every time.",
     "val-action-mse": "Squared error of sampled actions on held-out episodes, in normalised units.",
     "paired-comparison": "Blue: better, orange: worse, grey: the interval includes 0.",
+    "episodes": "Each point is an episode, averaged over the training seeds. Above the line b did better. The numbers "
+    "in the corners count the episodes on either side.",
     "heat-map": "Score and its 95 % interval.",
     "latency": "Bars are 95 % intervals of the score. Filled points are on the front: no other is both faster and "
     "better. A number at a point is that of its inference steps. Latency depends on the machine of the evaluation and "
@@ -49,39 +63,93 @@ def render(
     recipes: list[Recipe],
 ) -> str:
     """The whole page: text, styles, plots (SVG) and videos in one file that needs no network."""
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            runs=runs,
+            command=command.run("workspace=report", command.override("runs", runs)),
+            made=_now(),
+            commit=record.commit(),
+            best=_best(results),
+            best_errors=_best_errors(trained),
+            several_tasks=len({run.protocol.task for run in trained} | {r.protocol.task for r in results}) > 1,
+            tables={name: _table(name, table) for name, table in tables.items()},
+            figures=_figures(figures, references),
+            references={task: lines for task, lines in references.items() if lines},
+            sheets=sheets,
+            not_shown=not_shown,
+            recipes=recipes,
+            outcomes=OUTCOMES,
+            scale=SCALE,
+            successes=_distinct((sheet.run.words.success, sheet.run.protocol.task) for sheet in sheets if sheet.judged),
+            near_misses=_distinct((sheet.run.task.near_miss, sheet.run.protocol.task) for sheet in sheets),
+            starts=list(dict.fromkeys(sheet.starts for sheet in sheets if sheet.starts)),
+        )
+    )
+
+
+def render_comparison(
+    a: str,
+    b: str,
+    protocol: str,
+    seeds: str,
+    comparison: Comparison,
+    tables: dict[str, Table],
+    figures: dict[str, tuple[str, bytes]],
+    films: Sequence[Film],
+    command_line: str,
+) -> str:
+    """The page of `workspace=compare`, in one file that needs no network."""
+    return _environment().get_template("comparison.html.j2").render(
+        title=f"{a} against {b}",
+        a=a,
+        b=b,
+        protocol=protocol,
+        seeds=seeds,
+        command=command_line,
+        made=_now(),
+        commit=record.commit(),
+        score=comparison.score,
+        success=comparison.success,
+        judged=not np.isnan(comparison.success.value),
+        n_episodes=comparison.n_episodes,
+        privileged=[name for name, side in ((a, comparison.one), (b, comparison.reference)) if side.runs[0].privileged],
+        tables={name: _table(name, table) for name, table in tables.items()},
+        figures=_figures(figures, {}),
+        films=films,
+        outcomes=OUTCOMES,
+    )  # fmt: skip
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"interval": interval, "number": number}
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        runs=runs,
-        command=command.run("workspace=report", command.override("runs", runs)),
-        made=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
-        commit=record.commit(),
-        best=_best(results),
-        best_errors=_best_errors(trained),
-        several_tasks=len({run.protocol.task for run in trained} | {r.protocol.task for r in results}) > 1,
-        tables={name: _table(name, table) for name, table in tables.items()},
-        figures={
-            name: {
-                "src": _data(svg.encode(), "image/svg+xml"),
-                "pdf": _data(pdf, "application/pdf"),
-                "caption": _caption(name, references),
-            }
-            for name, (svg, pdf) in figures.items()
-        },
-        references={task: lines for task, lines in references.items() if lines},
-        sheets=sheets,
-        not_shown=not_shown,
-        recipes=recipes,
-        outcomes=OUTCOMES,
-        scale=SCALE,
-        successes=_distinct((sheet.run.words.success, sheet.run.protocol.task) for sheet in sheets if sheet.judged),
-        near_misses=_distinct((sheet.run.task.near_miss, sheet.run.protocol.task) for sheet in sheets),
-        starts=list(dict.fromkeys(sheet.starts for sheet in sheets if sheet.starts)),
-    )
+    environment.filters |= {
+        "interval": interval, "number": number, "probability": probability, "difference": difference
+    }  # fmt: skip
+    return environment
+
+
+def _now() -> str:
+    return datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
+
+
+def _figures(
+    figures: dict[str, tuple[str, bytes]], references: Mapping[str, Sequence[Reference]]
+) -> dict[str, dict[str, str]]:
+    """Name -> (SVG, PDF), as the templates show them."""
+    return {
+        name: {
+            "src": _data(svg.encode(), "image/svg+xml"),
+            "pdf": _data(pdf, "application/pdf"),
+            "caption": _caption(name, references),
+        }
+        for name, (svg, pdf) in figures.items()
+    }
 
 
 def csv(table: Table) -> bytes:

@@ -170,18 +170,19 @@ class Found:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def find(root: Path, trusted: Collection[str] = ()) -> Found:
-    """Reads every run in `root`: one run, a directory of runs, a sweep. Raises ValueError if there is none.
+def find(root: Path, trusted: Collection[str] = (), key: str = "runs") -> Found:
+    """Reads every run in `root`: one run, a directory of runs, a sweep. Raises ValueError, naming `key`, if there is
+    none.
 
     trusted: packages besides ours whose tasks may be imported.
     """
     if not root.is_dir():
-        raise ValueError(f"runs={root}, expected a directory: a run, a directory of runs, or a sweep under multirun/")
+        raise ValueError(f"{key}={root}, expected a directory: a run, a directory of runs, or a sweep under multirun/")
     found = Found()
     for path in sorted({*_run_dirs(root), *_jobs(root, found)}):
         _take(path, found, trusted)
     if not (found.finished or found.unfinished or found.left_out):
-        raise ValueError(f"runs={root} holds no run, expected directories with run.json (as python run.py writes it)")
+        raise ValueError(f"{key}={root} holds no run, expected directories with run.json (as python run.py writes it)")
     found.finished = _with_recorded_words(found.finished)
     return found
 

@@ -149,7 +149,8 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         if sha256 := run.config.get("dataset", {}).get("sha256"):  # a renamed store holds the same data
             one["data"] = names.setdefault(sha256, one["data"])
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len(_column(flat, key)) > 1]
-    if all(run.config.get("n_action_steps") == build.auto_action_steps(run.config) for run in runs):
+    learned = [run.config for run in runs if run.config.get("horizon") is not None]  # somebody else's policy has none
+    if all(config.get("n_action_steps") == build.auto_action_steps(config) for config in learned):
         keys = [key for key in keys if key != "n_action_steps"]  # it only follows the horizon
     keys = _without_echoes(flat, keys)
     return [{key: one.get(key) for key in keys} for one in flat]
@@ -178,6 +179,13 @@ def data_of(run: Run) -> str | None:
         return None
     name = " + ".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths))
     return f"{name} ({sha256[:6]})" if sha256 else name
+
+
+def differing(a: Run, b: Run) -> list[Setting]:
+    """The settings of two runs, as far as they differ, including those that follow from others."""
+    flat = [_flat(a), _flat(b)]
+    keys = [key for key in dict.fromkeys([*flat[0], *flat[1]]) if key != "name" and len(_column(flat, key)) > 1]
+    return [{key: one.get(key) for key in keys} for one in flat]
 
 
 def _column(flat: list[dict[str, Any]], key: str) -> set[str]:
@@ -335,7 +343,7 @@ def compare(results: list[Result], baseline: Mapping[str, object] | None) -> lis
         known = "; ".join(dict.fromkeys(r.label for r in results))
         raise ValueError(f"report.baseline={baseline} is none of the settings, expected some keys of one of: {known}")
     pairs = [(one, _reference(one, results, wanted)) for one in results]
-    return [_compare(one, reference) for one, reference in pairs if reference is not None and reference is not one]
+    return [paired(one, reference) for one, reference in pairs if reference is not None and reference is not one]
 
 
 def _full_keys(baseline: Mapping[str, object], results: list[Result]) -> Setting:
@@ -372,7 +380,7 @@ def _shares_seeds(a: Result, b: Result) -> bool:
     return a.protocol.task == b.protocol.task and a.protocol.max_steps == b.protocol.max_steps and common > 1
 
 
-def _compare(one: Result, reference: Result) -> Comparison:
+def paired(one: Result, reference: Result) -> Comparison:
     """Compares two results on the env seeds that both have."""
     # Both results have one column per env seed: cut them to the seeds in common.
     first = max(one.protocol.first, reference.protocol.first)
@@ -533,6 +541,11 @@ def left_out_table(left_out: list[LeftOut], root: Path) -> Table:
 def interval(estimate: Estimate, percent: bool = False, sign: bool = False) -> str:
     """0.975 [0.966, 0.982], or 45.8 % [41.5, 50.2], with minus signs."""
     return text_of(estimate, percent, sign).replace("-", "−")
+
+
+def difference(value: Difference, percent: bool = False) -> str:
+    """+0.021 [−0.004, +0.046]."""
+    return interval(Estimate(*value[:3]), percent, sign=True)
 
 
 def number(value: float, digits: int) -> str:

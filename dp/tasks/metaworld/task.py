@@ -57,6 +57,8 @@ class MetaWorld(Task):
     def demonstrated(self) -> str:
         return ", ".join(self.tasks)
 
+    tested_in = demonstrated
+
     @property
     def make_env(self) -> Callable[[], Any] | None:
         if self.env is None:

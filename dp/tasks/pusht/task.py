@@ -51,6 +51,10 @@ class PushT(Task):
     def references(self) -> Sequence[Reference]:
         return IMAGE if "image" in self.shape_meta["obs"] else STATE
 
+    @property
+    def tested_in(self) -> str:
+        return "PushT"
+
     def recorder(self) -> "Callable[[int], Recorder]":
         """Records states. Images are rendered from them on demand."""
         from dp.tasks.pusht.demonstration import Recorder

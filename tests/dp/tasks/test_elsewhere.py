@@ -100,6 +100,6 @@ def test_its_faults_are_named(python, tmp_path):
 
 def test_it_ends_with_its_owner(python):
     env = Elsewhere(["x"], "oldsim:Old", python, {"speed": 1})
-    process = env._process
+    process = env._remote._process
     del env
     assert process.poll() == 0

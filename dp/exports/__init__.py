@@ -1,0 +1,1 @@
+"""Policies for other people's software: ONNX, AOTInductor, LeRobot."""
