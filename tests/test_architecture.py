@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    4: {"engines", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush"},
+    4: {"engines", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush", "tasks.robosuite"},
     3: {"policy", "encoders", "objectives", "data", "guidance"},
     2: {"types", "denoisers"},
     1: {"tasks", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits"},

@@ -19,7 +19,7 @@ class Elsewhere:
     That interpreter needs numpy and the environment's own packages. It sees `PYTHONPATH` and the working directory.
 
     Args:
-        target: "package.module:Class" there, with the methods of `dp.tasks.env.Env`.
+        target: "package.module:Class" there, or "file.py:Class", with the methods of `dp.tasks.env.Env`.
         python: path of the interpreter; None: this one.
         arguments: of the class.
         obs_names: given to the class as well if `arguments` says `obs_names: null`.
@@ -29,6 +29,9 @@ class Elsewhere:
     """
 
     module_arguments: ClassVar[tuple[str, ...]] = ("target",)
+
+    program_arguments: ClassVar[tuple[str, ...]] = ("python",)
+    """Arguments that name a program to start: a file names only those that its reader trusts."""
 
     def __init__(
         self,
