@@ -68,7 +68,7 @@ COMPOSED = [
     "+experiment=robosuite_image_small",
     "dataset.path=can.zarr",
 ]
-"""Commands with these arguments are only composed: they wait for a person, draw with an OpenGL, or read data of others."""
+"""Commands with these arguments are only composed: they wait for a person, draw, or read data of others."""
 
 
 def commands(text: str) -> list[list[str]]:
