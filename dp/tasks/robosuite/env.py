@@ -48,6 +48,7 @@ class RobosuiteEnv(Elsewhere):
         sizes: Mapping[str, tuple[int, int]],
         python: str | None = None,
     ) -> None:
+        self.env_name, self.absolute = env_name, absolute
         python = python or os.environ.get(VARIABLE) or None
         given = {"env_name": env_name, "n_arms": n_arms, "absolute": absolute, "sizes": dict(sizes)}
         try:

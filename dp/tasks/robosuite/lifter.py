@@ -52,6 +52,11 @@ class Lifter:
     def finish(self, seed: int, actions: Float[np.ndarray, "T 7"]) -> Demonstration | None:
         """Solves the episode of `seed` from where `actions` lead; None if it does not."""
         env = self._env = self._env or self.make_env()
+        if not isinstance(env, RobosuiteEnv) or (env.env_name, env.absolute) != ("Lift", False):
+            raise ValueError(
+                "collector=robosuite lifts the cube of Lift by movements: set task=robosuite task.name=Lift "
+                "task.shape_meta.action.shape=[7]"
+            )
         recorder, rng, hand = Recorder(env, seed), np.random.default_rng(seed), _Hand()
         for action in actions:
             env.step(action)

@@ -14,9 +14,18 @@ from typing import Any
 os.environ.setdefault("MUJOCO_GL", "egl" if Path("/dev/nvidiactl").exists() else "osmesa")
 logging.disable(logging.WARNING)  # robosuite recommends a file of settings at every start
 
+NO_OPENGL = (
+    f"MuJoCo cannot draw with MUJOCO_GL={os.environ['MUJOCO_GL']}. Type: apt install libosmesa6, or on a GPU: export "
+    "MUJOCO_GL=egl. A policy that sees positions needs no pictures: export MUJOCO_GL=disable, env_runner.n_videos=0"
+)
+
 import numpy as np  # noqa: E402
-import robosuite  # noqa: E402
-from robosuite.utils import transform_utils as rotations  # noqa: E402
+
+try:
+    import robosuite
+    from robosuite.utils import transform_utils as rotations
+except AttributeError as error:  # of PyOpenGL, which has not found the library
+    raise RuntimeError(NO_OPENGL) from error
 
 CONTROL_HZ = 20
 
@@ -130,7 +139,10 @@ class Simulator:
         if (height, width) not in self._renderers:
             largest = model.vis.global_
             largest.offheight, largest.offwidth = max(height, largest.offheight), max(width, largest.offwidth)
-            self._renderers[height, width] = mujoco.Renderer(model, height, width)
+            try:
+                self._renderers[height, width] = mujoco.Renderer(model, height, width)
+            except Exception as error:
+                raise RuntimeError(f"{NO_OPENGL} ({type(error).__name__}: {error})") from error
         renderer = self._renderers[height, width]
         renderer.update_scene(self._env.sim.data._data, camera=camera, scene_option=looks)
         return renderer.render().copy()

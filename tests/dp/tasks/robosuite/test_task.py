@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
+from dp.tasks.pusht import PushTEnv
 from dp.tasks.robosuite import Robosuite, RobosuiteEnv
-from dp.tasks.robosuite.lifter import _Hand, _to_face
+from dp.tasks.robosuite.lifter import Lifter, _Hand, _to_face
 from dp.tasks.robosuite.task import TASKS
 from workspaces import trust
 
@@ -103,6 +104,11 @@ def test_a_program_that_only_a_file_names_is_not_started() -> None:
         trust.check_targets({"task": task}, places=["task", "task.env"])
     assert trust.packages_of({"task": task}) == ["/tmp/evil"]  # which the command to evaluate it then says
     trust.check_targets({"task": task}, ["/tmp/evil"], places=["task", "task.env"])
+
+
+def test_the_demonstrator_of_another_task_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"collector=robosuite lifts the cube of Lift.*set task=robosuite"):
+        Lifter(partial(PushTEnv, ["agent_pos"]))(1000)
 
 
 def state(cube: list[float], hand: list[float]) -> Mapping[str, np.ndarray]:
