@@ -54,18 +54,18 @@ def test_a_seed_is_an_episode_in_every_process_whatever_came_before(name):
 
 
 def test_a_picture_depends_on_the_seed_alone_and_is_the_right_way_up():
-    env = task_of("Lift", pictures=tuple(PICTURES)).make_env()
+    task = task_of("Lift", pictures=tuple(PICTURES))
+    used, env = task.make_env(), task.make_env()
     seen = []
-    for seed in (1, 2, 1):
-        env.reset(seed)
-        seen.append([env.observe()[name] for name in PICTURES])
+    for one, seed in ((env, 1), (used, 2), (used, 1)):
+        one.reset(seed)
+        seen.append([one.observe()[name] for name in PICTURES])
     assert {picture.shape for picture in seen[0]} == {(84, 84, 3)}
     for first, other, again in zip(*seen, strict=True):
         assert np.array_equal(first, again)
         assert (first != other).any()
-    red = (seen[0][0][:, :, 0].astype(int) - seen[0][0][:, :, 1]) > 80
-    assert red[42:].any()  # the cube, on the table in the lower half
-    assert not red[:42].any()
+    agentview = seen[0][0].mean(axis=(1, 2))
+    assert agentview[:10].mean() < 150 < 200 < agentview[-10:].mean()  # grey gripper and wall, white table
     assert env.render().shape == (256, 256, 3)
 
 
