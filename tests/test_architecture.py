@@ -8,12 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    4: {"engines", "exports", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush"},
+    4: {"engines", "exports", "rollouts", "tasks.pusht", "tasks.metaworld", "tasks.blockpush", "tasks.robosuite"},
     3: {"policy", "encoders", "objectives", "data", "guidance"},
     2: {"types", "denoisers", "pretrained"},
-    1: {
-        "tasks", "trusted", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits", "distributed",
-    },  # fmt: skip
+    1: {"tasks", "trusted", "modalities", "kernels", "intervals", "files", "processes", "progress", "limits"}
+    | {"distributed"},
 }
 ALONE = {"ema", "devices"}
 """Each imports nothing of `dp` but `limits` or `distributed`, and is imported by nothing in it."""

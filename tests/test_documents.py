@@ -61,9 +61,18 @@ SWEEPS = {
 """Values that replace those of a sweep by name."""
 REQUIRED = {"blockpush": "pybullet", "metaworld": "metaworld"}
 """Pages whose commands need an extra package."""
-COMPOSED = ["collector=mouse", "+experiment=metaworld_image_small", "task=pusht_image", "format=onnx"]
-"""Commands with these arguments are only composed: they wait for a person, draw with an OpenGL, need LeRobot, or take
-long."""
+PYTHON = os.environ.get("DP_ROBOSUITE_PYTHON")
+"""A Python that has robosuite. Without it, the commands of its page are only composed."""
+COMPOSED = [
+    "collector=mouse",
+    "+experiment=metaworld_image_small",
+    "+experiment=robosuite_image_small",
+    "dataset.path=can.zarr",
+    "task=pusht_image",
+    "format=onnx",
+]
+"""Commands with these arguments are only composed: they wait for a person, draw, need LeRobot, read others' data, or
+take long."""
 
 
 def commands(text: str) -> list[list[str]]:
@@ -121,7 +130,9 @@ def _training(arguments: list[str]) -> list[str]:
     encoder = ["encoder=cnn"] if "+experiment=pusht_image" in arguments else []  # a ResNet's checkpoints are large
     scheduled = not any(re.match("objective=(?!distillation)", argument) for argument in arguments)
     training = [override for override in TRAINING if scheduled or not override.startswith("scheduler.")]
-    scripted = any("metaworld" in argument or "blockpush" in argument for argument in arguments)
+    scripted = any(
+        "metaworld" in argument or "blockpush" in argument or "robosuite" in argument for argument in arguments
+    )
     return [*ROLLOUTS, *training, *network, *encoder, *(["dataset.n_episodes=5"] if scripted else [])]
 
 
@@ -170,7 +181,8 @@ def placeholders(run_py: Callable[[list[str]], None], place: Path, small_zarr: P
         run_py(small(["+experiment=pusht_image", f"run_dir={place}/run"]))
         shutil.copytree(place / "run", place / "other")
     run = str(place / "run")
-    return {
+    pythons = {"$HOME/robosuite/bin/python": PYTHON} if PYTHON else {}
+    return pythons | {
         "b=DIR": f"b={place}/other",
         "dataset.path=PATH": f"dataset.path={small_zarr}",
         "=PATH": f"={run}",
@@ -193,7 +205,7 @@ def test_a_reader_can_type_what_a_page_says(page, run_py, placeholders, tmp_path
             if "/" not in name:
                 runpy.run_path(name)
         for arguments in commands(text):
-            if any(argument in COMPOSED for argument in arguments):
+            if any(argument in COMPOSED for argument in arguments) or (page.stem == "robosuite" and not PYTHON):
                 arguments = [*arguments, "--cfg", "job"]
             for placeholder, value in placeholders.items():
                 arguments = [argument.replace(placeholder, value) for argument in arguments]

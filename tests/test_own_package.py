@@ -181,7 +181,9 @@ def test_its_simulator_may_run_in_another_interpreter(trained, place):
     config = yaml.safe_load((place / "elsewhere/config.yaml").read_text())
     with pytest.raises(ValueError, match=r"task\.env\.target=toylab\.reach:ReachEnv, which is not to be trusted"):
         check_targets(config, places=["task.env"])
-    check_targets(config, ["toylab"], places=["task.env"])
+    with pytest.raises(ValueError, match=r"the program task\.env\.python=\S+python\S*, which is not to be trusted"):
+        check_targets(config, ["toylab"], places=["task.env"])
+    check_targets(config, ["toylab", sys.executable], places=["task.env"])
 
 
 def test_its_expert_takes_over(trained, place):

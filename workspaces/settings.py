@@ -84,7 +84,10 @@ TABLE: dict[Role, Entry] = {
         "Arithmetic of a training step. Rounding differs, the method does not.",
         "workspace.precision workspace.engine workspace.compress",
     ),
-    "place": Entry("Device and launcher of a run, and the packages that it may import.", "device launcher.* trust"),
+    "place": Entry(
+        "Device and launcher of a run, the packages that it may import, and the Python of a simulator.",
+        "device launcher.* trust task.env.python",
+    ),
     "output": Entry("Where results go, and in what form.", "run_dir format to logger.*"),
     "verb": Entry(
         "The command, and its checkpoint.",

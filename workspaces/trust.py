@@ -306,6 +306,12 @@ def check_targets(config: Config, trusted: Collection[str] = (), places: Collect
             module, colon, _ = str(node.get(argument)).partition(":")
             if colon and module.partition(".")[0] not in trusted:
                 raise ValueError(_distrust(f"{place}.{argument}={node.get(argument)}", module))
+        for argument, program in _programs(node).items():
+            if program not in trusted:
+                raise ValueError(
+                    f"the checkpoint names the program {place}.{argument}={program}, which is not to be trusted: not "
+                    f"loaded. If it is yours, add trust=[{program}]"
+                )
         if place in PARTIAL and node.get("_partial_") is not True:
             raise ValueError(
                 f"the checkpoint has {place}._partial_={node.get('_partial_')}, expected "
@@ -328,7 +334,7 @@ def check_part(node: object, place: str, ours: Collection[str], trusted: Collect
 
 
 def packages_of(config: Mapping[str, Any]) -> list[str]:
-    """The packages besides ours that the targets of a configuration come from, and those it trusts."""
+    """The packages besides ours that the targets of a configuration come from, its programs, and what it trusts."""
     found = set(config.get("trust") or ())
 
     def look(node: object) -> None:
@@ -336,6 +342,7 @@ def packages_of(config: Mapping[str, Any]) -> list[str]:
             target = node.get("_target_")
             if isinstance(target, str) and target.partition(".")[0] not in OURS:
                 found.add(target.partition(".")[0])
+            found.update(_programs(node).values())
             for inner in node.values():
                 look(inner)
         elif isinstance(node, list):
@@ -344,6 +351,13 @@ def packages_of(config: Mapping[str, Any]) -> list[str]:
 
     look(config)
     return sorted(found)
+
+
+def _programs(node: Mapping[str, Any]) -> dict[str, str]:
+    """Argument -> path of the programs that a class of ours would start."""
+    target = node.get("_target_")
+    names = getattr(imported(str(target)), "program_arguments", ()) if str(target).startswith("dp.tasks.") else ()
+    return {name: str(node[name]) for name in names if node.get(name) is not None}
 
 
 def _node(config: Config, place: str) -> Any:

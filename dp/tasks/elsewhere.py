@@ -75,7 +75,7 @@ class Elsewhere:
     """Makes an environment in a process of another interpreter, for simulators whose packages do not go with ours.
 
     Args:
-        target: "package.module:Class" there, with the methods of `dp.tasks.env.Env`.
+        target: "package.module:Class" there, or "file.py:Class", with the methods of `dp.tasks.env.Env`.
         python: path of the interpreter; None: this one.
         arguments: of the class.
         obs_names: given to the class as well if `arguments` says `obs_names: null`.
@@ -85,6 +85,9 @@ class Elsewhere:
     """
 
     module_arguments: ClassVar[tuple[str, ...]] = ("target",)
+
+    program_arguments: ClassVar[tuple[str, ...]] = ("python",)
+    """Arguments that name a program to start: a file names only those that its reader trusts."""
 
     def __init__(
         self,

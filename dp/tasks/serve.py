@@ -1,4 +1,4 @@
-"""Runs an environment or a policy for `dp.tasks.elsewhere`: python -c TEXT PACKAGE:CLASS
+"""Runs an environment or a policy for `dp.tasks.elsewhere`: python -c TEXT PACKAGE:CLASS, or FILE.py:CLASS
 
 TEXT is this file. Any Python from 3.6 on that has numpy runs it: it needs nothing of `dp`. It reads messages from
 standard input, answers on what was standard output, and ends with the stream. A message is the length of its JSON, the
@@ -6,6 +6,7 @@ JSON, and the bytes of the arrays that it mentions.
 """
 
 import importlib
+import importlib.util
 import json
 import os
 import struct
@@ -72,6 +73,16 @@ def answered(thing: Any, method: str, arguments: Any) -> Any:
     return [thing.reward, thing.success, thing.terminated, thing.info()] if told else answer
 
 
+def _class(target: str) -> Any:
+    place, _, name = target.rpartition(":")
+    if not place.endswith(".py"):
+        return getattr(importlib.import_module(place), name)
+    spec: Any = importlib.util.spec_from_file_location("simulator", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a simulator prints is no answer
@@ -84,13 +95,13 @@ def main() -> None:
             return
         try:
             if method == "make":
-                module, _, name = sys.argv[1].partition(":")
-                thing = getattr(importlib.import_module(module), name)(**arguments)
+                thing = _class(sys.argv[1])(**arguments)
                 answer: Any = None
             else:
                 answer = answered(thing, method, arguments)
         except Exception as error:
-            traceback.print_exc()
+            if not isinstance(error, ImportError):  # its message says it all
+                traceback.print_exc()
             send(answers, ["error", "{}: {}".format(type(error).__name__, error)])  # noqa: UP032
         else:
             send(answers, ["value", answer])

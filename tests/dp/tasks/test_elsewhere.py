@@ -80,6 +80,15 @@ def test_it_is_the_environment_that_it_would_be_here(python, monkeypatch, capfd)
     assert "hello" in capfd.readouterr().err
 
 
+def test_a_file_may_hold_it_and_what_lies_next_to_the_file_is_not_found(python, tmp_path):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab/here.py").write_text(SIMULATOR)
+    (tmp_path / "lab/json.py").write_text("raise SystemExit")
+    env = Elsewhere(["x"], f"{tmp_path}/lab/here.py:Old", python, {"speed": 1})
+    env.reset(3)
+    assert env.observe()["x"].shape == (2,)
+
+
 def test_its_faults_are_named(python, tmp_path):
     with pytest.raises(ValueError, match=r"task\.env\.python=/no/python: No such file or directory\."):
         Elsewhere(["x"], "oldsim:Old", "/no/python", {"speed": 1})
