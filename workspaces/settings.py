@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Interval
 
 from dp import limits
+from dp.data.conversion import Format
 from workspaces.arguments import MISSING, check_value
 from workspaces.config import Config
 from workspaces.logger import Mode
@@ -94,8 +95,8 @@ TABLE: dict[Role, Entry] = {
         "workspace.collect workspace.train workspace.critic workspace.evaluate workspace.afresh",
     ),
     "outside": Entry(
-        "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",
-        "hydra.* sweep runs report.* training.*",
+        "Not part of a run: keys of Hydra, of reports and conversions, an evaluation's copy of its training's settings.",
+        "hydra.* sweep runs report.* training.* from to format fps",
     ),
 }
 
@@ -137,6 +138,10 @@ VALUES: dict[str, Any] = {
     "trust": Sequence[str],
     "init_from": str | None,
     "lr_schedule.num_warmup_steps": limits.Count,
+    "from": str,
+    "to": str,
+    "format": Format,
+    "fps": Annotated[float, Interval(gt=0, le=1000)],
     "report.n_films": limits.Count,
     "report.publish": Literal["wandb"] | None,
 }
