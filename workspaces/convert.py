@@ -36,14 +36,14 @@ class ConvertWorkspace(Workspace):
             raise ValueError(f"{missing[0]} is missing: type {example}, for one of the formats {get_args(Format)}")
         given = build.task(config).data_path(config["from"])
         (self.source,) = [given] if given is not None else check_paths(config["from"])
-        self.to, self.format = Path(config["to"]).expanduser(), config["format"]
+        self.to, self.format, self.fps = Path(config["to"]).expanduser(), config["format"], float(config["fps"])
         self.signals = Signals()
 
     def run(self) -> None:
         with self.signals:
             try:
                 with self.signals.interrupting():
-                    sha256 = convert(open_store(self.source), self.to, self.format, self.config["fps"])
+                    sha256 = convert(open_store(self.source), self.to, self.format, self.fps)
             except StopNow:
                 raise self.signals.interrupted(f"To go on: {shlex.join(['python', *sys.argv])}") from None
         log.info("%s: sha256 %s, and so it reads back", self.to, sha256)

@@ -95,7 +95,7 @@ TABLE: dict[Role, Entry] = {
         "workspace.collect workspace.train workspace.critic workspace.evaluate workspace.afresh",
     ),
     "outside": Entry(
-        "Not part of a run: keys of Hydra, of reports and conversions, an evaluation's copy of its training's settings.",
+        "Not part of a run: keys of Hydra, reports and conversions, an evaluation's copy of its training's settings.",
         "hydra.* sweep runs report.* training.* from to format fps",
     ),
 }

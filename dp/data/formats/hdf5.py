@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import numpy as np
 from dp.data.cache import MEMORY_BYTES
 from dp.data.formats.bounded import COMPRESSORS, SLACK
 from dp.data.formats.memory import limited
-from dp.data.formats.store import ENDS, Header, Store, check_ordinary, check_ratio, file_stats
+from dp.data.formats.store import ENDS, Header, Store, check_ordinary, check_ratio, file_stats, first_line
 
 MAX_DEMOS, MAX_ARRAYS, MAX_DEPTH = 1_000_000, 1000, 8
 
-MAX_CHUNK_BYTES = 1 << 30
+MAX_CHUNK_BYTES = 256 << 20
 """Largest chunk, decoded. HDF5 holds a whole one in memory."""
 
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32"}
@@ -52,11 +53,8 @@ class Hdf5Store(Store):
     ) -> None:
         self.path, self._action = path, action
         check_ordinary(path)
-        with limited(path):
-            try:
-                self._file = h5py.File(path, "r")
-            except OSError as error:
-                raise ValueError(f"cannot read {path} as HDF5: {error}") from error
+        with _reading(path):
+            self._file = h5py.File(path, "r")
             data = _member(self._file, "data", h5py.Group)
             self.demos = self._demos(data, filter_keys)
             first = _member(data, self.demos[0], h5py.Group)
@@ -88,7 +86,7 @@ class Hdf5Store(Store):
 
     def open(self, name: str) -> Header:
         if name not in self._headers:
-            with limited(self.path / name):
+            with _reading(self.path / name):
                 self._headers[name] = self._measure(name)
         return self._headers[name][0]
 
@@ -138,8 +136,8 @@ class Hdf5Store(Store):
             yield slice(0, header.shape[0]), self.read(name)
             return
         for demo in self.demos:
-            array = self._array(demo, name)
-            with limited(f"{self.path}: data/{demo}/{name}"):
+            with _reading(f"{self.path}: data/{demo}/{name}"):
+                array = self._array(demo, name)
                 _check_chunks(array, f"{self.path}: data/{demo}/{name}")
             for first in range(0, array.shape[0], header.block_rows):
                 values = self._values(array, slice(first, first + header.block_rows), name)
@@ -147,11 +145,8 @@ class Hdf5Store(Store):
             start += array.shape[0]
 
     def _values(self, array: Any, rows: slice, name: str) -> np.ndarray:
-        with limited(f"{self.path}: {array.name}"):
-            try:
-                values = array[rows]
-            except (OSError, RuntimeError) as error:
-                raise ValueError(f"{self.path}: {array.name} is damaged: {error}") from error
+        with _reading(f"{self.path}: {array.name}"):
+            values = array[rows]
         return self._action(values) if self._action is not None and name == "actions" else values
 
     def fingerprint(self, name: str) -> str:
@@ -170,6 +165,16 @@ class Hdf5Store(Store):
         return f"obs/{key}" if f"obs/{key}" in self.names else super().find(key)  # next_obs/<key> ends with it, too
 
 
+@contextmanager
+def _reading(what: object) -> Iterator[None]:
+    """Turns what HDF5 raises into a ValueError, and limits the memory that it takes."""
+    with limited(what):
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError, zlib.error) as error:
+            raise ValueError(f"{what} cannot be read: {first_line(error)}") from error
+
+
 def _member(group: Any, name: str, kind: type) -> Any:
     """The group or array `name` in this very file. Raises ValueError for anything else, links to other files above
     all."""
@@ -179,10 +184,7 @@ def _member(group: Any, name: str, kind: type) -> Any:
         raise ValueError(f"{where} is missing: expected robomimic's layout, data/demo_<number>/actions")
     if not isinstance(link, h5py.HardLink):
         raise ValueError(f"{where} is a link, which may lead to any file: store the data themselves")
-    try:
-        member = group[name]
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{where} is damaged: {error}") from error
+    member = group[name]
     if not isinstance(member, kind):
         raise ValueError(f"{where} is {type(member).__name__}, expected {kind.__name__}")
     return member
@@ -213,8 +215,7 @@ def _mask(file: Any, filter_key: str) -> frozenset[str]:
         raise ValueError(f"{where} is {array.dtype} {array.shape}, expected names of demonstrations")
     _check_layout(array, where)
     _check_chunks(array, where)
-    with limited(where):
-        names = array[:].tolist()
+    names = array[:].tolist()
     return frozenset(name.decode(errors="replace") for name in names)
 
 
@@ -251,10 +252,7 @@ def _check_chunks(array: Any, where: str) -> None:
             raise ValueError(f"{where}: a chunk has {chunk.size:,} bytes, but {limit - SLACK:,} are declared")
         if packed:
             skipped, data = array.id.read_direct_chunk(chunk.chunk_offset)
-            if not skipped and COMPRESSORS["zlib"](data, limit) > limit:
+            if not skipped and COMPRESSORS["zlib"](memoryview(data), limit) > limit:
                 raise ValueError(f"{where}: a chunk unpacks to more than the {limit - SLACK:,} bytes that are declared")
 
-    try:
-        array.id.chunk_iter(check)
-    except (zlib.error, OSError, RuntimeError) as error:
-        raise ValueError(f"{where} is damaged: {error}") from error
+    array.id.chunk_iter(check)

@@ -82,7 +82,7 @@ class LeRobotStore(Store):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._info = _read_info(path / INFO)
-        self.fps = float(_positive(self._info, "fps", path / INFO))
+        self.fps = _positive(self._info, "fps", path / INFO)
         self.features = _features(self._info.get("features"), path / INFO)
         self.names = sorted([*self.features, ENDS])
         self._metadata = [ParquetFile(file) for file in _files_below(path / "meta/episodes")]
@@ -251,7 +251,7 @@ def _positive(info: Mapping[str, Any], key: str, file: Path) -> float:
     value = info.get(key)
     if not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value < 1e6:
         raise ValueError(f"{file} has {key}={str(value)[:20]}, expected a positive number")
-    return value
+    return float(value)
 
 
 def _features(declared: Any, file: Path) -> dict[str, Feature]:

@@ -1,5 +1,6 @@
 """Columns of parquet files within bounds: a row group is compared with what its file can hold before it is read."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dp.data.formats.memory import limited
-from dp.data.formats.store import MAX_RATIO, check_ordinary
+from dp.data.formats.store import MAX_RATIO, check_ordinary, first_line
 
 pa.allocate_buffer(1 << 16)  # Arrow's allocator reserves a gigabyte at once, which is not to happen within `limited`
 
@@ -46,7 +47,7 @@ class ParquetFile:
             except MemoryError:
                 raise
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"cannot read {path} as parquet: {error}") from error
+                raise ValueError(f"cannot read {path} as parquet: {first_line(error)}") from error
         self.n_rows = self._file.metadata.num_rows
         if not 0 <= self.n_rows <= MAX_ROWS:
             raise ValueError(f"{path} declares {self.n_rows:,} rows, expected at most {MAX_ROWS:,}")
@@ -87,7 +88,7 @@ class ParquetFile:
             except MemoryError:
                 raise
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{self.path}: {column} is damaged: {error}") from error
+                raise ValueError(f"{self.path}: {column} is damaged: {first_line(error)}") from error
 
     def numbers(self, column: str, dtype: np.dtype, shape: tuple[int, ...], n_rows: int) -> Iterator[np.ndarray]:
         """Yields the values of a column of numbers, (at most n_rows, *shape) at a time.
@@ -95,11 +96,27 @@ class ParquetFile:
         Raises ValueError for values of another type or shape, and for missing ones.
         """
         what = f"{self.path}: {column}"
+        self._check_count(column, shape, what)
         for array in self.batches(column, n_rows):
             values = _flat(array, shape if shape != (1,) else (), what).to_numpy(zero_copy_only=False)
             if values.dtype != dtype:
                 raise ValueError(f"{what} holds {values.dtype}, but {dtype} is declared")
             yield values.reshape(len(array), *shape)
+
+    def _check_count(self, column: str, shape: tuple[int, ...], what: str) -> None:
+        """Raises ValueError if a row group declares more values than its rows have: a row may be a list of any length,
+        and a billion equal values take a few bytes."""
+        schema, metadata = self._file.schema_arrow, self._file.metadata
+        if column not in schema.names:
+            return
+        first = sum(_leaves(field.type) for field in list(schema)[: schema.get_field_index(column)])
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            if group.num_columns > first and group.column(first).num_values != group.num_rows * math.prod(shape):
+                raise ValueError(
+                    f"{what} holds {group.column(first).num_values:,} numbers in {group.num_rows:,} rows, but shape "
+                    f"{list(shape)} is declared"
+                )
 
     def texts(self, column: str) -> list[str]:
         """The values of a column of texts. Raises ValueError for other values, and for very many."""
@@ -111,6 +128,13 @@ class ParquetFile:
             if len(found) >= MAX_TEXTS or array.nbytes > MAX_METADATA_ITEMS:
                 raise ValueError(f"{self.path}: {column} holds too many texts")
         return found
+
+
+def _leaves(kind: Any) -> int:
+    """Columns of the file that a field of this type takes."""
+    if not pa.types.is_nested(kind):
+        return 1
+    return sum(_leaves(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def _flat(array: Any, shape: tuple[int, ...], what: str) -> Any:

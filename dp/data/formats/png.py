@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from dp.data.formats.store import first_line
+
 SLACK = 1 << 16
 """Bytes that a PNG file may have more than its pixels: noise does not compress."""
 
@@ -30,4 +32,4 @@ def decode(content: bytes, out: UInt8[np.ndarray, "Y X 3"]) -> None:
             )
         out[...] = np.asarray(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"a picture is no sound PNG file: {error}") from error
+        raise ValueError(f"a picture is no sound PNG file: {first_line(error)}") from error

@@ -120,6 +120,11 @@ def file_stats(path: Path) -> list[list[Any]]:
     return files
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+
+
 def check_ordinary(file: Path, max_bytes: int | None = None) -> int:
     """The size of an ordinary file. Raises ValueError for anything else: reading a pipe would wait for ever."""
     if not file.exists():

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dp.data.formats.memory import limited
-from dp.data.formats.store import check_ordinary
+from dp.data.formats.store import check_ordinary, first_line
 
 CONTAINER = "mp4"
 """The only container that is opened. FFmpeg would follow a playlist to other files, and to addresses."""
@@ -46,8 +46,8 @@ def _open(file: Any, path: Path, max_pixels: int) -> Any:
             return av.open(file, format=CONTAINER, options={"max_pixels": str(max_pixels)})
         except MemoryError:
             raise
-        except (av.FFmpegError, ValueError) as error:
-            raise ValueError(f"cannot read {path} as an mp4 video: {error}") from error
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise ValueError(f"cannot read {path} as an mp4 video: {first_line(error)}") from error
 
 
 def _stream(container: Any, path: Path) -> Any:
@@ -65,5 +65,7 @@ def _next(decoded: Iterator[Any], path: Path) -> Any:
             return next(decoded, None)
         except MemoryError:
             raise
-        except av.FFmpegError as error:
-            raise ValueError(f"{path} is damaged, or has frames of another size than declared: {error}") from error
+        except (av.FFmpegError, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged, or has frames of another size than declared: {first_line(error)}"
+            ) from error

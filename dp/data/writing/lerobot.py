@@ -85,7 +85,7 @@ def _name(number: int) -> str:
     return FILE.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES)
 
 
-def _features(episodes: Episodes, fps: float) -> dict[str, Any]:
+def _features(episodes: Episodes) -> dict[str, Any]:
     """The features as info.json declares them."""
     features: dict[str, Any] = {}
     for name, array in episodes.arrays.items():
@@ -93,7 +93,7 @@ def _features(episodes: Episodes, fps: float) -> dict[str, Any]:
         names = ["height", "width", "channel"] if picture else None
         features[name] = {"dtype": PICTURES if picture else array.dtype.name, "shape": shape, "names": names}
     counters = {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in COUNTERS.items()}
-    return {name: {**entry, "fps": fps} for name, entry in {**features, **counters}.items()}
+    return {**features, **counters}
 
 
 def _frames(episodes: Episodes, numbers: range, rows: range, fps: float, task_index: np.ndarray) -> pa.Table:
@@ -224,7 +224,6 @@ def _task_table(texts: Sequence[str]) -> pa.Table:
 
 
 def _info(episodes: Episodes, fps: float, n_tasks: int) -> dict[str, Any]:
-    whole = int(fps) if float(fps).is_integer() else fps
     return {
         "codebase_version": VERSION,
         "robot_type": "unknown",
@@ -234,9 +233,9 @@ def _info(episodes: Episodes, fps: float, n_tasks: int) -> dict[str, Any]:
         "chunks_size": CHUNK_FILES,
         "data_files_size_in_mb": 100,
         "video_files_size_in_mb": 200,
-        "fps": whole,
+        "fps": int(fps) if fps.is_integer() else fps,
         "splits": {"train": f"0:{episodes.n_episodes}"},
         "data_path": f"data/{FILE}",
         "video_path": None,
-        "features": _features(episodes, whole),
+        "features": _features(episodes),
     }
