@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,12 +13,12 @@ STATUS = Path("/proc/self/status")
 
 
 @contextmanager
-def limited(what: object, output_bytes: int = 0, refused: Callable[[Exception], bool] | None = None) -> Iterator[None]:
+def limited(what: object, output_bytes: int = 0) -> Iterator[None]:
     """Limits this process, while the block runs, to `output_bytes` and `ALLOWANCE` more memory than it has.
 
     Linux counts heap and private mappings (RLIMIT_DATA, setrlimit(2)). Elsewhere nothing is limited.
 
-    Raises ValueError, naming `what`, where the limit is reached. refused: whether another error means that, too.
+    Raises ValueError, naming `what`, where the limit is reached.
     """
     if not sys.platform.startswith("linux"):
         yield
@@ -30,12 +30,10 @@ def limited(what: object, output_bytes: int = 0, refused: Callable[[Exception], 
     resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
         yield
-    except Exception as error:
-        if isinstance(error, MemoryError) or (refused is not None and refused(error)):
-            raise ValueError(
-                f"{what} takes more than {ALLOWANCE >> 20:,} MB to decode: it does not hold what it declares"
-            ) from error
-        raise
+    except MemoryError as error:
+        raise ValueError(
+            f"{what} takes more than {ALLOWANCE >> 20:,} MB to decode: it does not hold what it declares"
+        ) from error
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
