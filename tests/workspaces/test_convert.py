@@ -15,8 +15,8 @@ TRAINING = [
     "encoder=cnn", "encoder.channels=[8,8,8,8]", "encoder.crop=1.0", "denoiser=unet1d_small",
     "denoiser.channels=[16,32]",
     "denoiser.step_embed_dim=16", "device=cpu", "n_threads=1",
-    "logger.mode=disabled", "workspace.num_steps=4",
-    "workspace.batch_size=4", "workspace.every={log: 1, validate: 4, rollout: 4, checkpoint: 4}",
+    "logger.mode=disabled", "workspace.num_steps=2",
+    "workspace.batch_size=4", "workspace.every={log: 1, validate: 2, rollout: 2, checkpoint: 2}",
     "workspace.precision=fp32", "lr_schedule.num_warmup_steps=1", "dataset.val_ratio=0.25",
 ]  # fmt: skip
 
