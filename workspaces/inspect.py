@@ -2,18 +2,27 @@
 
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from dp.data import summary
-from dp.data.demonstrations import Demonstrations, check_paths, open_zarr
-from dp.data.formats.zarr import ZarrStore
+from dp.data.demonstrations import Demonstrations
+from dp.data.formats import open_store
+from dp.data.formats.store import Store
+from dp.data.opening import check_paths, open_lerobot, open_robomimic, open_zarr
 from dp.data.reading import Mismatch
 from dp.modalities import parse_shape_meta
 from workspaces import build, checkpoint, command, record
 from workspaces.base import Config, Workspace
+
+OPEN: Mapping[str, Callable[..., Demonstrations]] = {
+    "zarr": open_zarr,
+    "lerobot": open_lerobot,
+    "robomimic": open_robomimic,
+}
+"""What reads a format, by its choice of `dataset=`."""
 
 
 class InspectWorkspace(Workspace):
@@ -93,7 +102,7 @@ class InspectWorkspace(Workspace):
         if self.config["dataset"].get("path") is None or not (isinstance(error, Mismatch) or undeclared):
             raise error
         for path in check_paths(self.config["dataset"]["path"]):
-            store = ZarrStore(path)
+            store = open_store(path)
             yield from summary.describe(store)
             yield f"To train on these data: {_training_on(store)}"
         chosen = [
@@ -102,29 +111,29 @@ class InspectWorkspace(Workspace):
         if chosen:
             raise error
         for path in check_paths(self.config["dataset"]["path"]):
-            yield from self._trainable(ZarrStore(path))
+            yield from self._trainable(open_store(path))
         task = f"task={self.config['task']['name']}"
         yield f"{task} does not read them: {error}"
         self.closing = (
             f"{task}, the default, does not read these data. The line above trains on them, and inspect checks it, too"
         )
 
-    def _trainable(self, store: ZarrStore) -> Iterator[str]:
+    def _trainable(self, store: Store) -> Iterator[str]:
         """Reads the numbers as the line to paste would. Raises the ValueError that training on them would."""
         shape_meta = summary.guess(store)
         if shape_meta["action"] != "???":
             obs, action = parse_shape_meta(shape_meta)
             numbers = {name: spec for name, spec in obs.items() if spec.type != "rgb"}  # images would take minutes
-            yield from self._windows(open_zarr(numbers, action, str(store.path)))
+            yield from self._windows(OPEN[store.choice](numbers, action, str(store.path)))
 
 
-def _training_on(store: ZarrStore) -> str:
+def _training_on(store: Store) -> str:
     """The command."""
     shape_meta = summary.guess(store)
     images = any(entry["type"] == "rgb" for entry in shape_meta["obs"].values())
     return command.run(
         "task=own",
-        "dataset=zarr",
+        f"dataset={store.choice}",
         *(() if images else ("encoder=state",)),
         command.override("task.shape_meta", shape_meta),
         command.override("dataset.path", str(store.path)),

@@ -88,7 +88,7 @@ TABLE: dict[Role, Entry] = {
         "Device and launcher of a run, the packages that it may import, and the Python of a simulator.",
         "device launcher.* trust task.env.python",
     ),
-    "output": Entry("Where results go, and in what form.", "run_dir format to logger.*"),
+    "output": Entry("Where results go.", "run_dir logger.*"),
     "verb": Entry(
         "The command, and its checkpoint.",
         "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
@@ -98,8 +98,8 @@ TABLE: dict[Role, Entry] = {
         "workspace.measure workspace.repo",
     ),
     "outside": Entry(
-        "Not part of a run: Hydra's keys, the report's, an evaluation's copy of its training's settings.",
-        "hydra.* sweep runs a b report.* training.*",
+        "Not part of a run: keys of Hydra, reports, conversions and exports, an evaluation's copy of its training's settings.",
+        "hydra.* sweep runs a b report.* training.* from to format fps",
     ),
 }
 
@@ -142,6 +142,10 @@ VALUES: dict[str, Any] = {
     "init_from": str | None,
     "policy": str | Mapping[str, Any] | None,
     "lr_schedule.num_warmup_steps": limits.Count,
+    "from": str,
+    "to": str | None,
+    "format": str,
+    "fps": Annotated[float, Interval(gt=0, le=1000)],
     "report.n_films": limits.Count,
     "report.publish": Literal["wandb"] | None,
 }

@@ -10,7 +10,8 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from dp.data.demonstrations import Demonstrations, open_zarr
+from dp.data.demonstrations import Demonstrations
+from dp.data.opening import open_zarr
 from dp.data.recording import DemonstrationStore
 from dp.limits import EnvSeed, Positive, Seed
 from dp.modalities import Spec

@@ -5,19 +5,16 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Interval
 from jaxtyping import Float
 
 from dp.data.episodes import Episodes
-from dp.data.formats.zarr import ZarrStore
-from dp.data.reading import key_of, read, start_seeds
+from dp.data.formats import open_store
+from dp.data.reading import key_of
 from dp.data.summary import describe
-from dp.data.windows import Split, WindowDataset, split_episodes, window_table
-from dp.limits import Positive, Seed
+from dp.data.windows import Split, WindowDataset, window_table
 from dp.modalities import CONSTANT_RANGE, Normalizer, Spec
 
 log = logging.getLogger(__name__)
@@ -110,56 +107,11 @@ class Demonstrations:
     def describe(self) -> Iterator[str]:
         """Lines for people. Raises ValueError, after the last line, if something is wrong with the data."""
         for path in self.paths:
-            yield from describe(ZarrStore(path))
+            yield from describe(open_store(path))
 
     def save_pictures(self, folder: Path) -> Iterator[str]:
         """Writes pictures of the episodes to `folder`. Yields lines that say which."""
         yield f"no pictures: the task of {', '.join(map(str, self.paths))} does not draw any"
-
-
-def open_zarr(
-    obs: Mapping[str, Spec],
-    action: Spec,
-    path: str | Sequence[str] | None,
-    sha256: str | None = None,
-    val_ratio: Annotated[float, Interval(ge=0, lt=1)] = 0.02,
-    max_train_episodes: Positive | None = None,
-    split_seed: Seed = 42,
-    episode_ends: str | None = None,
-) -> Demonstrations:
-    """Demonstrations in replay buffers that anybody wrote, see `dp.data.reading.read`.
-
-    Args:
-        path: a zarr store (format 2 or 3, a folder or a .zip), or several, whose episodes are joined.
-        sha256: the digest that the data must have, or None for any.
-        val_ratio, max_train_episodes, split_seed: see `split_episodes`.
-        episode_ends: the array of episode ends; None finds it.
-
-    Raises:
-        ValueError: if there are no data, or they are damaged, not as declared, or not those of `sha256`.
-    """
-    paths = check_paths(path)
-    specs = {**obs, "action": action}
-    stores = [ZarrStore(one) for one in paths]
-    episodes = read(stores, specs, episode_ends)
-    digest = episodes.sha256(*(name for name, spec in specs.items() if spec.type == "low_dim"))
-    check_sha256(sha256, digest, paths)
-    split = split_episodes(episodes.n_episodes, val_ratio, max_train_episodes, split_seed)
-    seeds = start_seeds(stores, specs, episode_ends)
-    return Demonstrations(episodes, obs, action, split, paths, digest, seeds=seeds)
-
-
-def check_paths(path: str | Sequence[str] | None) -> list[Path]:
-    """The stores that `path` names. Raises ValueError unless they are there, and different."""
-    given = [path] if path is None or isinstance(path, str) else list(path)
-    paths = [Path(str(one)).expanduser() for one in given if one is not None]
-    if not paths or len({one.resolve() for one in paths}) < len(given):
-        shown = "null" if given == [None] else f"[{','.join(map(str, given))}]"
-        raise ValueError(f"dataset.path={shown}, expected a store, or several different ones")
-    for one in paths:
-        if not one.exists():
-            raise ValueError(f"dataset.path={one}: there is no data set there")
-    return paths
 
 
 def check_sha256(expected: str | None, found: str, paths: Sequence[Path]) -> None:

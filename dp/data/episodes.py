@@ -12,8 +12,8 @@ class Episodes:
     """Episodes end to end.
 
     `arrays` maps a name to (N, ...): images are uint8 (N, Y, X, 3) RGB, everything else is float32 in the recorder's
-    units. `episode_ends` int64 (E,) holds one past the last frame of each episode, as the reference implementation
-    stores it.
+    units (a conversion keeps every type). `episode_ends` int64 (E,) holds one past the last frame of each episode, as
+    the reference implementation stores it.
     """
 
     arrays: dict[str, np.ndarray]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dp.data.cache import Frames
-from dp.data.formats.zarr import ZarrStore
+from dp.data.formats.store import Store
 from dp.progress import Progress
 
 OVERSHOOT = 0.01
@@ -23,7 +23,7 @@ def channels_first(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     return first
 
 
-def stored_frames(store: ZarrStore, name: str, expected: tuple[int, ...], n_frames: int | None = None) -> Frames:
+def stored_frames(store: Store, name: str, expected: tuple[int, ...], n_frames: int | None = None) -> Frames:
     """The images of the array `name`, for `load_images` to decode: integers 0..255, floats 0..255 or 0..1, or
     booleans.
 
@@ -41,7 +41,7 @@ def stored_frames(store: ZarrStore, name: str, expected: tuple[int, ...], n_fram
     return Frames(key, (n, *expected[1:], 3), write)
 
 
-def _decode(store: ZarrStore, name: str, first: bool, images: np.ndarray, scale: int) -> bool:
+def _decode(store: Store, name: str, first: bool, images: np.ndarray, scale: int) -> bool:
     """Writes the images times `scale`. Stops and returns True if they need another scale: 1 instead of 255.
 
     Raises ValueError for values that are in neither range.

@@ -9,7 +9,7 @@ import numpy as np
 
 from dp.data.cache import load_images
 from dp.data.episodes import Episodes, join_ends
-from dp.data.formats.zarr import ZarrStore
+from dp.data.formats.store import Store
 from dp.data.images import channels_first, stored_frames
 from dp.data.recording import read_settings
 from dp.modalities import Spec
@@ -28,13 +28,13 @@ class Mismatch(ValueError):
 class Found:
     """A store, which of its arrays each entry of `shape_meta` comes from, and its episode ends."""
 
-    store: ZarrStore
+    store: Store
     names: Mapping[str, str]
     episode_ends: np.ndarray
 
 
 def read(
-    stores: Sequence[ZarrStore],
+    stores: Sequence[Store],
     specs: Mapping[str, Spec],
     episode_ends: str | None = None,
     cache_dir: Path | None = None,
@@ -61,7 +61,7 @@ def read(
     return Episodes(arrays, join_ends([one.episode_ends for one in found]))
 
 
-def compare(store: ZarrStore, specs: Mapping[str, Spec], episode_ends: str | None) -> Found:
+def compare(store: Store, specs: Mapping[str, Spec], episode_ends: str | None) -> Found:
     """Raises what `read` raises, from metadata and the episode ends alone."""
     if collected := read_settings(store.path) is not None:  # named as the task names them, not as the user's own data
         specs = {n: s if store.find(s.key) is not None else replace(s, key=n) for n, s in specs.items()}
@@ -73,7 +73,7 @@ def compare(store: ZarrStore, specs: Mapping[str, Spec], episode_ends: str | Non
     return Found(store, names, find_ends(store, n_frames, None if collected else episode_ends))
 
 
-def start_seeds(stores: Sequence[ZarrStore], specs: Mapping[str, Spec], episode_ends: str | None) -> np.ndarray:
+def start_seeds(stores: Sequence[Store], specs: Mapping[str, Spec], episode_ends: str | None) -> np.ndarray:
     """Seed from whose initial state each episode of all stores begins, int64 (E,); -1 where no seed is known.
 
     Only collections know seeds, and there a takeover begins in the middle of an episode.
@@ -96,7 +96,7 @@ def key_of(name: str) -> str:
     return "task.shape_meta.action" if name == "action" else f"task.shape_meta.obs.{name}"
 
 
-def find(store: ZarrStore, spec: Spec, key: str) -> str:
+def find(store: Store, spec: Spec, key: str) -> str:
     """The name of the array that `spec` describes. `key`: of the entry, for messages. Raises Mismatch."""
     name = store.find(spec.key)
     if name is None:
@@ -133,12 +133,12 @@ def _image_advice(shape: tuple[int, ...], key: str) -> str:
     return f"set {key}.shape={fitting[0]}, or use images of the declared size"
 
 
-def find_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> np.ndarray:
+def find_ends(store: Store, n_frames: int, name: str | None = None) -> np.ndarray:
     """Episode ends, int64 (E,), from the array that `name_of_ends` finds. Raises ValueError if they cannot be ends."""
     return _ends(store, name_of_ends(store, n_frames, name), n_frames)
 
 
-def name_of_ends(store: ZarrStore, n_frames: int, name: str | None = None) -> str:
+def name_of_ends(store: Store, n_frames: int, name: str | None = None) -> str:
     """The array of episode ends: `name`, or the one array that can be nothing else.
 
     It is the array called episode_ends, or else the one-dimensional integer array that increases strictly and ends at
@@ -168,8 +168,8 @@ def _are_ends(values: np.ndarray, n_frames: int) -> bool:
     return bool((np.diff(values.astype(np.int64), prepend=0) > 0).all()) and int(values[-1]) == n_frames
 
 
-def _ends(store: ZarrStore, name: str, n_frames: int) -> np.ndarray:
-    store.check_chunks(name, complete=True)  # ends are never 0
+def _ends(store: Store, name: str, n_frames: int) -> np.ndarray:
+    store.check_complete(name)  # ends are never 0
     ends = store.read(name)
     check_ends(store.path / name, ends, n_frames)
     if ends[-1] != n_frames:
@@ -201,7 +201,7 @@ def _taken_for(ends: np.ndarray, n_frames: int | None) -> str:
     return ""
 
 
-def read_low_dim(store: ZarrStore, name: str, spec: Spec, n_frames: int | None = None) -> np.ndarray:
+def read_low_dim(store: Store, name: str, spec: Spec, n_frames: int | None = None) -> np.ndarray:
     """The first `n_frames` (default: all) of an array of numbers, float32 (N, *shape). Raises ValueError for NaN."""
     with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, which is refused
         array = store.read(name)[:n_frames].astype(np.float32).reshape(-1, *spec.shape)

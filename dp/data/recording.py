@@ -146,7 +146,7 @@ class _Column:
 
     def __init__(self, store: Path, name: str, dtype: str, row: tuple[int, ...], length: int) -> None:
         self.folder, self.dtype, self.row, self.length = store / name, dtype, row, length
-        self.chunk_rows = _chunk_rows(name, dtype, row)
+        self.chunk_rows = chunk_rows(name, dtype, row)
         full = length - length % self.chunk_rows
         self._open_chunk = _read(self.folder)[full:length]
 
@@ -166,7 +166,7 @@ class _Column:
             self._open_chunk = self._open_chunk[:0]
 
     def show(self) -> None:
-        _write_metadata(self.folder, self.dtype, self.row, self.chunk_rows, self.length)
+        write_metadata(self.folder, self.dtype, self.row, self.chunk_rows, self.length)
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
@@ -189,7 +189,7 @@ def _create(path: Path, settings: Mapping[str, Any], specs: Columns) -> None:
         write_json(temporary / group / ".zgroup", {"zarr_format": 2})
     write_json(temporary / ".zattrs", {SETTINGS: settings})
     for name, (dtype, row) in {**specs, ENDS: ("<i8", ())}.items():
-        _write_metadata(temporary / name, dtype, row, _chunk_rows(name, dtype, row), 0)
+        write_metadata(temporary / name, dtype, row, chunk_rows(name, dtype, row), 0)
     temporary.rename(path)
 
 
@@ -210,7 +210,7 @@ def _check(path: Path, settings: Mapping[str, Any], specs: Columns, aliases: Map
         )
 
 
-def _chunk_rows(name: str, dtype: str, row: tuple[int, ...]) -> int:
+def chunk_rows(name: str, dtype: str, row: tuple[int, ...]) -> int:
     row_bytes = np.dtype(dtype).itemsize * math.prod(row)
     return max(1, min(CHUNK_ROWS[name.partition("/")[0]], MAX_CHUNK_BYTES // row_bytes))
 
@@ -225,7 +225,7 @@ def _length(folder: Path) -> int:
     return json.loads((folder / ".zarray").read_text())["shape"][0]
 
 
-def _write_metadata(folder: Path, dtype: str, row: tuple[int, ...], chunk_rows: int, length: int) -> None:
+def write_metadata(folder: Path, dtype: str, row: tuple[int, ...], chunk_rows: int, length: int) -> None:
     fill_value = {"f": 0.0, "i": 0, "u": 0, "b": False, "U": ""}[dtype[1]]
     metadata = {
         "chunks": [chunk_rows, *row],

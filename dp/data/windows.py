@@ -46,16 +46,20 @@ def split_episodes(n_episodes: int, val_ratio: float, max_train_episodes: int | 
     """
     if not 0 <= val_ratio < 1:
         raise ValueError(f"dataset.val_ratio={val_ratio}, expected 0 <= val_ratio < 1")
-    if max_train_episodes is not None and max_train_episodes < 1:
-        raise ValueError(f"dataset.max_train_episodes={max_train_episodes}, expected at least 1, or null for all")
     val = np.zeros(n_episodes, bool)
     if val_ratio > 0:
         n_val = min(max(1, round(n_episodes * val_ratio)), n_episodes - 1)
         val[np.random.default_rng(seed).choice(n_episodes, n_val, replace=False)] = True
-    train = np.flatnonzero(~val)
-    if max_train_episodes is not None and len(train) > max_train_episodes:
-        train = np.sort(np.random.default_rng(seed).choice(train, max_train_episodes, replace=False))
-    return Split(train, np.flatnonzero(val))
+    return Split(limit_episodes(np.flatnonzero(~val), max_train_episodes, seed), np.flatnonzero(val))
+
+
+def limit_episodes(train: np.ndarray, max_train_episodes: int | None, seed: int) -> np.ndarray:
+    """At most `max_train_episodes` of the numbers `train`, drawn with `seed`, ascending. None: all of them."""
+    if max_train_episodes is not None and max_train_episodes < 1:
+        raise ValueError(f"dataset.max_train_episodes={max_train_episodes}, expected at least 1, or null for all")
+    if max_train_episodes is None or len(train) <= max_train_episodes:
+        return train
+    return np.sort(np.random.default_rng(seed).choice(train, max_train_episodes, replace=False))
 
 
 class WindowDataset(Dataset):

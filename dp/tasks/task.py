@@ -187,6 +187,10 @@ class Task:
         """Finishes episodes that a policy does not solve (`collector=takeover`); None: nobody can."""
         return None
 
+    def data_path(self, name: str) -> Path | None:
+        """Where the demonstrations lie that people know by this name; None for a name that the task does not know."""
+        return None
+
     def first_seed(self, start_seed: int | None, key: str) -> int:
         """Seed of the first demonstration; None: `START_SEED`, or the first that the task does not keep for tests.
 

@@ -5,7 +5,20 @@ import sys
 
 import pytest
 
-UNUSED = ["zarr", "pygame", "gym_pusht", "pymunk", "shapely", "cv2", "gymnasium", "hydra", "omegaconf", "wandb"]
+UNUSED = [
+    "zarr",
+    "pygame",
+    "gym_pusht",
+    "pymunk",
+    "shapely",
+    "cv2",
+    "gymnasium",
+    "pyarrow",
+    "h5py",
+    "hydra",
+    "omegaconf",
+    "wandb",
+]
 
 
 @pytest.mark.parametrize("module", ["dp.policy", "dp.denoisers", "dp.encoders", "dp.objectives", "dp.engines"])

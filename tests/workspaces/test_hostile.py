@@ -88,7 +88,7 @@ WEIGHT = "denoiser.final_conv.1.weight"
         ("config/optimizer/lr", complex(1), "complex"),
         ("config/encoder", None, "encoder=None"),
         ("config/encoder/_target_", "torch.hub.load", "not to be trusted"),
-        ("config/encoder/_target_", "dp.data.demonstrations.open_zarr", "not to be trusted"),
+        ("config/encoder/_target_", "dp.data.opening.open_zarr", "not to be trusted"),
         (f"ema/model/{WEIGHT}", torch.zeros(2, 16, 1, dtype=torch.int64), "int64"),
         (f"ema/model/{WEIGHT}", torch.full((2, 16, 1), float("nan")), "not finite"),
         (f"ema/model/{WEIGHT}", torch.zeros(1).expand(MUCH), "claims shape (100000000000,) but holds less"),

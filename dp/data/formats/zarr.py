@@ -19,6 +19,7 @@ import zarr
 
 from dp.data.cache import MEMORY_BYTES
 from dp.data.formats.bounded import BoundedZipStore, check_codecs, max_file_bytes
+from dp.data.formats.store import FREE_BYTES, MAX_RATIO, Store, file_stats
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,6 @@ MAX_METADATA_BYTES, MAX_CHUNKS = 16 << 20, 10_000_000
 MAX_CHUNK_BYTES = 2 << 30
 """Decoded size of a chunk; zarr's codecs take no larger one."""
 
-MAX_RATIO = 500
-"""Decoded bytes for each stored one. zlib reaches 1,030, for zeros; recordings reach 50."""
-
-FREE_BYTES = 256 << 20
-"""Arrays up to this size need not be stored at all: chunks that hold the fill value alone are not written."""
-
-
 NUMBERS = "biufcmM"
 """Kinds of types with a fixed size. Texts may be longer than their type says; they are never read."""
 
@@ -47,7 +41,7 @@ NO_DAMAGE = (MemoryError, PermissionError)
 """Errors of reading that say nothing about the files, so they come without advice to delete data."""
 
 
-class ZarrStore:
+class ZarrStore(Store):
     """The arrays of the store at `path`, by name ("data/action").
 
     Args:
@@ -59,6 +53,8 @@ class ZarrStore:
     Raises:
         ValueError: if there is no zarr store, or its metadata are not ordinary files.
     """
+
+    choice = "zarr"
 
     def __init__(self, path: Path, complete: bool = False, advice: str = "") -> None:
         self.path, self.complete, self.advice = path, complete, advice
@@ -131,17 +127,6 @@ class ZarrStore:
                 raise ValueError(f"{entry.path} is not an ordinary file")
             yield Path(entry.path), entry.stat().st_size
 
-    def find(self, key: str) -> str | None:
-        """The name that `key` stands for: itself, or the one name that ends with /key. None if there is none."""
-        if key in self.names:
-            return key
-        ending = [name for name in self.names if name.endswith(f"/{key}")]
-        return ending[0] if len(ending) == 1 else None
-
-    def summary(self) -> str:
-        """Every array with its shape and type, for error messages."""
-        return ", ".join(f"{name} {self.open(name).shape} {self.open(name).dtype}" for name in self.names)
-
     def read(self, name: str) -> np.ndarray:
         """The whole array.
 
@@ -207,10 +192,16 @@ class ZarrStore:
                 len(missing), self.path / name, missing[0], fill_value,
             )  # fmt: skip
 
+    def check_complete(self, name: str) -> None:
+        self.check_chunks(name, complete=True)
+
+    def remark(self, name: str) -> str:
+        missing = len(self.missing_chunks(name))
+        return f"; {missing} chunks are not stored and read as {self.open(name).fill_value}" if missing else ""
+
     def fingerprint(self, name: str) -> str:
-        """A text that changes when any file of the array does."""
         folder = self.path if self._zip is not None else self.path / name
-        described: list[Any] = [str((self.path / name).resolve()), _stats(folder)]
+        described: list[Any] = [str((self.path / name).resolve()), file_stats(folder)]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
     def _files_in(self, folder: str) -> frozenset[str]:
@@ -306,13 +297,3 @@ def _is_array(metadata: bytes, file: Path) -> bool:
         return json.loads(metadata)["node_type"] == "array"
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"cannot read {file}: {error!r}") from error
-
-
-def _stats(folder: Path) -> list[list[Any]]:
-    if folder.is_file():
-        return [[folder.name, folder.stat().st_size, folder.stat().st_mtime_ns]]
-    files = []
-    for entry in sorted(folder.rglob("*")):
-        if entry.is_file():
-            files.append([entry.relative_to(folder).as_posix(), entry.stat().st_size, entry.stat().st_mtime_ns])
-    return files

@@ -13,6 +13,7 @@ from dp.data.cache import Frames, load_images
 from dp.data.episodes import Episodes, join_ends
 from dp.data.formats.zarr import ZarrStore
 from dp.data.images import stored_frames
+from dp.data.opening import check_choice
 from dp.data.reading import Mismatch, check_ends, find, find_ends, numeric, read_low_dim
 from dp.data.recording import read_settings
 from dp.modalities import Spec
@@ -110,6 +111,7 @@ class _Store:
         if not path.exists():
             raise ValueError(f"no data set at {path}: give dataset.path=PATH or set DP_PUSHT_ZARR")
         self.path, self.collected, self.render = path, read_settings(path) is not None, render
+        check_choice(path, "zarr")
         self.zarr = ZarrStore(path, advice=_advice(path, self.collected))
         downloaded = path.resolve() == DEFAULT_PATH.resolve()
         self.zarr.complete = self.collected or downloaded or _looks_official(self.zarr)

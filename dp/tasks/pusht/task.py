@@ -5,7 +5,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from dp.tasks.pusht.sources import OFFICIAL_SHA256
+from dp.tasks.pusht.sources import OFFICIAL_SHA256, locate
 from dp.tasks.task import Columns, Protocol, Reference, Scene, Task
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class PushT(Task):
     @property
     def tested_in(self) -> str:
         return "PushT"
+
+    def data_path(self, name: str) -> Path | None:
+        return locate("auto", name) if name in ("official", "bundled") else None
 
     def recorder(self) -> "Callable[[int], Recorder]":
         """Records states. Images are rendered from them on demand."""
