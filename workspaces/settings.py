@@ -98,7 +98,7 @@ TABLE: dict[Role, Entry] = {
         "workspace.measure workspace.repo",
     ),
     "outside": Entry(
-        "Not part of a run: keys of Hydra, reports, conversions and exports, an evaluation's copy of its training's settings.",
+        "Not part of a run: keys of Hydra and of other verbs, an evaluation's copy of its training's settings.",
         "hydra.* sweep runs a b report.* training.* from to format fps",
     ),
 }
