@@ -97,13 +97,14 @@ def test_the_python_is_the_one_that_the_variable_names(monkeypatch: pytest.Monke
 def test_a_program_that_only_a_file_names_is_not_started() -> None:
     task = yaml.safe_load((CONFIGS / "robosuite.yaml").read_text())
     trust.check_targets({"task": task}, places=["task", "task.env"])
-    task["env"]["python"] = "/tmp/evil"
+    task["env"]["python"] = "/mnt/theirs/python"
     with pytest.raises(
-        ValueError, match=r"program task\.env\.python=/tmp/evil, .*If it is yours, add trust=\[/tmp/evil\]"
+        ValueError,
+        match=r"program task\.env\.python=/mnt/theirs/python, .*If it is yours, add trust=\[/mnt/theirs/python\]",
     ):
         trust.check_targets({"task": task}, places=["task", "task.env"])
-    assert trust.packages_of({"task": task}) == ["/tmp/evil"]  # which the command to evaluate it then says
-    trust.check_targets({"task": task}, ["/tmp/evil"], places=["task", "task.env"])
+    assert trust.packages_of({"task": task}) == ["/mnt/theirs/python"]  # which the command to evaluate it then says
+    trust.check_targets({"task": task}, ["/mnt/theirs/python"], places=["task", "task.env"])
 
 
 def test_the_demonstrator_of_another_task_is_refused() -> None:
