@@ -102,7 +102,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
         raise ValueError(f"{where} is damaged or not a checkpoint of dp: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{where} is not a checkpoint of this version of dp (format {FORMAT})")
-    return state
+    return {name: value for name, value in state.items() if name != "origin"}  # which only importers state
 
 
 def check_complete(state: Mapping[str, Any], entries: Iterable[str], where: str) -> None:

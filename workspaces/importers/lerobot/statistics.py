@@ -84,7 +84,12 @@ class Statistics(NamedTuple):
         mean, std = (-linear[1] / linear[0]).flatten(), (1 / linear[0]).flatten()
         if len(mean) != 3 or not bool(torch.isfinite(mean).all() and (std > 0).all()):
             raise ValueError(f"its statistics of {camera} are not three finite numbers with a positive range")
-        return mean.tolist(), std.tolist()
+        return _rounded(mean), _rounded(std)
+
+
+def _rounded(numbers: Tensor) -> list[float]:
+    """Numbers of 32 bits as people write them: 0.485 and not 0.4850000143."""
+    return [round(number, 7) for number in numbers.tolist()]
 
 
 def read_statistics(folder: Path, settings: Mapping[str, Any], weights: dict[str, Tensor]) -> Statistics:
