@@ -24,7 +24,7 @@ SCHEDULER = {
     "beta_end": 0.02, "beta_schedule": "squaredcos_cap_v2", "variance_type": "fixed_small", "clip_sample": True,
     "prediction_type": "epsilon",
 }  # fmt: skip
-TIMES = {"horizon": 8, "n_obs_steps": 2, "n_action_steps": 4, "num_inference_steps": 100, "noise_scheduler": SCHEDULER}
+TIMES = {"horizon": 8, "n_obs_steps": 2, "n_action_steps": 4, "num_inference_steps": 10, "noise_scheduler": SCHEDULER}
 UNET = {
     "diffusion_step_embed_dim": 16, "down_dims": [16, 32], "kernel_size": 5, "n_groups": 8, "cond_predict_scale": True,
 }  # fmt: skip
