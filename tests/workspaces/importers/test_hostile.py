@@ -152,6 +152,8 @@ def test_code_in_a_pickle_is_not_run(tmp_path, code, place):
         (b"\x80\x02" + b"(" * 10**6 + b".", "damaged"),
         (b"\x80\x02\x82\x01.", "damaged"),
         (b"", "damaged"),
+        (b"\x80\x04" + b"\x8f" * (4 << 20) + b".", "expected at most 2,097,152"),
+        (b"".join(b"cx\ny%d\n" % n for n in range(2000)) + b".", "names more than 1000 classes"),
     ],
 )
 def test_a_forged_pickle_takes_no_memory(content, reason):

@@ -5,6 +5,12 @@ import pickle
 import pickletools
 from typing import Any, ClassVar, NamedTuple
 
+MAX_BYTES = 2 << 20
+"""Largest pickle. Each byte of a forged one can make an object of 200 bytes. A ResNet and a UNet take 0.1 MB."""
+
+MAX_NAMES = 1000
+"""Most classes that a pickle may name. Honest ones name some twenty."""
+
 
 class Inert(dict):
     """An object of a class that is not imported. As a dict, it holds the items that the pickle gives it.
@@ -44,7 +50,11 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type[Inert]:
         """A stand-in, whatever the name is."""
         kind = f"{module}.{name}"
-        return self._classes.setdefault(kind, type("Inert", (Inert,), {"kind": kind}))
+        if kind not in self._classes:
+            if len(self._classes) == MAX_NAMES:
+                raise pickle.UnpicklingError(f"it names more than {MAX_NAMES} classes")
+            self._classes[kind] = type("Inert", (Inert,), {"kind": kind})
+        return self._classes[kind]
 
     def persistent_load(self, pid: Any) -> Stored:
         match pid:
@@ -58,6 +68,8 @@ def load(content: bytes) -> Any:
 
     The memory it takes is in proportion to the length of the pickle.
     """
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"its pickle has {len(content):,} bytes, expected at most {MAX_BYTES:,}")
     try:
         for operation, argument, _ in pickletools.genops(content):
             # The unpickler makes room for all numbers up to that of an entry, and for a length before it reads.
