@@ -1,4 +1,4 @@
-"""Diffusion policies of LeRobot, as its versions 0.1 to 0.6 write them: `config.json` and `model.safetensors`."""
+"""Diffusion policies of LeRobot, as its versions up to 0.6 write them: `config.json` and `model.safetensors`."""
 
 import logging
 import re
