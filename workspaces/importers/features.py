@@ -9,8 +9,7 @@ import yaml
 
 from dp.modalities import Modality, Spec, parse_shape_meta
 from workspaces.arguments import MISSING
-from workspaces.config import Config
-from workspaces.resume import CONFIGS
+from workspaces.config import CONFIGS, Config
 
 
 @dataclass(frozen=True)
