@@ -4,6 +4,7 @@ A tutorial is run as a reader would follow it: its files are written, its script
 """
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -18,8 +19,10 @@ from unittest import mock
 import jaxtyping
 import pytest
 from hydra.core.singleton import Singleton
+from safetensors.torch import save_file
 
 import workspaces.build  # noqa: F401  # so that `run.py` finds it imported, and leaves the garbage collector alone
+from tests import lerobot_policies
 from workspaces import startup
 
 ROOT = Path(__file__).parent.parent
@@ -190,6 +193,20 @@ def placeholders(run_py: Callable[[list[str]], None], place: Path, small_zarr: P
     }
 
 
+def policies_of_others(folder: Path) -> None:
+    """What docs/tutorial/checkpoints.md takes as given: policies of LeRobot and of the paper's code."""
+    data = ROOT / "tests/data/lerobot"
+    for name, case in (("diffusion_pusht", "image"), ("pusht_keypoints", "state")):
+        shutil.copytree(data / case, folder / name)
+    shapes = json.loads((data / "image/shapes.json").read_text())
+    save_file(lerobot_policies.filled(shapes), folder / "diffusion_pusht/model.safetensors")
+    shutil.copy(ROOT / "tests/data/reference/unet_lowdim.ckpt", folder / "epoch=0550-test_mean_score=0.969.ckpt")
+
+
+PREPARED = {"checkpoints": policies_of_others}
+"""What a reader of a page has before."""
+
+
 @pytest.mark.parametrize("page", [README, *TUTORIALS], ids=lambda page: page.stem)
 def test_a_reader_can_type_what_a_page_says(page, run_py, placeholders, tmp_path, monkeypatch):
     if importlib.util.find_spec(REQUIRED.get(page.stem, "dp")) is None:
@@ -200,6 +217,7 @@ def test_a_reader_can_type_what_a_page_says(page, run_py, placeholders, tmp_path
     for name, content in files(text).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
+    PREPARED.get(page.stem, lambda folder: None)(tmp_path)
     try:
         for name in files(text):
             if "/" not in name:

@@ -19,7 +19,7 @@ from workspaces.resume import check_same, differences
 from workspaces.schema import check
 from workspaces.settings import role
 from workspaces.train_state import TrainState
-from workspaces.trust import CONFIG, TRAINING, packages_of
+from workspaces.trust import CONFIG, TRAINING
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def begin_from(state: TrainState, config: Config, run_dir: Path) -> None:
         return
     path = checkpoint.find(str(config["init_from"]))
     try:
-        saved = checkpoint.load(path)
+        saved = checkpoint.load(path, config)
         if "ema" not in saved:
             raise ValueError(f"checkpoint={path} holds no policy")
         for policy in (state.policy, state.ema.model):
@@ -61,7 +61,7 @@ def _give_teacher(policy: DiffusionPolicy, config: Config) -> None:
     """Gives an objective that distils the policy `config["init_from"]`. Raises ValueError for one that cannot teach."""
     student: Any = policy.objective
     try:
-        teacher = load_teacher(str(config["init_from"]), packages_of(config)).to(policy.device)
+        teacher = load_teacher(str(config["init_from"]), config).to(policy.device)
         student.teach_with(teacher.objective, teacher.denoiser)
     except ValueError as error:
         if str(error).startswith("checkpoint="):

@@ -37,6 +37,7 @@ from workspaces import command, record, resume, trust
 from workspaces import settings as checks
 from workspaces.arguments import MISSING, check_arguments, check_value, shown
 from workspaces.base import Config, Workspace
+from workspaces.config import CONFIGS
 from workspaces.errors import Interrupted, cause_of, explain, is_explained, is_ours
 from workspaces.logger import Logger
 from workspaces.memory import MEMORY, MemoryLimit
@@ -89,9 +90,9 @@ def workspace(composed: DictConfig) -> Workspace:
 def _check_names() -> None:
     """Raises ValueError for a file of the user's own that is never read, because a configuration of ours has its
     name."""
-    ours = [file.relative_to(resume.CONFIGS) for file in sorted(resume.CONFIGS.rglob("*.yaml"))]
+    ours = [file.relative_to(CONFIGS) for file in sorted(CONFIGS.rglob("*.yaml"))]
     folders = [Path(folder) for folder in command.config_dirs()]
-    for folder in (folder for folder in folders if folder.resolve() != resume.CONFIGS.resolve()):
+    for folder in (folder for folder in folders if folder.resolve() != CONFIGS.resolve()):
         for name in ours:
             if (folder / name).is_file():
                 raise ValueError(

@@ -4,9 +4,7 @@ import contextlib
 import importlib.metadata
 import pickletools
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,16 +12,13 @@ from typing import IO, Any
 import torch
 
 from dp.files import write_atomically
-from workspaces import shipped
+from workspaces import archive, importers, shipped
 from workspaces.config import Config
 from workspaces.load import migrate, migrate_weights
 from workspaces.schema import check
 from workspaces.trust import STATE, check_contents, check_weights, plain
 
 FORMAT = 1
-
-MAX_PICKLE_BYTES = 8 << 20
-"""Largest pickle of a checkpoint. It names the tensors, at 140 bytes each."""
 
 NAMED = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)")
 """Names that the pickle may contain. `weights_only` allows more, such as bytearray(10**11), which takes 100 GB."""
@@ -45,17 +40,22 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def find(name: str) -> Path:
-    """The checkpoint that a user names: a file, the last one of a run directory, or a bundled one."""
+    """The checkpoint that a user names: a file, the last one of a run directory (ours or another project's), or a
+    bundled one."""
     path = Path(name).expanduser()
     if name.startswith(shipped.PREFIX) and not path.exists():
         path = shipped.folder(name)
     if path.is_dir():
-        return path / shipped.FILE if (path / shipped.FILE).is_file() else path / "checkpoints/last.pt"
+        own = path / "checkpoints/last.pt"
+        return own if own.is_file() else importers.found_in(path) or own
     return path
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, given: Config | None = None) -> dict[str, Any]:
     """Reads tensors and primitives only: a file from a stranger cannot run code here.
+
+    given: the composed configuration, whose task and protocol a policy of another project gets. None: only checkpoints
+    of this project.
 
     Raises ValueError if there is no checkpoint of this project, if it is damaged (every part has a checksum), or if an
     entry has the wrong type.
@@ -66,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
         hint = f". Its runs are further down, the latest in {runs[-1]}" if runs else ""
         raise ValueError(f"checkpoint={path}: there is no such file{hint}")
     where = f"checkpoint={path}"
-    state = shipped.read(path) if path.suffix == ".safetensors" else _unpickled(path)
+    state = _read(path, given)
     if "config" in state:
         state["config"] = plain(state["config"], where)
     check_contents(state, where)
@@ -79,6 +79,13 @@ def load(path: Path) -> dict[str, Any]:
             if name in holder:
                 holder[name] = migrate_weights(holder[name], state["config"])
     return state
+
+
+def _read(path: Path, given: Config | None) -> dict[str, Any]:
+    importer = None if given is None else importers.importer_of(path)
+    if importer is not None and given is not None:
+        return importer(path, given)
+    return shipped.read(path) if path.suffix == ".safetensors" else _unpickled(path)
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
         raise ValueError(f"{where} is damaged or not a checkpoint of dp: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{where} is not a checkpoint of this version of dp (format {FORMAT})")
-    return state
+    return {name: value for name, value in state.items() if name != "origin"}  # which only importers state
 
 
 def check_complete(state: Mapping[str, Any], entries: Iterable[str], where: str) -> None:
@@ -112,26 +119,19 @@ def damage(path: Path) -> str | None:
     unreadable file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or (
-                sum(part.file_size for part in parts) > path.stat().st_size
-            ):
-                return "it is compressed and could unpack to any size"
-            if (corrupt := archive.testzip()) is not None:
+        with zipfile.ZipFile(path) as archive_file:
+            if fault := archive.fault(archive_file, path):
+                return fault
+            if (corrupt := archive_file.testzip()) is not None:
                 return f"its part {corrupt} does not match its checksum"
-            return _unexpected_name(archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, IndexError) as error:
-        return (str(error) or type(error).__name__).splitlines()[0]
+            return _unexpected_name(archive.read_pickle(archive_file))
+    except archive.DAMAGED as error:
+        return archive.reason(error)
 
 
-def _unexpected_name(archive: zipfile.ZipFile) -> str | None:
-    """Describes the first name in the pickle that is not in `NAMED`."""
-    pickles = [part for part in archive.infolist() if part.filename.endswith(".pkl")]
-    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-        n_bytes = sum(part.file_size for part in pickles)
-        return f"it has {len(pickles)} pickles of {n_bytes:,} bytes, expected one of at most {MAX_PICKLE_BYTES:,}"
-    for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
+def _unexpected_name(content: bytes) -> str | None:
+    """Describes the first name in a pickle that is not in `NAMED`."""
+    for operation, argument, _ in pickletools.genops(content):
         named = operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
         if named and not (operation.name == "GLOBAL" and NAMED.fullmatch(str(argument))):
             return f"it names {str(argument).replace(' ', '.')}, which is not to be trusted"

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,31 +199,37 @@ class Loaded:
 
 def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for an unusable one."""
-    path, state = read_policy(config["checkpoint"], packages_of(config))
-    config = build.resolve(merge(state["config"], config, record.overrides()))
+    path, state = read_policy(config["checkpoint"], config)
+    # A policy of another project has no task of its own: it has the one that was typed.
+    typed = [override for override in record.overrides() if "origin" not in state or group(override) != "task"]
+    config = build.resolve(merge(state["config"], config, typed))
     build.check_scheduler(config, record.overrides())
     policy = policy_of(path, state, config)
     if config["n_threads"] == "auto" and state.get("n_threads") is not None:
         config["n_threads"] = min(state["n_threads"], AVAILABLE)  # a second evaluation then takes as many
     policy.to(device).eval().requires_grad_(False)
     engines.speed_up_sampling(engine, policy)
-    return Loaded(policy, config, {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]})
+    about = {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]}
+    return Loaded(policy, config, {**about, **({"origin": state["origin"]} if "origin" in state else {})})
 
 
-def load_teacher(path: str, trusted: Collection[str]) -> DiffusionPolicy:
-    """The averaged policy of a checkpoint as it was trained. Raises ValueError for an unusable one."""
-    found, state = read_policy(path, trusted)
+def load_teacher(path: str, config: Config) -> DiffusionPolicy:
+    """The averaged policy of a checkpoint as it was trained. Raises ValueError for an unusable one.
+
+    config: of the training it teaches in.
+    """
+    found, state = read_policy(path, config)
     return policy_of(found, state, build.resolve(state["config"]))
 
 
-def read_policy(path: str, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint that may be built. Raises ValueError for any other."""
+def read_policy(path: str, given: Config) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint that may be built. Raises ValueError for any other. `given`: the composed configuration."""
     found = checkpoint.find(path)
-    state, where = checkpoint.load(found), f"checkpoint={found}"
+    state, where = checkpoint.load(found, given), f"checkpoint={found}"
     checkpoint.check_complete(state, ("ema", "config", "step", "versions"), where)
     check(state["config"], POLICY, where)
     check_sizes(state["config"], where)
-    check_targets(state["config"], trusted)
+    check_targets(state["config"], packages_of(given))
     return found, state
 
 
@@ -293,7 +299,7 @@ def check_architecture(own: dict[str, torch.Tensor], weights: dict[str, torch.Te
 def check_networks(config: Config, path: str) -> None:
     """Raises ValueError if the weights of the checkpoint `path` do not fit the networks of a typed `config`."""
     found = checkpoint.find(path)
-    state, where = checkpoint.load(found), f"checkpoint={found}"
+    state, where = checkpoint.load(found, config), f"checkpoint={found}"
     checkpoint.check_complete(state, ("ema",), where)
     own = build.network_shapes(config) or _of_networks(build.policy(config).state_dict())
     check_architecture(own, _of_networks(state["ema"]["model"]), where)

@@ -19,7 +19,6 @@ from workspaces import build, evaluate, model_card, record
 from workspaces.arguments import MISSING, listed, shown
 from workspaces.base import Config, Workspace
 from workspaces.foreign import check_inside
-from workspaces.trust import packages_of
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class ExportWorkspace(Workspace):
             raise ValueError(f"format={shown(self.format)}, expected {listed(FORMATS)}")
         if config["checkpoint"] is None:
             raise ValueError("set checkpoint=PATH: the policy to export")
-        self.path, self.state = evaluate.read_policy(config["checkpoint"], packages_of(config))
+        self.path, self.state = evaluate.read_policy(config["checkpoint"], config)
         self.policy_config = build.resolve(evaluate.merge(self.state["config"], config, record.overrides()))
         self.policy = evaluate.policy_of(self.path, self.state, self.policy_config).eval().requires_grad_(False)
         self.policy.facts = {**self.state, "config": self._own_config()}

@@ -89,7 +89,8 @@ def _with_defaults(encoder: dict[str, Any]) -> dict[str, Any]:
     """`encoder` with the later arguments of image encoders, set so that they change nothing."""
     more = {"norm": "group", "final_relu": False} if encoder["_target_"].endswith("ResNetEncoder") else {}
     return {
-        **more, "mean": 0.5, "std": 0.5, "jitter": 0.0, "erase": 0.0, "shared": False, "fuse": "concat", **encoder
+        **more, "mean": 0.5, "std": 0.5, "jitter": 0.0, "erase": 0.0, "shared": False, "fuse": "concat",
+        "resize": None, **encoder,
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from workspaces import command, record
-from workspaces.config import Config
+from workspaces.config import CONFIGS, Config
 from workspaces.load import migrate
 from workspaces.schema import Range, check
 from workspaces.settings import BUILT, flatten, key, keys_with
@@ -20,8 +20,6 @@ TRAINING = "workspaces.train.TrainWorkspace"
 
 MAX_BYTES = 1_000_000
 """Largest config.yaml that is read, in bytes."""
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 RUN = POLICY | {
     "device": str,

@@ -121,6 +121,7 @@ STATE: Schema = {
     "training_s": Maybe(Range(0, 10**12, whole=False), null=False),
     "config": Maybe(dict, null=False),
     "versions": Maybe({str: str}, null=False),
+    "origin": Maybe(str, null=False),
     "ema": Maybe({"model": dict, "num_updates": Maybe(COUNT, null=False)}, null=False),
     "policy": Maybe(dict, null=False),
     "optimizer": Maybe(dict, null=False),
@@ -280,6 +281,9 @@ def check_sizes(config: Config, where: str) -> None:
     for name, entry in config["task"]["shape_meta"]["obs"].items():
         if math.prod(entry["shape"]) > MAX_VALUES_OBSERVED:
             raise ValueError(f"{where} has an observation {name} of shape {entry['shape']}: not loaded")
+    resize = config["encoder"].get("resize")
+    if isinstance(resize, list) and math.prod([3, *resize]) > MAX_VALUES_OBSERVED:
+        raise ValueError(f"{where} has encoder.resize={resize}: not loaded")
 
 
 def _items(value: object) -> Iterable[tuple[object, object]]:

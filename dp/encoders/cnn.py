@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from dp.encoders.image import Crop, Fuse, ImageEncoder, PerChannel, Size
+from dp.encoders.image import Crop, Fuse, ImageEncoder, PerChannel, Resize, Size
 from dp.limits import Share, Width, Widths
 from dp.modalities import Spec
 
@@ -19,7 +19,7 @@ class CNNEncoder(ImageEncoder):
         channels, kernel_sizes, strides: one entry per convolution.
         feature_dim: number of features per camera.
         mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
-        jitter, erase, shared, fuse: see `ImageEncoder`.
+        jitter, erase, shared, fuse, resize: see `ImageEncoder`.
 
     Raises:
         ValueError: if there is no camera, or for a crop that does not fit or that the convolutions shrink to
@@ -40,6 +40,7 @@ class CNNEncoder(ImageEncoder):
         erase: Share = 0.0,
         shared: bool = False,
         fuse: Fuse = "concat",
+        resize: Resize = None,
     ) -> None:
         if not len(channels) == len(kernel_sizes) == len(strides):
             raise ValueError(
@@ -64,4 +65,4 @@ class CNNEncoder(ImageEncoder):
             head = nn.Sequential(nn.Flatten(), nn.Linear(flat, feature_dim), nn.LayerNorm(feature_dim))
             return nn.Sequential(convolutions, head)
 
-        super().__init__(specs, crop, mean, std, network, feature_dim, jitter, erase, shared, fuse)
+        super().__init__(specs, crop, mean, std, network, feature_dim, jitter, erase, shared, fuse, resize)

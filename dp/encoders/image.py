@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dp.distributed import draw
 from dp.encoders.attention import AttentionPool
@@ -21,6 +22,9 @@ Size = tuple[int, int]
 Crop = int | float | Sequence[int] | None
 """The size of a crop: the side of a square in pixels (int), [height, width] in pixels, a fraction of both sides (float
 in (0, 1]), or None for the whole image."""
+
+Resize = Sequence[int] | None
+"""[height, width] in pixels that images are scaled to before anything else, or None."""
 
 PerChannel = float | Sequence[float]
 """One number for all channels, or three."""
@@ -82,13 +86,14 @@ class ImageEncoder(nn.Module):
 
     Args:
         specs: observation name -> `Spec`. Cameras have the type "rgb".
-        crop: `Crop`, the same for all cameras.
+        crop: `Crop`, the same for all cameras, of the resized images.
         mean, std: pixel values in [0, 1] are shifted and scaled by these; the defaults of the encoders map to [-1, 1].
         backbone: size of a crop -> network that maps (N, 3, *size) to (N, feature_dim).
         feature_dim: number of features per camera.
         jitter, erase: what training does to the crops, see `Augment`.
         shared: whether one backbone sees all cameras, whose crops must have one size then.
         fuse: "concat", or "attention" over the features of all cameras at all steps (`AttentionPool`).
+        resize: `Resize`, by bilinear interpolation with antialiasing, as torchvision's.
 
     Raises:
         ValueError: if `specs` has no camera, one that is smaller than the crop, or for unusable numbers.
@@ -106,6 +111,7 @@ class ImageEncoder(nn.Module):
         erase: float = 0.0,
         shared: bool = False,
         fuse: str = "concat",
+        resize: Resize = None,
     ) -> None:
         super().__init__()
         cameras = {name: spec for name, spec in specs.items() if spec.type == "rgb"}
@@ -114,7 +120,8 @@ class ImageEncoder(nn.Module):
                 f"an image encoder needs an observation of type rgb, but the task has {sorted(specs)}: use "
                 "encoder=state"
             )
-        sizes = {name: crop_size(crop, name, spec) for name, spec in cameras.items()}
+        self.resize = None if resize is None else _checked(resize)
+        sizes = {name: crop_size(crop, name, self.resize or spec.shape[1:]) for name, spec in cameras.items()}
         self.cameras = {name: name.replace(".", "_") for name in cameras}  # torch allows no dots in a module's name
         self.standardize = Standardize(mean, std)
         self.crops = nn.ModuleDict(
@@ -137,7 +144,10 @@ class ImageEncoder(nn.Module):
         return torch.cat([*features, self.low_dim(obs)] if self.low_dim.names else features, dim=-1)
 
     def _see(self, images: Float[Tensor, "B To 3 Y X"], module: str) -> Float[Tensor, "B To F"]:
-        cropped = self.augment(self.crops[module](images.flatten(0, 1)))  # (B*To, 3, Yc, Xc)
+        whole = images.flatten(0, 1)  # (B*To, 3, Y, X)
+        if self.resize is not None:
+            whole = F.interpolate(whole, self.resize, mode="bilinear", antialias=True)
+        cropped = self.augment(self.crops[module](whole))  # (B*To, 3, Yc, Xc)
         return self.backbones[self.backbone_of[module]](self.standardize(cropped)).unflatten(0, images.shape[:2])
 
 
@@ -150,9 +160,19 @@ def _common(sizes: Mapping[str, Size]) -> Size:
     return next(iter(sizes.values()))
 
 
-def crop_size(crop: Crop, name: str, spec: Spec) -> Size:
-    """The size of a crop from the camera `name`. Raises ValueError if the crop is unusable or does not fit."""
-    height, width = spec.shape[1:]
+def _checked(resize: Sequence[int]) -> Size:
+    """Raises ValueError for anything but a height and a width."""
+    if len(resize) != 2 or min(resize) < 1:
+        raise ValueError(f"resize={resize}, expected [height, width] in pixels, or null")
+    return resize[0], resize[1]
+
+
+def crop_size(crop: Crop, name: str, whole: Sequence[int]) -> Size:
+    """The size of a crop from images of the size `whole` of the camera `name`.
+
+    Raises ValueError if the crop is unusable or does not fit.
+    """
+    height, width = whole
     match crop:
         case None:
             return height, width

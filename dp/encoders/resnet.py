@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dp.encoders.image import Crop, Fuse, ImageEncoder, PerChannel, Size
+from dp.encoders.image import Crop, Fuse, ImageEncoder, PerChannel, Resize, Size
 from dp.kernels import Conv2d
 from dp.limits import Share, Width
 from dp.modalities import Spec
@@ -30,7 +30,7 @@ class ResNetEncoder(ImageEncoder):
         weights: a local file with a state dict of torchvision's resnet18, or None to train from scratch. Its classifier
             is ignored, and so is its BatchNorm unless norm is "batch".
         mean, std: of pixel values in [0, 1], one number or three. The default maps to [-1, 1].
-        jitter, erase, shared, fuse: see `ImageEncoder`.
+        jitter, erase, shared, fuse, resize: see `ImageEncoder`.
 
     Raises:
         ValueError: if there is no camera, for a crop that does not fit, for another norm, and where `weights` is
@@ -51,6 +51,7 @@ class ResNetEncoder(ImageEncoder):
         erase: Share = 0.0,
         shared: bool = False,
         fuse: Fuse = "concat",
+        resize: Resize = None,
     ) -> None:
         features = 2 * n_keypoints
 
@@ -59,7 +60,7 @@ class ResNetEncoder(ImageEncoder):
             head = nn.Sequential(SpatialSoftmax(512, n_keypoints), nn.Linear(features, features))
             return nn.Sequential(resnet, head.append(nn.ReLU()) if final_relu else head)
 
-        super().__init__(specs, crop, mean, std, network, features, jitter, erase, shared, fuse)
+        super().__init__(specs, crop, mean, std, network, features, jitter, erase, shared, fuse, resize)
 
 
 def trunk(norm: str, weights: str | None) -> nn.Sequential:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dp.encoders.image import Crop, Fuse, ImageEncoder, PerChannel, Size
+from dp.encoders.image import Crop, Fuse, ImageEncoder, PerChannel, Resize, Size
 from dp.encoders.resnet import SpatialSoftmax
 from dp.limits import Share, Width
 from dp.modalities import Spec
@@ -35,7 +35,7 @@ class TimmEncoder(ImageEncoder):
         norm: "own" (the model's), or "group" (each BatchNorm becomes a GroupNorm of 16 channels per group, with the
             scale and shift of the weights; an EMA goes with it better).
         frozen: whether the backbone stays as it is. To train it more slowly than the rest: `optimizer.encoder_lr`.
-        crop, jitter, erase, shared, fuse: see `ImageEncoder`.
+        crop, jitter, erase, shared, fuse, resize: see `ImageEncoder`.
         mean, std: of pixel values in [0, 1]; None: those that the model's weights were trained with.
 
     Raises:
@@ -60,6 +60,7 @@ class TimmEncoder(ImageEncoder):
         erase: Share = 0.0,
         shared: bool = False,
         fuse: Fuse = "concat",
+        resize: Resize = None,
     ) -> None:
         timm = _timm(model)
         trained_with = timm.get_pretrained_cfg(model).to_dict()
@@ -69,7 +70,7 @@ class TimmEncoder(ImageEncoder):
 
         mean = trained_with["mean"] if mean is None else mean
         std = trained_with["std"] if std is None else std
-        super().__init__(specs, crop, mean, std, network, feature_dim, jitter, erase, shared, fuse)
+        super().__init__(specs, crop, mean, std, network, feature_dim, jitter, erase, shared, fuse, resize)
 
 
 class Backbone(nn.Module):

@@ -21,7 +21,7 @@ def test_a_trained_policy_becomes_a_folder_that_others_load(run_dir, tmp_path):
     typed = ["workspace=export", f"checkpoint={run_dir}", "format=safetensors", "to=given", "device=cpu", "n_threads=1"]
     done = run_py(*typed, "scheduler.num_inference_steps=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    policy, own = DiffusionPolicy.from_pretrained(tmp_path / "given"), load_teacher(str(run_dir), [])
+    policy, own = DiffusionPolicy.from_pretrained(tmp_path / "given"), load_teacher(str(run_dir), {})
     assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in policy.state_dict().items())
     assert policy.objective.num_inference_steps == 3
     config = json.loads((tmp_path / "given/config.json").read_text())["config"]

@@ -18,7 +18,7 @@ def test_an_image_encoder_gets_the_options_that_change_nothing() -> None:
     assert config["kernels"] == "auto"
     assert config["encoder"] == {
         **VERSION_1["encoder"], "norm": "group", "final_relu": False, "mean": 0.5, "std": 0.5,
-        "jitter": 0.0, "erase": 0.0, "shared": False, "fuse": "concat",
+        "jitter": 0.0, "erase": 0.0, "shared": False, "fuse": "concat", "resize": None,
     }  # fmt: skip
     assert migrate(config) == config
 

@@ -27,7 +27,7 @@ class Ours:
         import torch
         from workspaces.evaluate import load_teacher
 
-        self.torch, self.policy = torch, load_teacher(checkpoint, []).eval()
+        self.torch, self.policy = torch, load_teacher(checkpoint, {}).eval()
 
     def reset(self, seed):
         self.generator = self.torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import resize
 
 from dp.encoders import CNNEncoder, ResNetEncoder, TimmEncoder
 from dp.encoders.image import RandomCrop, Standardize, crop_size
@@ -118,7 +119,7 @@ def test_without_a_crop_every_pixel_counts_and_nothing_is_random(make: type) -> 
     [(84, (84, 84)), ([60, 90], (60, 90)), (0.9, (86, 115)), (1.0, (96, 128)), (None, (96, 128)), (1, (1, 1))],
 )
 def test_a_crop_is_pixels_a_fraction_or_nothing(crop: int | float | list[int] | None, size: tuple[int, int]) -> None:
-    assert crop_size(crop, "image", specs(image=(3, 96, 128))["image"]) == size
+    assert crop_size(crop, "image", (96, 128)) == size
 
 
 def test_the_default_maps_pixels_to_minus_one_to_one_to_the_bit() -> None:
@@ -174,3 +175,21 @@ def test_mean_and_std_reach_the_backbone(make: type) -> None:
 def test_what_cannot_be_encoded_is_refused(make: type, shapes: dict, settings: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         make(specs(**shapes), **settings)
+
+
+@pytest.mark.parametrize("make", ENCODERS)
+def test_images_are_resized_before_they_are_cropped(make: type) -> None:
+    torch.manual_seed(0)
+    encoder = make(specs(image=(3, 60, 80)), resize=[96, 128], crop=[72, 96]).eval()
+    torch.manual_seed(0)
+    plain = make(specs(image=(3, 96, 128)), crop=[72, 96]).eval()
+    images = torch.rand(2, 1, 3, 60, 80)
+    resized = resize(images[:, 0], [96, 128], antialias=True)[:, None]
+    with torch.no_grad():
+        torch.testing.assert_close(encoder({"image": images}), plain({"image": resized}), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [[96], [96, 0]])
+def test_a_size_to_resize_to_is_two_sides_in_pixels(size: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"^resize=.*expected \[height, width\] in pixels, or null"):
+        CNNEncoder(specs(image=(3, 60, 80)), resize=size)
