@@ -70,7 +70,7 @@ COMPOSED = [
     "collector=mouse",
     "+experiment=metaworld_image_small",
     "+experiment=robosuite_image_small",
-    "dataset.path=can.zarr",
+    "dataset.path=can.hdf5",
     "task=pusht_image",
     "format=onnx",
 ]
