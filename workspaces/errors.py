@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dp import distributed
 from workspaces.arguments import suggestion
 
 OURS = [Path(__file__).parent, Path(__file__).parent.parent / "dp"]
@@ -57,6 +58,8 @@ def check_options() -> None:
 def exit_with_message(error: Exception) -> int:
     """Prints what went wrong and returns the exit code."""
     message = _explain(cause_of(error))
+    if isinstance(error, Interrupted) and not distributed.writes():
+        return error.exit_code  # rank 0 says it
     if message is None or os.environ.get("DP_TRACEBACK") == "1":
         traceback.print_exception(cause_of(error))
     else:

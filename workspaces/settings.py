@@ -88,7 +88,7 @@ TABLE: dict[Role, Entry] = {
         "Device and launcher of a run, the packages that it may import, and the Python of a simulator.",
         "device launcher.* trust task.env.python",
     ),
-    "output": Entry("Where results go.", "run_dir logger.*"),
+    "output": Entry("Where results go, and in what form.", "run_dir format to logger.*"),
     "verb": Entry(
         "The command, and its checkpoint.",
         "checkpoint collector.* workspace workspace._target_ workspace.baseline workspace.media workspace.path "
@@ -99,7 +99,7 @@ TABLE: dict[Role, Entry] = {
     ),
     "outside": Entry(
         "Not part of a run: keys of Hydra and of other verbs, an evaluation's copy of its training's settings.",
-        "hydra.* sweep runs a b report.* training.* from to format fps",
+        "hydra.* sweep runs a b report.* training.* from fps",
     ),
 }
 
