@@ -14,9 +14,16 @@ from setuptools import find_namespace_packages
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"dp", "workspaces", "hydra_plugins", "configs", "benchmarks"}
+ELSEWHERE = ROOT / "dp/tasks/robosuite/simulator.py"
+"""Runs in another Python, which has its packages."""
 CODE = [
     ROOT / "run.py",
-    *(file for name in ("dp", "workspaces", "hydra_plugins") for file in (ROOT / name).rglob("*.py")),
+    *(
+        file
+        for name in ("dp", "workspaces", "hydra_plugins")
+        for file in (ROOT / name).rglob("*.py")
+        if file != ELSEWHERE
+    ),
 ]
 
 
