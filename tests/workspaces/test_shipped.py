@@ -44,6 +44,7 @@ def test_it_keeps_the_weights_as_exactly_as_its_bits_allow(run_dir, tmp_path):
 def test_it_is_evaluated_like_a_checkpoint(run_dir, tmp_path):
     shipped.write(tmp_path / "small" / shipped.FILE, checkpoint.load(run_dir / "checkpoints/last.pt"), 32)
     roll = ["workspace=evaluate", "device=cpu", "logger.mode=disabled", "env_runner.n_workers=0", "n_threads=1"]
+    roll += ["env_runner.n_episodes=2", "env_runner.max_steps=24", "env_runner.n_videos=0"]
     rows = []
     for name in ("trained", "small"):
         result = run_py(*roll, f"checkpoint={name}", f"run_dir=e-{name}", cwd=tmp_path)

@@ -30,7 +30,7 @@ from workspaces.errors import Interrupted
 from workspaces.signals import Signals
 from workspaces.train import TrainWorkspace
 
-KILLS = int(os.environ.get("DP_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("DP_TEST_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")
