@@ -37,7 +37,7 @@ class ConvertWorkspace(Workspace):
         if config["format"] not in get_args(Format):
             raise ValueError(f"format={shown(config['format'])}, expected {listed(get_args(Format))}")
         given = build.task(config).data_path(config["from"])
-        (self.source,) = [given] if given is not None else check_paths(config["from"])
+        self.source = given if given is not None else _existing(config["from"])
         self.to, self.format, self.fps = Path(config["to"]).expanduser(), config["format"], float(config["fps"])
         self.signals = Signals()
 
@@ -51,3 +51,11 @@ class ConvertWorkspace(Workspace):
         log.info("%s: sha256 %s, and so it reads back", self.to, sha256)
         line = command.run(f"dataset={CHOICES[self.format]}", command.override("dataset.path", self.to))
         log.info("look at it: %s", line.replace("run.py", "run.py workspace=inspect", 1))
+
+
+def _existing(path: str) -> Path:
+    """Raises ValueError, naming the key, if nothing lies there."""
+    try:
+        return check_paths(path)[0]
+    except ValueError as error:
+        raise ValueError(str(error).replace("dataset.path=", "from=", 1)) from None

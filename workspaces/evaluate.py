@@ -200,9 +200,7 @@ class Loaded:
 def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     """The averaged policy of `checkpoint`, ready to act on `device`. Raises ValueError for an unusable one."""
     path, state = read_policy(config["checkpoint"], config)
-    # A policy of another project has no task of its own: it has the one that was typed.
-    typed = [override for override in record.overrides() if "origin" not in state or group(override) != "task"]
-    config = build.resolve(merge(state["config"], config, typed))
+    config = as_typed(state, config)
     build.check_scheduler(config, record.overrides())
     policy = policy_of(path, state, config)
     if config["n_threads"] == "auto" and state.get("n_threads") is not None:
@@ -211,6 +209,15 @@ def load_policy(config: Config, engine: str, device: torch.device) -> Loaded:
     engines.speed_up_sampling(engine, policy)
     about = {"checkpoint": str(path), "step": state["step"], "trained_with": state["versions"]}
     return Loaded(policy, config, {**about, **({"origin": state["origin"]} if "origin" in state else {})})
+
+
+def as_typed(state: Mapping[str, Any], given: Config) -> Config:
+    """The configuration in the checkpoint `state`, with what the user typed.
+
+    A policy of another project has no task of its own: it has the one that was typed.
+    """
+    typed = [override for override in record.overrides() if "origin" not in state or group(override) != "task"]
+    return build.resolve(merge(state["config"], given, typed))
 
 
 def load_teacher(path: str, config: Config) -> DiffusionPolicy:

@@ -15,7 +15,7 @@ from dp.exports import aoti, lerobot, onnx
 from dp.exports.actor import Actor
 from dp.files import write_bytes
 from dp.pretrained import CARD, upload
-from workspaces import build, evaluate, model_card, record
+from workspaces import evaluate, model_card
 from workspaces.arguments import MISSING, listed, shown
 from workspaces.base import Config, Workspace
 from workspaces.foreign import check_inside
@@ -58,7 +58,7 @@ class ExportWorkspace(Workspace):
         if config["checkpoint"] is None:
             raise ValueError("set checkpoint=PATH: the policy to export")
         self.path, self.state = evaluate.read_policy(config["checkpoint"], config)
-        self.policy_config = build.resolve(evaluate.merge(self.state["config"], config, record.overrides()))
+        self.policy_config = evaluate.as_typed(self.state, config)
         self.policy = evaluate.policy_of(self.path, self.state, self.policy_config).eval().requires_grad_(False)
         self.policy.facts = {**self.state, "config": self._own_config()}
         self.to = Path(config["to"] or Path("outputs") / f"{self.policy_config['name']}-{self.format}")

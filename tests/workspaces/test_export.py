@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dp.policy import DiffusionPolicy
-from tests.cli import run_py
+from tests.cli import RUN, run_py
 from workspaces.evaluate import load_teacher
 
 
@@ -59,3 +59,12 @@ def test_a_mistake_is_named(tmp_path, typed, said):
     done = run_py("workspace=export", *typed, "device=cpu", cwd=tmp_path)
     assert done.returncode == 1
     assert said in done.stderr
+
+
+def test_a_policy_of_another_project_is_exported_for_the_task_that_is_typed(tmp_path):
+    theirs = f"checkpoint={RUN.parent / 'tests/data/reference/unet_lowdim.ckpt'}"
+    done = run_py(
+        "workspace=export", theirs, "task=pusht_keypoint", "format=safetensors", "to=ours", "device=cpu", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert DiffusionPolicy.from_pretrained(tmp_path / "ours").action_dim == 2

@@ -67,7 +67,10 @@ class ZarrStore(Store):
         else:
             raise ValueError(f"there is no data set at {path}")
         if not self.names:
-            raise ValueError(f"{path} holds no zarr array: expected a zarr store, a folder or a .zip of one")
+            raise ValueError(
+                f"{path} holds no zarr array: expected a zarr store (a folder or a .zip), "
+                "a LeRobot data set (a folder with meta/info.json), or an HDF5 file"
+            )
         self._arrays: dict[str, Any] = {}
         self._warned: set[str] = set()
 
