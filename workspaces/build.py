@@ -275,14 +275,12 @@ def policy(config: Config, normalizer: Normalizer | None = None) -> DiffusionPol
 
 
 def other_policy(config: Config) -> PolicyAdapter:
-    """Anybody's policy, which the user names as `policy`: a class, or a class and its arguments.
+    """Anybody's policy, which `policy` describes: a class and its arguments.
 
     Raises ValueError if it cannot be made, or cannot act.
     """
-    settings = config["policy"]
     _, action = shape_meta(config)
-    made = _make({**config, "policy": settings if isinstance(settings, dict) else {"_target_": settings}}, "policy")
-    return PolicyAdapter(made, action.shape[0], config["n_action_steps"])
+    return PolicyAdapter(_make(config, "policy"), action.shape[0], config["n_action_steps"])
 
 
 def _networks(config: Config, obs: Mapping[str, Spec], action_dim: int, n_times: int) -> tuple[Any, Any]:

@@ -174,16 +174,16 @@ def other_config(config: Config, overrides: list[str]) -> Config:
     for name in typed:
         if group(name) in (*UNUSED, "horizon"):
             raise ValueError(f"{name} says nothing about policy={shown(config['policy'])}: leave it out")
-    settings = config["policy"]
-    target = settings.get("_target_") if isinstance(settings, dict) else settings
-    if isinstance(settings, dict) and isinstance(settings.get("target"), str):  # in another Python
+    settings = config["policy"] if isinstance(config["policy"], dict) else {"_target_": config["policy"]}
+    target = settings.get("_target_")
+    if isinstance(settings.get("target"), str):  # in another Python
         target = settings["target"].replace(":", ".")
     config = build.resolve(
         {**config, "name": str(target).rpartition(".")[2] if "name" not in typed else config["name"]}
     )
     n_action_steps = config["n_action_steps"] if "n_action_steps" in typed else None
     kept = {name: value for name, value in config.items() if name not in UNUSED}
-    kept |= {"horizon": None, "n_action_steps": n_action_steps}
+    kept |= {"policy": settings, "horizon": None, "n_action_steps": n_action_steps}
     check_component(kept["name"], "name")
     return kept
 
