@@ -3,6 +3,7 @@
 Every process ("rank") holds the whole policy and takes its share of each global batch. All draw the random numbers of
 the whole batch from generators in the same state, and each keeps those of its own rows. So a run does not depend on the
 number of processes but for the rounding of sums, a checkpoint needs one generator's state, and no two rows share noise.
+Dropout is no part of this: its masks are the same on all ranks.
 In a single process, everything here does nothing.
 """
 
@@ -34,6 +35,9 @@ LAUNCHERS = {
 
 def _launched() -> tuple[int, int, int, int]:
     """(rank, world, local rank, local world) as a launcher says; one process without one."""
+    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
+    if several and (missing := [name for name in LAUNCHERS["srun"] if name not in os.environ]):
+        raise ValueError(f"srun has set no {', '.join(missing)}: give it --ntasks-per-node")
     for launcher, names in LAUNCHERS.items():
         wanted = names if launcher == "torchrun" else (*names, "MASTER_ADDR")  # srun alone also starts single processes
         if all(name in os.environ for name in wanted):

@@ -7,6 +7,7 @@ constructor takes networks, so this module builds these from the names of their 
 
 import inspect
 import json
+import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from dp.files import write_bytes, write_json
 from dp.modalities import Normalizer, parse_shape_meta
-from dp.trusted import MAX_LAYERS, MAX_SIZE, PARTS, imported, is_from, is_ours
+from dp.trusted import MAX_LAYERS, MAX_SIZE, MAX_VALUES_OBSERVED, PARTS, imported, is_from, is_ours
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -70,7 +71,11 @@ class Pretrained(nn.Module):
             folder = _downloaded(str(path_or_repo), revision)
         facts, weights = read(folder)
         policy = cls(**assemble(facts["config"], weights, trust))
-        policy.load_state_dict(weights)
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{folder} is damaged or holds no policy of dp: {reason:.200}") from None
         policy.facts = facts  # type: ignore[assignment]
         return policy.eval().requires_grad_(False)
 
@@ -157,11 +162,12 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}")
     with safe_open(path, "pt") as file:
         header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return header, {name: _whole(tensors[name], tensors.get(name + SCALE)) for name in tensors if SCALE not in name}
+    return header, {name: _whole(tensors, name) for name in tensors if SCALE not in name}
 
 
 def write(folder: Path, weights: Mapping[str, Tensor], facts: Facts) -> None:
-    """Writes config.json and model.safetensors."""
+    """Writes config.json and model.safetensors. Killed meanwhile, it leaves no configuration of another policy."""
+    (folder / CONFIG).unlink(missing_ok=True)
     write_tensors(folder / WEIGHTS, weights, facts, bits=32)
     write_json(folder / CONFIG, {"format": FORMAT, **_saved(facts)})
 
@@ -188,8 +194,12 @@ def _eight_bits(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return (tensor / _by_row(scale, tensor)).round().to(torch.int8).contiguous(), scale
 
 
-def _whole(tensor: Tensor, scale: Tensor | None) -> Tensor:
+def _whole(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The weights `name` in 32 bits. Raises ValueError for a scale that is not one number per row."""
+    tensor, scale = tensors[name], tensors.get(name + SCALE)
     if scale is not None:
+        if tensor.dtype != torch.int8 or tensor.ndim < 2 or scale.shape != tensor.shape[:1]:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, but its scale has {list(scale.shape)}")
         return tensor.float() * _by_row(scale, tensor)
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
@@ -219,6 +229,7 @@ def assemble(
     """
     try:
         _check_plain(config, "config")
+        _check_images(config)
         obs, action = parse_shape_meta(config["task"]["shape_meta"])
         (action_dim,) = action.shape
         steps = {name: config[name] for name in ("horizon", "n_obs_steps", "n_action_steps", "noise_draws")}
@@ -297,6 +308,17 @@ def _check_arguments(value: object, at: str) -> None:
         if str(key).startswith("_"):
             raise ValueError(f"{at}.{key}={inner!r:.60} is not to be trusted: not loaded")
         _check_arguments(inner, f"{at}.{key}")
+
+
+def _check_images(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for observations, or images that an encoder makes of them, that no policy has."""
+    sizes = {f"shape_meta.obs.{name}": entry["shape"] for name, entry in config["task"]["shape_meta"]["obs"].items()}
+    sizes["encoder.resize"] = config["encoder"].get("resize") or []
+    for name, size in sizes.items():
+        if not isinstance(size, list) or not all(type(side) is int and side > 0 for side in size):
+            raise ValueError(f"{name}={size!r:.60}, expected a list of whole numbers")
+        if math.prod(size) > MAX_VALUES_OBSERVED:
+            raise ValueError(f"{name}={size!r:.60}, expected at most {MAX_VALUES_OBSERVED:,} numbers")
 
 
 def _check_steps(steps: Mapping[str, object]) -> None:

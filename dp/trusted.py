@@ -19,6 +19,9 @@ PARTS: dict[str, tuple[str, type]] = {
 MAX_SIZE, MAX_LAYERS = 2**16, 64
 """Limits of each whole number and each list among the arguments of a network of ours."""
 
+MAX_VALUES_OBSERVED = 2**24
+"""Most numbers in one observation: an image of 2,300 x 2,300 pixels."""
+
 
 def is_ours(target: object, package: str, kind: type) -> bool:
     """Whether `target` names a class of that package and kind, and not merely something with the right beginning

@@ -61,7 +61,7 @@ def card(
             name=config["name"], task=task["name"], step=state["step"], library=library,
             parameters=sum(tensor.numel() for tensor in weights.values()) / 1e6,
         ),
-        _results(run_dir, evaluations),
+        _results(run_dir if _as_trained(state, config) else None, evaluations),
         _training(state, config, run_dir),
         LOADING[library].format(
             name=config["name"], n_obs_steps=config["n_obs_steps"], n_action_steps=config["n_action_steps"],
@@ -71,11 +71,18 @@ def card(
     return "".join(parts)
 
 
-def _results(run_dir: Path, evaluations: Sequence[Path]) -> str:
+def _as_trained(state: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether the last rollout of the training tested this policy: its last step, and the same sampler."""
+    trained = state["config"]
+    chosen = all(config.get(key) == trained.get(key) for key in ("scheduler", "n_action_steps"))
+    return chosen and state["step"] == (trained.get("workspace") or {}).get("num_steps")
+
+
+def _results(run_dir: Path | None, evaluations: Sequence[Path]) -> str:
     from workspaces.report import runs, tables  # here, because it imports matplotlib
 
     found = [run for path in evaluations for run in runs.find(path, key="workspace.evaluations").finished]
-    if not found and record.read_or_none(run_dir) is not None:
+    if not found and run_dir is not None and record.read_or_none(run_dir) is not None:
         found = runs.find(run_dir, key="checkpoint").finished
     results = tables.results(found)
     if not results:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dp.tasks import Task
-from dp.trusted import MAX_LAYERS, MAX_SIZE, PARTS, imported, is_from, is_ours
+from dp.trusted import MAX_LAYERS, MAX_SIZE, MAX_VALUES_OBSERVED, PARTS, imported, is_from, is_ours
 from workspaces.config import Config
 from workspaces.schema import COMPONENT, COUNT, MAX_TEXT, NUMBER, Dense, Maybe, Range, Schema, check
 
@@ -34,9 +34,6 @@ MAX_DEPTH, MAX_VALUES = 20, 20_000
 
 MAX_ENTRIES = 500_000
 """Most values in a checkpoint, where a tensor counts as one."""
-
-MAX_VALUES_OBSERVED = 2**24
-"""Most numbers in one observation: an image of 2,300 x 2,300 pixels."""
 
 TRUSTED: dict[str, tuple[str, type]] = {
     **PARTS,

@@ -72,17 +72,7 @@ def check(policy: DiffusionPolicy) -> None:
     if type(objective) is not Diffusion or type(objective.scheduler) not in SCHEDULERS:
         name = type(getattr(objective, "scheduler", objective)).__name__
         raise _refusal(f"actions are sampled by {name}", "objective=diffusion with scheduler=ddpm or ddim")
-    modules = list(encoder.backbones.modules())
-    if any(isinstance(module, nn.BatchNorm2d) for module in modules):
-        raise _refusal("encoder.norm is batch", "encoder.norm=group")
-    if not isinstance(next(iter(encoder.backbones.children()))[1][-1], nn.ReLU):  # type: ignore[index]
-        raise _refusal("encoder.final_relu is false", "encoder.final_relu=true (encoder=resnet18_paper)")
-    if encoder.fuse is not None:
-        raise _refusal("encoder.fuse is attention", "encoder.fuse=concat")
-    if not encoder.low_dim.names:
-        raise _refusal("the task has no low-dimensional observation", "a robot state")
-    if len({spec.shape for spec in _cameras(policy).values()}) > 1:
-        raise _refusal("the cameras have images of different sizes", "one size")
+    _check_encoder(policy, encoder)
     block = denoiser.mid_modules[0]
     film = block.film  # type: ignore[union-attr]
     if (film, denoiser.cond_merge, denoiser.skip) != ("scale_bias", "concat", "concat"):
@@ -95,6 +85,26 @@ def check(policy: DiffusionPolicy) -> None:
     if policy.horizon % 2**levels:
         raise _refusal(f"horizon={policy.horizon}", f"a multiple of {2**levels} (2 per level of denoiser.channels)")
     _check_schedule(policy, objective.scheduler)
+
+
+def _check_encoder(policy: DiffusionPolicy, encoder: ResNetEncoder) -> None:
+    if any(isinstance(module, nn.BatchNorm2d) for module in encoder.backbones.modules()):
+        raise _refusal("encoder.norm is batch", "encoder.norm=group")
+    if not isinstance(next(iter(encoder.backbones.children()))[1][-1], nn.ReLU):  # type: ignore[index]
+        raise _refusal("encoder.final_relu is false", "encoder.final_relu=true (encoder=resnet18_paper)")
+    if encoder.resize is not None:
+        raise _refusal(f"encoder.resize is {list(encoder.resize)}", "encoder.resize=null")
+    if encoder.fuse is not None:
+        raise _refusal("encoder.fuse is attention", "encoder.fuse=concat")
+    if not encoder.low_dim.names:
+        raise _refusal("the task has no low-dimensional observation", "a robot state")
+    if len({spec.shape for spec in _cameras(policy).values()}) > 1:
+        raise _refusal("the cameras have images of different sizes", "one size")
+    for name, spec in _cameras(policy).items():
+        size = getattr(encoder.crops[encoder.cameras[name]], "size", spec.shape[1:])
+        if any((whole - part) % 4 == 3 for whole, part in zip(spec.shape[1:], size, strict=True)):
+            # torchvision rounds half a pixel to the even number, `RandomCrop` down.
+            raise _refusal(f"the centre of encoder.crop={list(size)} is not theirs", "a crop that is smaller by 1")
 
 
 def _check_schedule(policy: DiffusionPolicy, scheduler: Any) -> None:

@@ -187,3 +187,10 @@ print(DiffusionPolicy.from_pretrained({str(tmp_path)!r}).push_to_hub("lab/reach"
     assert files["config.json"] == (tmp_path / "config.json").read_bytes()
     sent = safetensors.torch.load(files["model.safetensors"])
     assert all(torch.equal(sent[name], tensor) for name, tensor in policy().state_dict().items())
+
+
+def test_a_scale_is_one_number_per_row(tmp_path):
+    tensors = {"w": torch.ones(1, 2000, dtype=torch.int8), f"w{pretrained.SCALE}": torch.ones(2000)}
+    safetensors.torch.save_file(tensors, tmp_path / pretrained.WEIGHTS, {"format": pretrained.FORMAT, "facts": "{}"})
+    with pytest.raises(ValueError, match=r"w is torch.int8 \[1, 2000\], but its scale has \[2000\]"):
+        pretrained.read(tmp_path)

@@ -27,6 +27,8 @@ def test_a_trained_policy_becomes_a_folder_that_others_load(run_dir, tmp_path):
     config = json.loads((tmp_path / "given/config.json").read_text())["config"]
     assert config["dataset"]["path"] is None  # of this machine
 
+    assert "It has not been tested." in (tmp_path / "given/README.md").read_text()  # with three steps
+    assert run_py(*typed, cwd=tmp_path).returncode == 0
     card = (tmp_path / "given/README.md").read_text()
     evaluated = json.loads((run_dir / "rollouts/4.json").read_text())
     score = sum(row["max_reward"] for row in evaluated[:3]) / 3

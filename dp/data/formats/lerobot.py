@@ -93,6 +93,7 @@ class LeRobotStore(Store):
             raise ValueError(f"{path}/meta/episodes: episode_index does not count the episodes from 0")
         self._ends = np.cumsum(lengths)
         self._checked: set[str] = set()
+        self._ordered = False
 
     def open(self, name: str) -> Header:
         if name == ENDS:
@@ -120,12 +121,30 @@ class LeRobotStore(Store):
         if name == ENDS:
             yield slice(0, len(self._ends)), self._ends
             return
+        self._check_order()
         start, header = 0, self.open(name)
         for values in self._values(name, header):
             yield slice(start, start + len(values)), values
             start += len(values)
         if start != header.shape[0]:
             raise ValueError(f"{self.path}: {name} has {start:,} frames, but the episodes have {header.shape[0]:,}")
+
+    def _check_order(self) -> None:
+        """Raises ValueError, once, unless the files hold the frames of each episode in their order."""
+        if self._ordered or "frame_index" not in self.features:
+            return
+        self._ordered = True
+        start, counted = 0, np.arange(self._ends[-1]) - np.repeat(*self._starts())
+        for values in self._values("frame_index", self.open("frame_index")):
+            expected = counted[start : start + len(values)]
+            if not np.array_equal(values.reshape(-1), expected):
+                raise ValueError(f"{self.path}: frame_index does not count the frames of each episode from 0, in order")
+            start += len(values)
+
+    def _starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """First frame and number of frames of each episode."""
+        lengths = np.diff(self._ends, prepend=0)
+        return self._ends - lengths, lengths
 
     def _values(self, name: str, header: Header) -> Iterator[np.ndarray]:
         kind = self.features[name].kind
@@ -229,7 +248,10 @@ class LeRobotStore(Store):
     def tasks(self) -> Sequence[str]:  # type: ignore[override]
         """Texts of meta/tasks.parquet, in the order of their numbers."""
         file = ParquetFile(self.path / TASKS)
-        return file.texts(next(name for name in file.columns if name != "task_index"))
+        texts = [name for name in file.columns if name != "task_index"]
+        if not texts:
+            raise ValueError(f"{self.path / TASKS} has no column of texts next to task_index")
+        return file.texts(texts[0])
 
 
 def _read_info(file: Path) -> Mapping[str, Any]:

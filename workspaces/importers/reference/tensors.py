@@ -44,7 +44,7 @@ class Tensors:
                 raise ValueError(f"{name} is not a tensor")
         numbers = [offset, *shape, *strides]
         if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS or not all(map(_is_size, numbers)):
-            raise ValueError(f"{name} has the shape {shape!r:.60} with the strides {strides!r:.60}")
+            raise ValueError(f"{name} has a shape, strides or an offset that no tensor has")
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if 0 in shape or last >= len(values):
             raise ValueError(f"{name} claims the shape {shape!r:.60}, but its part holds {len(values):,} numbers")

@@ -288,3 +288,11 @@ def test_times_that_no_video_has_are_named(copied: Callable[[str], Path], start:
     with_column(root / EPISODES, f"videos/{TOP}/from_timestamp", pa.array(start, pa.float64()))
     with refused("holds times that no video has|episodes overlap in"):
         LeRobotStore(root).read(TOP)
+
+
+def test_frames_in_another_order_are_named(copied: Callable[[str], Path]) -> None:
+    root = copied("image")
+    table = pq.read_table(root / DATA)
+    pq.write_table(table.take(list(reversed(range(len(table))))), root / DATA)
+    with pytest.raises(ValueError, match="frame_index does not count the frames of each episode from 0, in order"):
+        LeRobotStore(root).read("action")
