@@ -132,8 +132,8 @@ def _verb(settings: Any) -> type[Workspace]:
         verb = None
     if not (inspect.isclass(verb) and issubclass(verb, Workspace)):
         raise ValueError(
-            f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, collect, critic, improve, report, "
-            "compare or export"
+            f"workspace={shown(target)}, expected a verb: train, evaluate, inspect, convert, collect, critic, improve, "
+            "report, compare or export"
         )
     return verb
 

@@ -23,6 +23,7 @@ from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build, command
 from workspaces.base import Config, Workspace
 from workspaces.checkpoint import find
+from workspaces.config import CONFIGS
 from workspaces.evaluate import Loaded, load_policy
 from workspaces.load import MOVED
 from workspaces.record import overrides
@@ -254,7 +255,7 @@ class Tally:
 
 def _experiment_for(task: str) -> str:
     """The override that trains on the choice `task` of its group: an experiment, preferably a small one."""
-    experiments = sorted((Path(__file__).parent.parent / "configs/experiment").glob("*.yaml"))
+    experiments = sorted((CONFIGS / "experiment").glob("*.yaml"))
     fitting = [file.stem for file in experiments if f"override /task: {task}\n" in file.read_text()]
     small = [name for name in fitting if name.endswith("_small")]
     return f"+experiment={(small + fitting)[0]}" if fitting else f"task={task}"

@@ -37,6 +37,11 @@ SHARED = "shared"
 """Name of the backbone that sees all cameras."""
 
 
+def same_centre(size: Sequence[int], crop: Sequence[int]) -> bool:
+    """Whether `RandomCrop` takes the same centre as torchvision, which rounds half a pixel to the even number."""
+    return all((whole - part) % 4 != 3 for whole, part in zip(size, crop, strict=True))
+
+
 class RandomCrop(nn.Module):
     """A random crop in training, a new one for every image; otherwise the centre crop.
 

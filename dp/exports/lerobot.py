@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dp.denoisers.unet1d import UNet1d
+from dp.encoders.image import same_centre
 from dp.encoders.resnet import ResNetEncoder
 from dp.files import write_bytes, write_json
 from dp.modalities import Spec
@@ -102,8 +103,7 @@ def _check_encoder(policy: DiffusionPolicy, encoder: ResNetEncoder) -> None:
         raise _refusal("the cameras have images of different sizes", "one size")
     for name, spec in _cameras(policy).items():
         size = getattr(encoder.crops[encoder.cameras[name]], "size", spec.shape[1:])
-        if any((whole - part) % 4 == 3 for whole, part in zip(spec.shape[1:], size, strict=True)):
-            # torchvision rounds half a pixel to the even number, `RandomCrop` down.
+        if not same_centre(spec.shape[1:], size):
             raise _refusal(f"the centre of encoder.crop={list(size)} is not theirs", "a crop that is smaller by 1")
 
 

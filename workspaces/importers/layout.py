@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dp.encoders.image import same_centre
 from dp.modalities import parse_shape_meta
 from workspaces.config import Config
 
@@ -86,16 +87,12 @@ def unet(channels: list[int], kernel_size: int, step_embed_dim: int, n_groups: i
 
 
 def check_centre(size: Sequence[int], crop: Sequence[int] | None, where: str) -> None:
-    """Raises ValueError for a centre crop that `RandomCrop` would cut one pixel further up or left.
-
-    torchvision rounds half a pixel to the even number. `RandomCrop` rounds it down.
-    """
-    for whole, part in zip(size, crop or size, strict=True):
-        if (whole - part) % 4 == 3:
-            raise ValueError(
-                f"{where} crops {list(crop or ())} from images of {list(size)} pixels. Their centre is half a pixel "
-                "from ours, so this crop cannot be imported"
-            )
+    """Raises ValueError for a centre crop that `RandomCrop` would cut one pixel further up or left."""
+    if not same_centre(size, crop or size):
+        raise ValueError(
+            f"{where} crops {list(crop or ())} from images of {list(size)} pixels. Their centre is half a pixel "
+            "from ours, so this crop cannot be imported"
+        )
 
 
 def cameras(task: Config) -> list[str]:
