@@ -40,6 +40,9 @@ MAX_DEPTH = 20
 MAX_STEPS = 4096
 """Longest horizon, and most diffusion steps of an action at test time."""
 
+CONVERT = "Convert it: python run.py workspace=export checkpoint={} format=safetensors to=FOLDER"
+"""What to type for a policy of another project."""
+
 Facts = Mapping[str, Any]
 """How a policy was made: "config" (of its training), "step", "versions", "n_threads"."""
 
@@ -125,6 +128,9 @@ def _downloaded(repo_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
     except HFValidationError:
         raise ValueError(f"{repo_id} is neither a folder nor the name of a repository (owner/name)") from None
+    except OSError as error:  # of the Hub, or of the way to it
+        reason = " ".join(str(error).split())
+        raise ValueError(f"there is no folder {repo_id}, and the Hub does not give it: {reason:.200}") from error
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -141,7 +147,10 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is damaged or holds no policy of dp: {str(error).splitlines()[0]}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("config"), dict):
-        raise ValueError(f"{folder} holds no policy of dp: {CONFIG} lacks format={FORMAT}")
+        advice = (
+            ". A policy of LeRobot? " + CONVERT.format(folder) if isinstance(about, dict) and "type" in about else ""
+        )
+        raise ValueError(f"{folder} holds no policy of dp: {CONFIG} lacks format={FORMAT}{advice}")
     return about, weights
 
 

@@ -36,9 +36,12 @@ class ConvertWorkspace(Workspace):
             raise ValueError(f"{missing[0]} is missing: type {example}, for one of the formats {get_args(Format)}")
         if config["format"] not in get_args(Format):
             raise ValueError(f"format={shown(config['format'])}, expected {listed(get_args(Format))}")
-        given = build.task(config).data_path(config["from"])
+        task = build.task(config)
+        given = task.data_path(config["from"])
         self.source = given if given is not None else _existing(config["from"])
-        self.to, self.format, self.fps = Path(config["to"]).expanduser(), config["format"], float(config["fps"])
+        self.to, self.format = Path(config["to"]).expanduser(), config["format"]
+        fps = config["fps"] or (task.control_hz if given is not None else None)
+        self.fps = float(fps) if fps is not None else None
         self.signals = Signals()
 
     def run(self) -> None:

@@ -1,5 +1,6 @@
 """Errors as a user sees them: one or two lines for their mistakes, a traceback for ours."""
 
+import difflib
 import errno
 import os
 import re
@@ -169,6 +170,10 @@ def _not_importable(error: Exception) -> str | None:
     if named is None:
         return None
     reasons = [line for line in text.splitlines() if re.match(r"\w*(Error|Exception)\(", line)]
+    module, _, name = named[1].rpartition(".")
+    if module in sys.modules:
+        close = difflib.get_close_matches(name, vars(sys.modules[module]))
+        return f"{module} has no {name}" + (f". Did you mean {' or '.join(close)}?" if close else "")
     missing = f" ({reasons[-1]})" if reasons else ""
     return (
         f"{named[1]} cannot be imported{missing}. Install your own package (pip install -e), or put its folder on "

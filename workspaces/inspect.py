@@ -1,4 +1,4 @@
-"""Checks data, versions, seeds and the alignment of To, H and Ta. Says what is wrong and how to mend it."""
+"""Checks data, versions, seeds, networks and the alignment of To, H and Ta. Says what is wrong and how to mend it."""
 
 import importlib.metadata
 import sys
@@ -15,6 +15,7 @@ from dp.data.opening import check_paths, open_lerobot, open_robomimic, open_zarr
 from dp.data.reading import Mismatch
 from dp.modalities import parse_shape_meta
 from workspaces import build, checkpoint, command, record
+from workspaces.arguments import MISSING
 from workspaces.base import Config, Workspace
 
 OPEN: Mapping[str, Callable[..., Demonstrations]] = {
@@ -39,6 +40,7 @@ class InspectWorkspace(Workspace):
         self._section("versions", self._versions)
         self._section("timing", self._timing)
         self._section("data", self._data)
+        self._section("networks", self._networks)
         if self.wrong:
             raise ValueError("\n       ".join(self.wrong))
         print(f"\n{self.closing}")
@@ -65,10 +67,16 @@ class InspectWorkspace(Workspace):
         yield "index     " + " ".join(f"{i:2d}" for i in range(h))
         yield "observed  " + " ".join(" o" if i < to else " ." for i in range(h))
         yield "executed  " + " ".join(" x" if to - 1 <= i < to - 1 + ta else " ." for i in range(h))
-        make_env = build.task(self.config).env
-        control_hz = getattr(getattr(make_env, "func", make_env), "control_hz", None)
+        control_hz = build.task(self.config).control_hz
         after = f"{ta / control_hz:g} s" if control_hz else f"{ta} steps"
         yield f"{h - (to - 1 + ta)} predicted steps are never executed; the policy looks again every {after}"
+
+    def _networks(self) -> Iterator[str]:
+        """Raises ValueError for networks that cannot take the observations, for example a crop that is too large."""
+        shapes = build.network_shapes(self.config) if self.config["task"]["shape_meta"] != MISSING else {}
+        for part in ("encoder", "denoiser") if shapes else ():
+            n = sum(tensor.numel() for name, tensor in shapes.items() if name.startswith(part))
+            yield f"{part}: {n / 1e6:.1f} M parameters"
 
     def _data(self) -> Iterator[str]:
         try:
@@ -98,16 +106,14 @@ class InspectWorkspace(Workspace):
 
         Raises `error` if it concerns something else, or if the user chose the task.
         """
-        undeclared = self.config["task"]["shape_meta"] == "???"
+        undeclared = self.config["task"]["shape_meta"] == MISSING
         if self.config["dataset"].get("path") is None or not (isinstance(error, Mismatch) or undeclared):
             raise error
         for path in check_paths(self.config["dataset"]["path"]):
             store = open_store(path)
             yield from summary.describe(store)
             yield f"To train on these data: {_training_on(store)}"
-        chosen = [
-            text for text in record.overrides() if text.lstrip("+~").startswith(("task", "dataset=", "experiment"))
-        ]
+        chosen = [text for text in record.overrides() if text.lstrip("+~").startswith(("task", "experiment"))]
         if chosen:
             raise error
         for path in check_paths(self.config["dataset"]["path"]):
@@ -134,7 +140,7 @@ def _training_on(store: Store) -> str:
     return command.run(
         "task=own",
         f"dataset={store.choice}",
-        *(() if images else ("encoder=state",)),
+        "encoder.crop=0.9" if images else "encoder=state",  # a fraction fits cameras of any size
         command.override("task.shape_meta", shape_meta),
         command.override("dataset.path", str(store.path)),
     )

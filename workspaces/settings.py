@@ -145,7 +145,7 @@ VALUES: dict[str, Any] = {
     "from": str,
     "to": str | None,
     "format": str,
-    "fps": Annotated[float, Interval(gt=0, le=1000)],
+    "fps": Annotated[float, Interval(gt=0, le=1000)] | None,
     "report.n_films": limits.Count,
     "report.publish": Literal["wandb"] | None,
 }

@@ -34,19 +34,26 @@ Step = Callable[[int], object]
 
 SETTINGS = "conversion.json"
 
+DEFAULT_FPS = 10.0
+"""Control steps per second of a data set that does not say."""
 
-def convert(source: Store, to: Path, format: Format, fps: float = 10.0) -> str:
+
+def convert(source: Store, to: Path, format: Format, fps: float | None = None) -> str:
     """Writes the demonstrations of `source` to `to`. A conversion that was killed continues.
 
     Args:
         to: a folder, or a file of format="hdf5". If it holds these demonstrations, nothing is written.
-        fps: control steps per second, which LeRobot's format wants to know.
+        fps: control steps per second. None: as `source` says, and if it does not, LeRobot's format gets `DEFAULT_FPS`.
 
     Returns the digest of the arrays, which is that of what was read back from `to`.
 
     Raises:
         ValueError: if `to` holds something else, another process writes it, or an array cannot be read.
     """
+    fps = fps or source.fps
+    if fps is None and format == "lerobot":
+        fps = DEFAULT_FPS
+        log.warning("WARNING: %s does not say how many control steps per second it has: fps=%g", source.path, fps)
     episodes = gather(source)
     expected = digest(episodes)
     if to.exists():
@@ -143,18 +150,20 @@ def _check_staging(staging: Path, settings: Mapping[str, Any], to: Path) -> None
         raise ValueError(f"{staging} holds an unfinished conversion of other data: delete it, or set another to=PATH")
 
 
-def _write(format: Format, episodes: Episodes, tasks: Sequence[str], staging: Path, fps: float, step: Step) -> Path:
+def _write(
+    format: Format, episodes: Episodes, tasks: Sequence[str], staging: Path, fps: float | None, step: Step
+) -> Path:
     """Writes what `staging` lacks. Returns the path of the whole."""
     if format == "zarr":
         from dp.data.writing.zarr import write_zarr
 
-        return write_zarr(episodes, staging / "whole.zarr", step)
+        return write_zarr(episodes, staging / "whole.zarr", fps, tasks, step)
     try:
         if format == "lerobot":
             from dp.data.writing.lerobot import write_lerobot
 
-            return write_lerobot(episodes, staging / "whole", fps, tasks, step)
+            return write_lerobot(episodes, staging / "whole", fps or DEFAULT_FPS, tasks, step)
         from dp.data.writing.hdf5 import write_hdf5
     except ModuleNotFoundError as error:
         raise missing("robomimic" if format == "hdf5" else format, error) from error
-    return write_hdf5(episodes, staging / "whole.hdf5", step)
+    return write_hdf5(episodes, staging / "whole.hdf5", fps, tasks, step)

@@ -164,6 +164,11 @@ class Task:
         taken = "obs_names" in inspect.signature(self.env).parameters
         return partial(self.env, obs_names=self.obs_names) if taken else self.env
 
+    @property
+    def control_hz(self) -> float | None:
+        """Control steps per second; None without a simulator, or if it does not say."""
+        return getattr(getattr(self.env, "func", self.env), "control_hz", None)
+
     def recorder(self) -> "Callable[[int], Recording]":
         """Begins a recording from a seed, in an environment of its own. Raises ValueError without a simulator."""
         from dp.tasks.recorder import Recorder

@@ -117,11 +117,18 @@ def test_a_strangers_file_is_refused_by_name(tmp_path, changes, said):
         DiffusionPolicy.from_pretrained(spoiled(tmp_path / "policy", **changes))
 
 
-def test_what_is_no_policy_is_named(tmp_path):
+def test_what_is_no_policy_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds no policy"):
         DiffusionPolicy.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="neither a folder nor the name of a repository"):
         DiffusionPolicy.from_pretrained("/not/a/policy")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="there is no folder shared/pusht, and the Hub does not give it"):
+        DiffusionPolicy.from_pretrained("shared/pusht")
+    policy().save_pretrained(tmp_path / "of_lerobot")
+    (tmp_path / "of_lerobot/config.json").write_text('{"type": "diffusion"}')
+    with pytest.raises(ValueError, match=r"workspace=export checkpoint=.*/of_lerobot format=safetensors"):
+        DiffusionPolicy.from_pretrained(tmp_path / "of_lerobot")
     made = policy()
     made.facts = None
     with pytest.raises(ValueError, match="does not know how it was made"):

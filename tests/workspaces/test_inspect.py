@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import zarr
 from dp.tasks.pusht.sources import BUNDLED_PATH
 from tests.cli import run_py
 from tests.dp.data.stores import robot, write
+
+ROOT = Path(__file__).parents[2]
 
 
 def inspect(*overrides, cwd):
@@ -71,9 +74,17 @@ def test_a_store_of_another_task_is_described_and_the_line_to_paste_reads_it(tmp
     assert "nothing is wrong but what the WARNING above says" in result.stdout
     assert "official" not in result.stdout
     assert not any(file for file in tmp_path.iterdir() if file != path)
-    result = inspect(*typed, "task.shape_meta.action.shape=[6]", cwd=tmp_path)
+    result = inspect(*typed, "task.shape_meta.action.shape=[6]", "encoder.crop=13", cwd=tmp_path)
     assert result.returncode == 1
     assert "set task.shape_meta.action.shape=[7]" in result.stderr
+    assert "encoder.crop=13 does not fit front, whose images have 12 x 16 pixels" in result.stderr
+
+
+def test_a_format_that_is_typed_without_a_task_is_described_too(tmp_path):
+    path = ROOT / "tests/data/lerobot/image"
+    result = inspect("dataset=lerobot", f"dataset.path={path}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "task=own dataset=lerobot encoder.crop=0.9 'task.shape_meta=" in result.stdout
 
 
 def test_the_official_data_are_recognised(official_zarr, tmp_path):

@@ -85,7 +85,8 @@ def _mismatch(features: Sequence[Feature], action: Feature, task: str, where: st
     wanted = ", ".join(f"{feature.name} {list(feature.shape)}" for feature in (*features, action))
     ours = " or ".join(f"task={name}" for name in _tasks_that_fit(features, action))
     obs = ", ".join(map(_typed, features))
-    own = f"task=own 'task.shape_meta={{obs: {{{obs}}}, action: {{shape: {list(action.shape)}}}}}'"
+    meta = f"'task.shape_meta={{obs: {{{obs}}}, action: {{shape: {list(action.shape)}}}}}'"
+    own = f"task=own {meta} to fine-tune it, or task=gymnasium task.env.id=ID with the same shape_meta to evaluate it"
     return f"{where} takes {wanted}, and task={task} does not have these. Type {ours or own}"
 
 

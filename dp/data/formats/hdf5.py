@@ -9,8 +9,9 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,25 @@ import numpy as np
 from dp.data.cache import MEMORY_BYTES
 from dp.data.formats.bounded import COMPRESSORS, SLACK
 from dp.data.formats.memory import limited
-from dp.data.formats.store import ENDS, Header, Store, check_ordinary, check_ratio, file_stats, first_line
+from dp.data.formats.store import (
+    ENDS,
+    Header,
+    Store,
+    check_ordinary,
+    check_ratio,
+    file_stats,
+    first_line,
+    rate_in,
+    texts_in,
+)  # fmt: skip
 
 MAX_DEMOS, MAX_ARRAYS, MAX_DEPTH = 1_000_000, 1000, 8
 
 MAX_CHUNK_BYTES = 256 << 20
 """Largest chunk, decoded. HDF5 holds a whole one in memory."""
+
+ABOUT, MAX_ABOUT = "about", 16 << 20
+"""Array that `write_hdf5` adds, and its most bytes: JSON with `fps` and `tasks`. Robomimic ignores it."""
 
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32"}
 """Filters with a bound, by HDF5's number (H5Zpublic.h). Others may unpack to anything, or are programs."""
@@ -67,6 +81,27 @@ class Hdf5Store(Store):
     def listed(self, filter_key: str) -> np.ndarray:
         """Whether each of `demos` is listed under mask/<filter_key>: (E,). Raises ValueError for no such list."""
         return np.isin(self.demos, list(_mask(self._file, filter_key)))
+
+    @cached_property
+    def _about(self) -> Mapping[str, Any]:
+        if ABOUT not in self._file:
+            return {}
+        array, where = _member(self._file, ABOUT, h5py.Dataset), f"{self.path}: {ABOUT}"
+        _check_layout(array, where)
+        if array.dtype != np.uint8 or array.chunks is not None or array.size > MAX_ABOUT:
+            return {}  # somebody else's
+        with suppress(ValueError, RecursionError):
+            about = json.loads(array[...].tobytes())
+            return about if isinstance(about, dict) else {}
+        return {}
+
+    @property
+    def tasks(self) -> Sequence[str]:  # type: ignore[override]
+        return texts_in(self._about)
+
+    @property
+    def fps(self) -> float | None:  # type: ignore[override]
+        return rate_in(self._about)
 
     def _demos(self, data: Any, filter_keys: tuple[str, ...]) -> list[str]:
         if not 0 < len(data) <= MAX_DEMOS:

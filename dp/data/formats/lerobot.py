@@ -78,6 +78,7 @@ class LeRobotStore(Store):
 
     choice = "lerobot"
     separator = "."
+    fps: float
 
     def __init__(self, path: Path) -> None:
         self.path = path

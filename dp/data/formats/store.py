@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,9 @@ MAX_RATIO = 500
 
 FREE_BYTES = 256 << 20
 """Arrays up to this size may be stored in next to nothing, for example as one constant."""
+
+MAX_FPS = 1000
+"""Most control steps per second."""
 
 BLOCK_BYTES = 16 << 20
 """Decoded bytes that one block of `Store.blocks` holds, at least one row."""
@@ -59,6 +62,8 @@ class Store(ABC):
     names: list[str]
     tasks: Sequence[str] = ()
     """What the demonstrations show, in words, by the values of an array `task_index`."""
+    fps: float | None = None
+    """Control steps per second; None if the data set does not say."""
 
     @abstractmethod
     def open(self, name: str) -> Any:
@@ -107,6 +112,18 @@ class Store(ABC):
     def summary(self) -> str:
         """Every array with its shape and type, for error messages."""
         return ", ".join(f"{name} {self.open(name).shape} {self.open(name).dtype}" for name in self.names)
+
+
+def rate_in(attributes: Mapping[str, Any]) -> float | None:
+    """`Store.fps` as the attributes of a data set say; None if they do not."""
+    fps = attributes.get("fps")
+    return float(fps) if isinstance(fps, int | float) and 0 < fps <= MAX_FPS else None
+
+
+def texts_in(attributes: Mapping[str, Any]) -> Sequence[str]:
+    """`Store.tasks` as the attributes of a data set say; empty if they do not."""
+    texts = attributes.get("tasks")
+    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else ()
 
 
 def file_stats(path: Path) -> list[list[Any]]:

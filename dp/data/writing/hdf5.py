@@ -1,6 +1,7 @@
 """Episodes as an HDF5 file in robomimic's layout, see `dp.data.formats.hdf5`."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,15 +9,19 @@ import h5py
 import numpy as np
 
 from dp.data.episodes import Episodes
+from dp.data.formats.hdf5 import ABOUT
 from dp.data.writing.batches import batches, rows_of
 
 OF_THE_DEMO = ("rewards", "dones", "states")
 """Arrays that robomimic stores next to the actions. Others are observations."""
 
 
-def write_hdf5(episodes: Episodes, file: Path, step: Callable[[int], object]) -> Path:
+def write_hdf5(
+    episodes: Episodes, file: Path, fps: float | None, tasks: Sequence[str], step: Callable[[int], object]
+) -> Path:
     """Writes `file`, after one file for each batch of episodes: HDF5 does not survive being killed. Returns `file`.
 
+    fps, tasks: see `dp.data.formats.store.Store`.
     step: called with the number of frames that have been written in addition.
     """
     parts = []
@@ -26,7 +31,7 @@ def write_hdf5(episodes: Episodes, file: Path, step: Callable[[int], object]) ->
             _write_part(part, episodes, numbers)
         parts.append(part)
         step(len(rows_of(episodes, numbers)))
-    _join(file, parts, len(episodes))
+    _join(file, parts, len(episodes), json.dumps({"fps": fps, "tasks": [*tasks]}))
     return file
 
 
@@ -62,10 +67,11 @@ def _whole(path: Path) -> Iterator[h5py.File]:
     temporary.replace(path)
 
 
-def _join(path: Path, parts: list[Path], n_frames: int) -> None:
+def _join(path: Path, parts: list[Path], n_frames: int, about: str) -> None:
     with _whole(path) as file:
         data = file.create_group("data")
         data.attrs["total"] = n_frames
+        file.create_dataset(ABOUT, data=np.frombuffer(about.encode(), np.uint8))
         for part in parts:
             with h5py.File(part, "r") as one:
                 for name in one["data"]:

@@ -1,6 +1,6 @@
 """Episodes as a zarr store in the layout of the reference implementation: data/<name>, meta/episode_ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,17 @@ from dp.data.recording import COMPRESSOR, ENDS, chunk_rows, write_metadata
 from dp.files import write_bytes, write_json
 
 
-def write_zarr(episodes: Episodes, store: Path, step: Callable[[int], object]) -> Path:
+def write_zarr(
+    episodes: Episodes, store: Path, fps: float | None, tasks: Sequence[str], step: Callable[[int], object]
+) -> Path:
     """Writes the chunks that the folder `store` lacks, metadata last. Returns `store`.
 
+    fps, tasks: attributes of the store, see `dp.data.formats.store.Store`.
     step: called with the number of frames that every array holds in addition. Format 2, which all versions read.
     """
     for group in ("", "data", "meta"):
         write_json(store / group / ".zgroup", {"zarr_format": 2})
+    write_json(store / ".zattrs", {"fps": fps, "tasks": [*tasks]})
     for number, (name, array) in enumerate(episodes.arrays.items()):
         last = number == len(episodes.arrays) - 1
         _write(store, f"data/{name}", array, step if last else lambda n_frames: None)

@@ -50,6 +50,32 @@ def test_official_data_come_back_as_they_were(cut: Path, file_format: Any, tmp_p
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("file_format", ["zarr", "hdf5"])
+def test_rate_and_texts_survive_any_format(tmp_path: Path, file_format: Any, caplog: pytest.LogCaptureFixture) -> None:
+    recorded = robot()
+    recorded["data/task_index"] = np.repeat([0, 1], 50)
+    source = open_store(write(tmp_path / "a.zarr", recorded))
+    convert(source, tmp_path / "silent", "lerobot")
+    assert "does not say how many control steps per second it has: fps=10" in caplog.text
+    source.path.joinpath(".zattrs").write_text('{"fps": 25, "tasks": ["push", "lift"]}')
+    source = open_store(source.path)
+    for number, named in enumerate(("lerobot", file_format, "lerobot")):
+        convert(source, tmp_path / str(number), named)
+        source = open_store(tmp_path / str(number))
+        assert (source.fps, [*source.tasks]) == (25, ["push", "lift"])
+    convert(source, tmp_path / "faster", "lerobot", 30.0)
+    assert open_store(tmp_path / "faster").fps == 30
+
+
+@pytest.mark.parametrize(
+    "said", ['{"fps": "x", "tasks": 3}', '{"fps": 1e999, "tasks": [3]}', "[]", "{", '{"fps": null}']
+)
+def test_attributes_of_somebody_else_mean_nothing(tmp_path: Path, said: str) -> None:
+    path = write(tmp_path / "a.zarr", robot())
+    path.joinpath(".zattrs").write_text(said)
+    assert (open_store(path).fps, [*open_store(path).tasks]) == (None, [])
+
+
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_several_cameras_and_types_survive(tmp_path: Path, file_format: Any) -> None:
     recorded = robot()

@@ -156,7 +156,8 @@ def test_a_task_that_it_does_not_fit_is_told_what_to_type(lerobot):
     folder = lerobot("state")
     with pytest.raises(ValueError, match="and task=pusht_image does not have these") as caught:
         loaded(folder, given())
-    typed = str(caught.value).partition("Type task=own ")[2].strip("'")
+    _, typed, evaluating = str(caught.value).partition("Type task=own ")[2].split("'")
+    assert "task=gymnasium" in evaluating
     assert list(loaded(folder, given("task=own", typed))[1]["task"]["shape_meta"]["obs"]) == [
         "state",
         "environment_state",
