@@ -1,5 +1,6 @@
 """Our side of an imported policy: its configuration, the order of its condition, the buffers of its normaliser."""
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ from torch import Tensor
 from dp.encoders.image import same_centre
 from dp.modalities import parse_shape_meta
 from workspaces.config import Config
+
+log = logging.getLogger(__name__)
 
 STATE_ENCODER = {"_target_": "dp.encoders.StateEncoder"}
 
@@ -93,6 +96,15 @@ def check_centre(size: Sequence[int], crop: Sequence[int] | None, where: str) ->
             f"{where} crops {list(crop or ())} from images of {list(size)} pixels. Their centre is half a pixel "
             "from ours, so this crop cannot be imported"
         )
+
+
+def warn_of_range(project: str, clip_sample: bool, clip_sample_range: float = 1.0) -> None:
+    """Warns of actions that leave the range of the data in `project`, because `DiffusionPolicy` limits them."""
+    if not clip_sample or clip_sample_range > 1:
+        log.warning(
+            "clip_sample=%s, clip_sample_range=%s: in %s its actions may leave the range of its data, here they may "
+            "not", clip_sample, clip_sample_range, project,
+        )  # fmt: skip
 
 
 def cameras(task: Config) -> list[str]:

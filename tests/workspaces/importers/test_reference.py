@@ -141,3 +141,10 @@ def test_a_field_that_is_wrong_or_unknown_is_named(tmp_path, case, changed, reas
     with pytest.raises(ValueError, match=r"checkpoint=.*x\.ckpt") as caught:
         loaded(path, given(OURS[case][0]))
     assert reason in str(caught.value)
+
+
+def test_actions_that_leave_the_range_of_the_data_are_named(tmp_path, caplog):
+    scheduler = {**reference.CONFIGS["unet_lowdim"]["noise_scheduler"], "clip_sample": False}
+    path = written(tmp_path / "one.ckpt", "unet_lowdim", ours("unet_lowdim"), noise_scheduler=scheduler)
+    checkpoint.load(path, given(LOW_DIM))
+    assert "clip_sample=False, clip_sample_range=1.0: in the paper's code its actions may leave" in caplog.text

@@ -12,7 +12,15 @@ from torch import Tensor
 from workspaces import shipped
 from workspaces.config import Config
 from workspaces.importers.features import Feature, Observations, match
-from workspaces.importers.layout import STATE_ENCODER, Condition, check_centre, configuration, resnet, unet
+from workspaces.importers.layout import (
+    STATE_ENCODER,
+    Condition,
+    check_centre,
+    configuration,
+    resnet,
+    unet,
+    warn_of_range,
+)  # fmt: skip
 from workspaces.importers.lerobot.files import read_tensors
 from workspaces.importers.lerobot.settings import ENVIRONMENT, STATE, images, is_shared, read_settings
 from workspaces.importers.lerobot.statistics import Statistics, buffers, read_statistics
@@ -130,11 +138,7 @@ def _step(path: Path) -> int:
 def _tell(settings: Mapping[str, Any], found: Observations, task: Config) -> None:
     named = ", ".join(f"{feature} as {' and '.join(names)}" for feature, names in found.items())
     log.info("a policy of LeRobot, for task=%s: it sees %s", task["name"], named)
-    if not settings["clip_sample"] or settings["clip_sample_range"] > 1:
-        log.warning(
-            "clip_sample=%s, clip_sample_range=%s: in LeRobot its actions may leave the range of its data, here they "
-            "may not", settings["clip_sample"], settings["clip_sample_range"],
-        )  # fmt: skip
+    warn_of_range("LeRobot", settings["clip_sample"], settings["clip_sample_range"])
 
 
 __all__ = ["PLACES", "read", "recognizes"]

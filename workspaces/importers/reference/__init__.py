@@ -26,6 +26,7 @@ from workspaces.importers.layout import (
     normalizer_buffers,
     resnet,
     unet,
+    warn_of_range,
 )
 from workspaces.importers.reference import inert
 from workspaces.importers.reference.settings import read_settings
@@ -72,6 +73,7 @@ def read(path: Path, given: Config) -> dict[str, Any]:
         raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
     named = ", ".join(f"{feature} as {' and '.join(names)}" for feature, names in found.items())
     log.info("a policy of the paper's code, for task=%s: it sees %s", task["name"], named)
+    warn_of_range("the paper's code", settings["noise_scheduler"]["clip_sample"])
     config = configuration(
         path.with_suffix(""), given, task, settings, encoder, _denoiser(settings), _scheduler(settings)
     )
