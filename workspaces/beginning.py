@@ -106,8 +106,10 @@ def choose_precision(precision: str, device: torch.device, saved: Mapping[str, A
     return precision if precision != "auto" else "bf16" if pays else "fp32"
 
 
-def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
+def load_run(run_dir: Path, config: Config, left_open: tuple[object, ...] = ()) -> dict[str, Any] | None:
     """The last checkpoint of the run in `run_dir`; None if there is none.
+
+    left_open: values of `config` that are decided later.
 
     Raises ValueError if that run was begun with settings that `config` cannot resume.
     """
@@ -122,7 +124,7 @@ def load_run(run_dir: Path, config: Config) -> dict[str, Any] | None:
     state = checkpoint.load(last)
     checkpoint.check_complete(state, ("config",), f"checkpoint={last}")
     check(state["config"], CONFIG, f"checkpoint={last}")
-    check_same(state["config"], config, run_dir)
+    check_same(state["config"], config, run_dir, left_open)
     checkpoint.check_complete(state, TRAINING, f"checkpoint={last}")
     check_length(state["step"], config, run_dir)
     return {"wandb_id": None, "rng_cuda": None, **state}

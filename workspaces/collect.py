@@ -4,21 +4,19 @@ import inspect
 import logging
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, TypedDict
 
 from dp import limits
-from dp.data.collected import PATIENCE
+from dp.data.filling import Made, fill, given_up
 from dp.data.recording import STORE, DemonstrationStore
 from dp.guidance import Unguided
 from dp.processes import N_CORES, in_processes
-from dp.progress import Progress
 from dp.rollouts.runner import EnvRunner
-from dp.rollouts.takeover import SOLVED
 from dp.tasks.demonstration import Collector, Demonstration, Finished
 from workspaces import build, command
 from workspaces.base import Config, Workspace
@@ -32,9 +30,6 @@ from workspaces.settings import Role, flatten, group, groups_with, key
 from workspaces.signals import Signals, StopNow
 
 log = logging.getLogger(__name__)
-
-Made = Generator[tuple[int, Demonstration | str | None], None, None]
-"""Demonstrations by seed, or why there is none, in the order of seeds."""
 
 
 class FilterSettings(TypedDict, total=False):
@@ -128,43 +123,26 @@ class CollectWorkspace(Workspace):
             self.begin_run()
         with self.signals, DemonstrationStore(self.path, self.settings, *self.task.columns(), aliases=MOVED) as store:
             try:
-                self._fill(store)
+                fill(store, self.n_episodes, self._made(store), self.source, self.filter.objection)
             except Finished as end:
                 log.info("%s", end)
             except StopNow:
                 self._stop(store)
         log.info("%s", self._summary())
 
-    def _fill(self, store: DemonstrationStore) -> None:
+    def _made(self, store: DemonstrationStore) -> Made:
+        """What the collector makes of the seeds after the last one in the store. A signal interrupts its work."""
         first = self.start_seed if store.last_seed is None else store.last_seed + 1
-        made = self._make(range(first, self.seeds.stop))
-        tally = Tally()
-        bar = Progress(total=self.n_episodes, initial=store.n_episodes, desc="collecting", unit="episode")
-        try:
-            while store.n_episodes < self.n_episodes:
+        with closing(self._make(range(first, self.seeds.stop))) as made:
+            while True:
                 if hasattr(self._collector, "n_stored"):
                     self._collector.n_stored = store.n_episodes
-                seed, demonstration = self._next(made)
-                objection = self.filter.objection(demonstration)
-                tally.add(demonstration, objection)
-                if not isinstance(demonstration, str | None) and objection is None:
-                    store.append([demonstration], self.source)
-                    bar.update()
-                bar.set_postfix_str(str(tally))
-                if tally.in_vain == PATIENCE:
-                    raise ValueError(f"no seed from {seed - PATIENCE + 1} to {seed} gave a demonstration: {tally}")
-        finally:
-            made.close()
-            bar.close()
-            log.info("%s", tally)
-
-    def _next(self, made: Made) -> tuple[int, Demonstration | str | None]:
-        with self.signals.interrupting():
-            self.signals.check()
-            item = next(made, None)
-        if item is None:
-            raise ValueError(f"there is no seed after {self.seeds[-1]}: set a smaller workspace.start_seed")
-        return item
+                with self.signals.interrupting():
+                    self.signals.check()
+                    item = next(made, None)
+                if item is None:
+                    return
+                yield item
 
     def _stop(self, store: DemonstrationStore) -> None:
         command = shlex.join(["python", *sys.argv])
@@ -216,8 +194,8 @@ class Filter:
 
     def objection(self, demonstration: Demonstration | str | None) -> str | None:
         """Reason not to store it, or None. Raises ValueError if it lacks a quantity of `min_final`."""
-        if demonstration is None or isinstance(demonstration, str):
-            return demonstration or "given up by the collector"
+        if isinstance(demonstration, str | None):
+            return given_up(demonstration)
         if self.success_only and not demonstration.success:
             return "no success"
         final = demonstration.final()
@@ -229,28 +207,6 @@ class Filter:
         if self.max_length is not None and len(demonstration) > self.max_length:
             return f"longer than {self.max_length} steps"
         return None
-
-
-@dataclass
-class Tally:
-    """Counts the outcomes of the seeds so far."""
-
-    tried: int = 0
-    stored: int = 0
-    in_vain: int = 0
-    objections: Counter[str] = field(default_factory=Counter)
-
-    def add(self, demonstration: Demonstration | str | None, objection: str | None) -> None:
-        self.tried += 1
-        self.stored += objection is None
-        if objection != SOLVED:  # by the policy: the expert was not asked
-            self.in_vain = 0 if objection is None else self.in_vain + 1
-        if objection is not None:
-            self.objections[objection] += 1
-
-    def __str__(self) -> str:
-        left_out = [f"{n} left out ({objection})" for objection, n in sorted(self.objections.items())]
-        return ", ".join([f"{self.tried} seeds, {self.stored} stored", *left_out])
 
 
 def _experiment_for(task: str) -> str:

@@ -337,7 +337,7 @@ def _baseline(name: str, config: Config) -> Policy:
         return DoNothing(idle, config["n_action_steps"])
     if name != "replay":
         raise ValueError(f"workspace.baseline={name}, expected do_nothing or replay")
-    held = {seed: torch.from_numpy(a) for seed, a in build.demonstrations(config).recorded_actions().items()}
+    held = {seed: torch.from_numpy(a) for seed, a in build.demonstrations(config).executed_actions().items()}
     if not held:
         raise ValueError("workspace.baseline=replay: no demonstration starts from its seed's initial state")
     first = config["env_runner"]["start_seed"]

@@ -97,6 +97,7 @@ class TrainWorkspace(Workspace):
         if distributed.WORLD > 1 or (self.run_dir / ".lock").is_file():
             self.take_run_dir()  # before the data are read: another process may have it
         self.run_dir, self.all_stop = distributed.same(self.run_dir), distributed.Agreement()
+        beginning.load_run(self.run_dir, self.config, left_open=("auto", None))  # before data are read, or even made
         self._build()
         self._open()
         if self.state.step < self.num_steps or not self.state.evaluated:

@@ -4,27 +4,23 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Interval
 
 from dp.data.demonstrations import Demonstrations
+from dp.data.filling import fill
 from dp.data.opening import open_zarr
 from dp.data.recording import DemonstrationStore
 from dp.limits import EnvSeed, Positive, Seed
 from dp.modalities import Spec
 from dp.processes import N_CORES, in_processes
-from dp.progress import Progress
 from dp.tasks import Task
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path("data")
-
-PATIENCE = 500
-"""Seeds in a row without a demonstration after which nothing more is expected."""
 
 
 def open_collected(
@@ -65,25 +61,15 @@ def _collect(task: Task, n_episodes: int, start_seed: int | None) -> Path:
         )
     start_seed = task.first_seed(start_seed, "dataset.start_seed")
     own = {name: value for name, value in vars(demonstrator).items() if isinstance(value, int | float | str)}
-    settings = {"task": task.demonstrated, "start_seed": start_seed, "shape_meta": task.shape_meta, "demonstrator": own}
+    columns = [{name: [dtype, list(row)] for name, (dtype, row) in group.items()} for group in task.columns()]
+    settings = {"task": task.demonstrated, "start_seed": start_seed, "columns": columns, "demonstrator": own}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     path = FOLDER / f"{task.name}_{n_episodes}_{digest}.zarr"
     path.parent.mkdir(parents=True, exist_ok=True)
     with DemonstrationStore(path, settings, *task.columns()) as store:
         if store.n_episodes < n_episodes:
             log.info("%s: making %d demonstrations, once", path, n_episodes)
-        first = start_seed if store.last_seed is None else store.last_seed + 1
-        bar = Progress(total=n_episodes, initial=store.n_episodes, desc="demonstrations", unit="episode")
-        made, in_vain = in_processes(demonstrator, range(first, seeds.stop), N_CORES), 0
-        with closing(bar), closing(made):
-            while store.n_episodes < n_episodes:
-                seed, demonstration = next(made, (None, None))
-                if seed is None:
-                    raise ValueError(f"there is no seed after {seeds[-1]}: set a smaller dataset.start_seed")
-                in_vain = in_vain + 1 if demonstration is None else 0
-                if in_vain == PATIENCE:
-                    raise ValueError(f"no seed from {seed - PATIENCE + 1} to {seed} was solved by {demonstrator}")
-                if demonstration is not None:
-                    store.append([demonstration], type(demonstrator).__name__.lower())
-                    bar.update()
+            first = start_seed if store.last_seed is None else store.last_seed + 1
+            made = in_processes(demonstrator, range(first, seeds.stop), N_CORES)
+            fill(store, n_episodes, made, type(demonstrator).__name__.lower())
     return path

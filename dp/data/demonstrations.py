@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from dp.data.episodes import Episodes
 from dp.data.formats import open_store
-from dp.data.reading import key_of
+from dp.data.reading import executed_actions, key_of
 from dp.data.summary import describe
 from dp.data.windows import Split, WindowDataset, window_table
 from dp.modalities import CONSTANT_RANGE, Normalizer, Spec
@@ -92,11 +92,14 @@ class Demonstrations:
         seeds = self._seeds[self.split.train]
         return seeds[seeds >= 0].tolist()
 
-    def recorded_actions(self) -> dict[int, Float[np.ndarray, "T Da"]]:
-        """Seed -> the actions that were recorded from its initial state, raw."""
-        return {
-            int(self._seeds[n]): self.episodes.episode(n)["action"] for n in np.flatnonzero(self._seeds >= 0).tolist()
-        }
+    def executed_actions(self) -> dict[int, Float[np.ndarray, "T Da"]]:
+        """Seed -> the actions that were executed from its initial state, raw. Those recorded may lack their noise."""
+        known = np.flatnonzero(self._seeds >= 0).tolist()
+        if not known:
+            return {}
+        actions = [executed_actions(open_store(path), self.normalizer.specs["action"]) for path in self.paths]
+        of_episodes = np.split(np.concatenate(actions), self.episodes.episode_ends[: self.n_episodes - 1])
+        return {int(self._seeds[n]): of_episodes[n] for n in known}
 
     def doubts(self) -> Iterator[str]:
         """Yields a sentence for each property of the data that is probably a mistake."""

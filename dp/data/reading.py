@@ -13,6 +13,7 @@ from dp.data.formats.store import Store
 from dp.data.images import channels_first, stored_frames
 from dp.data.recording import read_settings
 from dp.modalities import Spec
+from dp.tasks.demonstration import EXECUTED
 
 SEED = "meta/seed"
 
@@ -89,6 +90,13 @@ def _seeds(found: Found) -> np.ndarray:
     begins = settings is not None and settings.get("collector._target_") not in CONTINUE
     seeds = found.store.read(name)[:n].astype(np.int64)
     return seeds if begins and len(seeds) == n else np.full(n, -1)
+
+
+def executed_actions(store: Store, action: Spec) -> np.ndarray:
+    """The actions of a collection as they were executed, float32 (N, Da). Where the store does not say, they are those
+    recorded."""
+    name = store.find(f"data/{EXECUTED}") or compare(store, {"action": action}, None).names["action"]
+    return read_low_dim(store, name, action)
 
 
 def key_of(name: str) -> str:

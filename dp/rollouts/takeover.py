@@ -10,12 +10,10 @@ from jaxtyping import Float
 from dp.processes import in_processes
 from dp.rollouts.demonstrator import in_order
 from dp.rollouts.runner import EnvRunner, EpisodeResult
-from dp.tasks.demonstration import Demonstration, Expert
+from dp.tasks.demonstration import SOLVED, Demonstration, Expert
 from dp.types import Policy
 
 Actions = Float[np.ndarray, "_ Da"]
-
-SOLVED = "solved by the policy"
 
 
 class Takeover:

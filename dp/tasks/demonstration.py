@@ -5,6 +5,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+EXECUTED = "executed"
+"""Array of a store with the actions as they were executed, where the array "action" may say what was meant."""
+
+
+SOLVED = "solved by the policy"
+"""Reason why an expert demonstrates nothing in an episode."""
+
 
 @runtime_checkable
 class Demonstration(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from dp.tasks.demonstration import EXECUTED
 from dp.tasks.env import Env
 
 if TYPE_CHECKING:  # the processes that step environments import this file, and not torch
@@ -213,7 +214,8 @@ class Task:
 
     def columns(self) -> tuple[Columns, Columns]:
         """Columns of a store of recordings, per frame and per episode: array -> (dtype, shape of a row)."""
-        entries = {**self.shape_meta["obs"], "action": self.shape_meta["action"]}
+        action = self.shape_meta["action"]
+        entries = {**self.shape_meta["obs"], "action": action, EXECUTED: action}
         frames = {name: _column(entry) for name, entry in entries.items()}
         return frames, {"seed": ("<i8", ()), "source": ("<U16", ()), "success": ("|b1", ())}
 

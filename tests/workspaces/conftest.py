@@ -70,7 +70,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert_equal(states[0][part], states[1][part], part)
     assert metrics(one) == metrics(other)
     for folder in ("rollouts", "media", "checkpoints"):
-        assert sorted(p.name for p in (one / folder).iterdir()) == sorted(p.name for p in (other / folder).iterdir())
+        assert sorted(p.name for p in one.glob(f"{folder}/*")) == sorted(p.name for p in other.glob(f"{folder}/*"))
     for file in (one / "rollouts").iterdir():
         assert file.read_bytes() == (other / "rollouts" / file.name).read_bytes()
 

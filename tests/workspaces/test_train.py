@@ -163,7 +163,7 @@ def test_a_finished_run_is_not_run_again(uninterrupted, run):
 
 
 def test_another_run_is_not_taken_up(uninterrupted, run):
-    result = run(f"run_dir={uninterrupted}", "horizon=12")
+    result = run(f"run_dir={uninterrupted}", "horizon=12", "dataset.path=nowhere")  # it is said before data are read
     assert result.returncode != 0
     assert "horizon=16 there, 12 here" in result.stderr
     assert "Traceback" not in result.stderr

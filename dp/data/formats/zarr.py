@@ -20,6 +20,7 @@ import zarr
 from dp.data.cache import MEMORY_BYTES
 from dp.data.formats.bounded import BoundedZipStore, check_codecs, max_file_bytes
 from dp.data.formats.store import FREE_BYTES, MAX_RATIO, Store, file_stats, rate_in, texts_in
+from dp.tasks.demonstration import EXECUTED
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +220,9 @@ class ZarrStore(Store):
     def remark(self, name: str) -> str:
         missing = len(self.missing_chunks(name))
         return f"; {missing} chunks are not stored and read as {self.open(name).fill_value}" if missing else ""
+
+    def observed(self, name: str) -> bool:
+        return name != f"data/{EXECUTED}"
 
     def fingerprint(self, name: str) -> str:
         folder = self.path if self._zip is not None else self.path / name

@@ -79,9 +79,10 @@ class PushTDemonstrations(Demonstrations):
         train = self.split.train
         return self.buffer.seeds[train][self.buffer.from_seed[train]].tolist()
 
-    def recorded_actions(self) -> dict[int, Float[np.ndarray, "T 2"]]:
+    def executed_actions(self) -> dict[int, Float[np.ndarray, "T 2"]]:
+        recorded = ReplayBuffer.load(self.paths, ["state", "action", "noise"])
         numbers = np.flatnonzero(self.buffer.from_seed).tolist()
-        return {int(self.buffer.seeds[n]): self.buffer.episode(n)["action"] for n in numbers}
+        return {int(self.buffer.seeds[n]): recorded.executed(n)[2] for n in numbers}
 
     def doubts(self) -> Iterator[str]:
         yield from super().doubts()

@@ -52,7 +52,7 @@ def test_normalisation_is_the_entrys(tmp_path: Path) -> None:
 def test_no_episode_number_is_taken_for_a_seed(tmp_path: Path) -> None:
     data = demonstrations(write(tmp_path / "a.zarr", robot()))
     assert list(data.train_seeds) == []
-    assert data.recorded_actions() == {}
+    assert data.executed_actions() == {}
 
 
 def test_the_digest_is_that_of_the_numbers_however_they_are_stored(tmp_path: Path) -> None:

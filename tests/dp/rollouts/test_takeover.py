@@ -32,7 +32,7 @@ def episode(seed: int, rewards: list[float], success: bool | None) -> EpisodeRes
 
 def tell(seed: int, actions: np.ndarray) -> RecordedEpisode:
     """A demonstration that says where it began."""
-    return RecordedEpisode(seed, {}, actions, True)
+    return RecordedEpisode(seed, {}, actions, actions, True)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])

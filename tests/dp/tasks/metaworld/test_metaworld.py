@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
+from dp.data.formats import open_store
 from dp.data.recording import DemonstrationStore, n_episodes
+from dp.data.summary import guess
 from dp.processes import in_processes
 from tests.cli import run_py
 
@@ -193,6 +196,28 @@ def test_a_test_does_not_depend_on_workers_and_environments(trained):
     rows = [json.loads(line) for line in (trained / "run/metrics.jsonl").read_text().splitlines()]
     alone = json.loads((trained / "alone/evaluation.json").read_text())
     assert alone["score"] == next(row["rollout/score"] for row in rows if "rollout/score" in row)
+
+
+def test_another_task_is_refused_before_its_demonstrations_are_made(trained):
+    done = run_py(*TINY, "task.name=push-v3", "run_dir=run", cwd=trained)
+    assert "run holds another run: task.name=reach-v3 there, push-v3 here" in done.stderr
+    assert not list(trained.glob("data/push-v3*"))
+
+
+def test_demonstrations_with_noise_are_replayed_as_they_were_executed(trained):
+    done = run_py(
+        "workspace=evaluate", "workspace.baseline=replay", "task=metaworld", "task.name=reach-v3", "dataset=collected",
+        "dataset.n_episodes=3", "env_runner.start_seed=1000", "env_runner.n_episodes=3", "env_runner.n_videos=0",
+        "env_runner.n_workers=0", "logger.mode=disabled", "run_dir=replayed", cwd=trained,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = trained.glob("data/reach-v3_3_*.zarr")
+    store = zarr.open_group(str(path), mode="r")
+    assert not np.array_equal(store["data/action"][:], store["data/executed"][:])
+    assert set(guess(open_store(path))["obs"]) == set(NUMBERS)
+    rows = json.loads((trained / "replayed/evaluation.json").read_text())["episodes"]
+    assert [row["success"] for row in rows] == [True] * 3
+    assert [row["length"] for row in rows] == np.diff(store["meta/episode_ends"][:], prepend=0).tolist()
 
 
 def test_its_experts_collect_and_take_over(trained):

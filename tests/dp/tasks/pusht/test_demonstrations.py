@@ -11,6 +11,7 @@ from dp.data.recording import DemonstrationStore
 from dp.tasks.pusht import state as pusht
 from dp.tasks.pusht.demonstration import FACTS, FRAMES, Demonstration, Recorder
 from tests.specs import pusht_demonstrations
+from tests.workspaces.wander import Wander
 
 
 def test_observations_and_actions_fill_minus_one_to_one(small_zarr: Path) -> None:
@@ -111,14 +112,22 @@ def test_mirrored_demonstrations_double_the_training_windows_only(small_zarr):
     assert len(mirrored.buffer) == len(plain.buffer)
 
 
-def test_training_seeds_and_recorded_actions_are_those_of_episodes_that_start_from_their_seed(small_zarr, tmp_path):
+def test_training_seeds_and_executed_actions_are_those_of_episodes_that_start_from_their_seed(small_zarr, tmp_path):
     own = shutil.copytree(small_zarr, tmp_path / "own.zarr")
     zarr.open(str(own / "data/state"), mode="r+")[51, 0] = 17  # episode 2 does not start where seed 2 does
     data = pusht_demonstrations({"agent_pos": (2,)}, path=str(own), val_ratio=0.2)
     assert data.train_seeds == [n for n in data.split.train.tolist() if n != 2]
-    actions = data.recorded_actions()
+    actions = data.executed_actions()
     assert sorted(actions) == [0, 1, 3, 4, 5]
     np.testing.assert_array_equal(actions[3], data.buffer.episode(3)["action"])
+
+
+def test_executed_actions_have_the_noise_that_recorded_ones_lack(tmp_path):
+    made = Wander()(1001)
+    with DemonstrationStore(tmp_path / "wander.zarr", {}, FRAMES, FACTS) as store:
+        store.append([made], "wander")
+    data = pusht_demonstrations({"agent_pos": (2,)}, path=str(tmp_path / "wander.zarr"), val_ratio=0.0)
+    np.testing.assert_array_equal(data.executed_actions()[1001], made.action + made.noise)
 
 
 def test_positions_that_are_no_pixels_are_refused(small_zarr, tmp_path):
