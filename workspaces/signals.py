@@ -14,11 +14,17 @@ from workspaces.errors import Interrupted
 class Signals:
     """Turns SIGINT, SIGTERM and SIGHUP into a request: kept until a safe moment, or raised within `interrupting`.
 
+    SIGUSR1 and SIGUSR2 count, too, if a launcher waits for them: submitit sends one before the end of a job's time.
+
     Further signals within PATIENCE_S seconds change nothing, so that a burst still saves. Later ones raise
     KeyboardInterrupt. Once a signal has come, this stays so until the process ends.
     """
 
-    NAMES: ClassVar = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+    NAMES: ClassVar = {
+        signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP",
+        signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2",
+    }  # fmt: skip
+    OF_LAUNCHERS: ClassVar = (signal.SIGUSR1, signal.SIGUSR2)
     PATIENCE_S = 10
 
     def __init__(self) -> None:
@@ -29,7 +35,10 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         for number in self.NAMES:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it, and so do we
+            before = signal.getsignal(number)
+            if number == signal.SIGHUP and before == signal.SIG_IGN:  # nohup ignores it, and so do we
+                continue
+            if number not in self.OF_LAUNCHERS or callable(before):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -57,8 +66,14 @@ class Signals:
             signal.signal(number, handler)
 
     def interrupted(self, message: str) -> Interrupted:
-        """The error to leave with once the run is saved, with the exit code of the signal that came."""
+        """The error to leave with once the run is saved, with the exit code of the signal that came.
+
+        A launcher's handler is called first. It queues the job again and leaves, at least in the first of its
+        processes.
+        """
         assert self.received is not None
+        if self.received in self.OF_LAUNCHERS:
+            self._before[self.received](self.received, None)
         return Interrupted(f"{self.NAMES[signal.Signals(self.received)]}: {message}", 128 + self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -65,6 +65,23 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_launcher_that_waits_for_a_signal_gets_it_once_the_run_is_saved():
+    called = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: called.append(number))
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert (signals.received, called) == (signal.SIGUSR2, [])
+            assert signals.interrupted("saved").exit_code == 128 + signal.SIGUSR2
+            assert called == [signal.SIGUSR2]
+        signals.restore()
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        with Signals():
+            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 class Waits(Workspace):
     """A command that leaves its directory to others."""
 
