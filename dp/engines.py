@@ -38,15 +38,16 @@ def training_step(engine: Literal["auto", "eager", "compile", "graph"], step: "E
     auto: graph on CUDA, eager elsewhere.
     """
     compiled_step = functools.cache(lambda: compiled(step))
+    apart = functools.partial(distributed.apart, model=step.policy)
     choices: dict[str, Callable[[], Step]] = {
-        "graph": lambda: GraphStep(compiled_step()),
-        "graph without a compiler": lambda: GraphStep(step),
-        "compile": compiled_step,
-        "eager": lambda: step,
+        "graph": lambda: apart(GraphStep(compiled_step())),
+        "graph without a compiler": lambda: apart(GraphStep(step)),
+        "compile": lambda: apart(compiled_step()),
+        "eager": lambda: apart(step),
     }
     names = list(choices)
     first = names.index(choose(engine, step.policy.device))
-    engine_step = FallingBack({name: choices[name] for name in names[first:]}, step)
+    engine_step = FallingBack({name: choices[name] for name in names[first:]}, apart(step))
     if not engine_step.warm:
         log.info(
             "compiling the training step, which takes minutes the first time (workspace.engine=eager starts at once)"
@@ -278,6 +279,8 @@ def capture(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> tuple[Grap
     it was. torch before 2.15 would leave it unusable.
     """
     graph = torch.cuda.CUDAGraph()
+    if distributed.whole_batch is not None and torch.__version__ < "2.15":  # later ones find it by themselves
+        graph.register_generator_state(distributed.whole_batch)
     generator = torch.cuda.default_generators[stream.device.index]
     before = generator.clone_state()
     try:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from dp import distributed
+from dp.data.batches import BatchOrder
 from tests.workspaces.conftest import assert_same_run, metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -70,9 +72,10 @@ def test_two_processes_train_as_one_and_a_killed_one_resumes_to_the_bit(command,
 
 
 def killed_in_the_middle(command: list[str], run_dir: Path) -> None:
-    """Kills one of the two processes, at random, once a checkpoint is there. The other ends by itself."""
-    process = start(command, run_dir.parent)
-    while not (run_dir / "checkpoints/last.pt").is_file():
+    """Kills one of the two processes after one of the 24 steps, both at random. The other ends by itself."""
+    process, step = start(command, run_dir.parent), random.randrange(1, 24)
+    rows = run_dir / "metrics.jsonl"
+    while not rows.is_file() or f'"step": {step},' not in rows.read_text():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
@@ -117,3 +120,34 @@ def test_ranks_draw_different_rows_of_the_same_numbers(ranks):
     ranks(1)
     assert distributed.draw(torch.rand, (5, 2, 1), 1).shape == (5, 2, 1)
     assert [distributed.own_rows(12), distributed.share(range(7))] == [slice(4, 8), [1, 4]]
+
+
+def test_every_window_is_seen_in_its_turn_while_the_number_of_processes_changes(ranks, monkeypatch):
+    """One process for 5 batches, three for 10, one again for 5: some 5 epochs of 50 windows."""
+    alone = [BatchOrder(50, 12, seed=3).batch(number).tolist() for number in range(20)]
+    seen = [rows.tolist() for rows in islice(BatchOrder(50, 12, seed=3), 5)]
+    shares = []
+    for rank in range(3):
+        ranks(rank)
+        shares.append([rows.tolist() for rows in islice(BatchOrder(50, 12, seed=3, start=5), 10)])
+    monkeypatch.undo()
+    seen += [[*chain(*parts)] for parts in zip(*shares, strict=True)]
+    seen += [rows.tolist() for rows in islice(BatchOrder(50, 12, seed=3, start=15), 5)]
+    assert seen == alone
+
+
+def test_ranks_drop_different_units_and_share_all_other_numbers(ranks):
+    dropout, shares = torch.nn.Sequential(torch.nn.Dropout(0.5)), []
+    denoiser = torch.nn.Sequential(dropout, torch.nn.Linear(1, 1))
+    for rank in range(3):
+        ranks(rank)
+        work = distributed.apart(lambda n: (dropout(torch.ones(n)), distributed.draw(torch.randn, (n,))), denoiser)
+        torch.manual_seed(0)
+        shares.append([*work(64), *work(64), torch.rand(4)])
+    masks = [mask for first, _, second, *_ in shares for mask in (first, second)]
+    assert len({tuple(mask.tolist()) for mask in masks}) == 6  # of ranks, and of steps
+    torch.manual_seed(0)
+    whole = [torch.randn(3 * 64), torch.randn(3 * 64), torch.rand(4)]  # what a process without dropout draws
+    for number, drawn in ((1, whole[0]), (3, whole[1])):
+        assert torch.equal(torch.cat([share[number] for share in shares]), drawn)
+    assert all(torch.equal(share[4], whole[2]) for share in shares)
