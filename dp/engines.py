@@ -165,7 +165,7 @@ class GraphStep:
 
 
 class FallingBack:
-    """The first of `choices` that works. An engine that fails in its first calls is dropped.
+    """The first of `choices` that works. An engine that fails in its first calls, on any rank, is dropped by all.
 
     `eager` then makes the step, with the random numbers that it would have drawn. Its own errors are no engine's fault
     and are raised once. One warning names all that failed, when the engine that took over has proved itself.
@@ -188,18 +188,20 @@ class FallingBack:
     def __call__(self, inputs: list[Inputs]) -> Float[Tensor, "2"]:
         if self.warm:
             return self._step(inputs)
-        before = _random_state()
+        before, reason = _random_state(), None
         try:
             result = self._step(inputs)
         except Exception as error:
-            self._reasons[self.name] = _reason(error)
+            reason = _reason(error)
+        if reason is not None:
+            _set_random_state(before)
+            result = self._eager(inputs)
+        reasons = distributed.same([there for there in distributed.gather(reason) if there is not None])
+        if reasons:
+            self._reasons[self.name] = reasons[0]
+            self._begin(next(iter(self._choices)))
         else:
             self._calls += 1
-            self._say_what_failed()
-            return result
-        _set_random_state(before)
-        result = self._eager(inputs)
-        self._begin(next(iter(self._choices)))
         self._say_what_failed()
         return result
 

@@ -151,3 +151,26 @@ def test_ranks_drop_different_units_and_share_all_other_numbers(ranks):
     for number, drawn in ((1, whole[0]), (3, whole[1])):
         assert torch.equal(torch.cat([share[number] for share in shares]), drawn)
     assert all(torch.equal(share[4], whole[2]) for share in shares)
+
+
+ONE_WITHOUT_A_COMPILER = """
+import os, runpy, sys, torch
+
+def compile_(loss, **options):
+    def broken(batch):
+        raise RuntimeError("no compiler on this machine")
+    return broken if os.environ["RANK"] == "1" else loss
+
+torch.compile = compile_
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_an_engine_that_fails_on_one_rank_is_dropped_by_all(command, shared, tmp_path):
+    (tmp_path / "run_one.py").write_text(ONE_WITHOUT_A_COMPILER)
+    python, *typed = command(*LENGTH, "workspace.engine=compile", "run_dir=fallen")
+    said = in_two([python, "run_one.py", *typed], tmp_path)
+    assert "workspace.engine=compile failed, continuing with eager: RuntimeError: no compiler on this machine" in said
+    assert_same_run(shared, tmp_path / "fallen")
