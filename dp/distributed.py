@@ -1,4 +1,4 @@
-"""One training in several processes, as torchrun or srun starts them, over `torch.distributed`.
+"""One training in several processes, as torchrun, srun or submitit starts them, over `torch.distributed`.
 
 Every process ("rank") holds the whole policy and takes its share of each global batch. All draw the random numbers of
 the whole batch from generators in the same state, and each keeps those of its own rows. So a run does not depend on the
@@ -31,6 +31,12 @@ LONG_PATIENCE = timedelta(hours=1)
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    "submitit without SLURM": (
+        "SUBMITIT_LOCAL_GLOBALID",
+        "SUBMITIT_LOCAL_NTASKS",
+        "SUBMITIT_LOCAL_LOCALID",
+        "SUBMITIT_LOCAL_NTASKS",
+    ),
 }
 """Launcher -> the variables with a process's number, the number of processes, and both of this machine alone."""
 
@@ -41,7 +47,7 @@ def _launched() -> tuple[int, int, int, int]:
     if several and (missing := [name for name in LAUNCHERS["srun"] if name not in os.environ]):
         raise ValueError(f"srun has set no {', '.join(missing)}: give it --ntasks-per-node")
     for launcher, names in LAUNCHERS.items():
-        wanted = names if launcher == "torchrun" else (*names, "MASTER_ADDR")  # srun alone also starts single processes
+        wanted = (*names, "MASTER_ADDR") if launcher == "srun" else names  # srun alone also starts single processes
         if all(name in os.environ for name in wanted):
             rank, world, local, n_local = (int(os.environ[name]) for name in names)
             return rank, world, local, n_local
@@ -74,7 +80,8 @@ def join(device: torch.device) -> None:
     if WORLD == 1:
         return
     os.environ |= {"RANK": str(RANK), "WORLD_SIZE": str(WORLD)}
-    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    os.environ.setdefault("MASTER_PORT", str(29500 + int(os.environ.get("SUBMITIT_LOCAL_JOB_ID", "0")) % 3000))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=LONG_PATIENCE)
     globals()["_prompt"] = dist.new_group(timeout=PATIENCE)
