@@ -1,13 +1,14 @@
-"""One training in several processes, as torchrun or srun starts them, over `torch.distributed`.
+"""One training in several processes, as torchrun, srun or submitit starts them, over `torch.distributed`.
 
 Every process ("rank") holds the whole policy and takes its share of each global batch. All draw the random numbers of
 the whole batch from generators in the same state, and each keeps those of its own rows. So a run does not depend on the
 number of processes but for the rounding of sums, a checkpoint needs one generator's state, and no two rows share noise.
-Dropout is no part of this: its masks are the same on all ranks.
+Dropout alone draws from a generator of each rank's own (`apart`).
 In a single process, everything here does nothing.
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 PATIENCE = timedelta(seconds=90)
 """Longest wait for the other ranks in a step of training. wandb may hold rank 0 up for 60 s."""
@@ -29,6 +31,12 @@ LONG_PATIENCE = timedelta(hours=1)
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    "submitit without SLURM": (
+        "SUBMITIT_LOCAL_GLOBALID",
+        "SUBMITIT_LOCAL_NTASKS",
+        "SUBMITIT_LOCAL_LOCALID",
+        "SUBMITIT_LOCAL_NTASKS",
+    ),
 }
 """Launcher -> the variables with a process's number, the number of processes, and both of this machine alone."""
 
@@ -39,7 +47,7 @@ def _launched() -> tuple[int, int, int, int]:
     if several and (missing := [name for name in LAUNCHERS["srun"] if name not in os.environ]):
         raise ValueError(f"srun has set no {', '.join(missing)}: give it --ntasks-per-node")
     for launcher, names in LAUNCHERS.items():
-        wanted = names if launcher == "torchrun" else (*names, "MASTER_ADDR")  # srun alone also starts single processes
+        wanted = (*names, "MASTER_ADDR") if launcher == "srun" else names  # srun alone also starts single processes
         if all(name in os.environ for name in wanted):
             rank, world, local, n_local = (int(os.environ[name]) for name in names)
             return rank, world, local, n_local
@@ -53,6 +61,9 @@ _prompt: Any = None
 
 _steps: Any = None
 """The group of gradients: first the default one, which is patient, because ranks compile at different speeds."""
+
+whole_batch: torch.Generator | None = None
+"""Where `draw` takes its numbers while torch's default generator is the rank's own (`apart`)."""
 
 
 class Alone(OSError):
@@ -69,7 +80,8 @@ def join(device: torch.device) -> None:
     if WORLD == 1:
         return
     os.environ |= {"RANK": str(RANK), "WORLD_SIZE": str(WORLD)}
-    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    os.environ.setdefault("MASTER_PORT", str(29500 + int(os.environ.get("SUBMITIT_LOCAL_JOB_ID", "0")) % 3000))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=LONG_PATIENCE)
     globals()["_prompt"] = dist.new_group(timeout=PATIENCE)
@@ -125,8 +137,36 @@ def draw(
     sample: a function of torch that draws a tensor of a given shape, such as `torch.randn`. shape: of the own rows.
     """
     whole = (*shape[:axis], shape[axis] * WORLD, *shape[axis + 1 :])
-    drawn = sample(whole, generator=generator, device=device)
+    drawn = sample(whole, generator=whole_batch if generator is None else generator, device=device)
     return drawn if WORLD == 1 else drawn.chunk(WORLD, axis)[RANK]
+
+
+def apart(work: Callable[[T], U], model: nn.Module) -> Callable[[T], U]:
+    """`work`, during which the default generator that the dropout of `model` draws from differs between ranks.
+
+    `draw` still draws the shared numbers, and afterwards everything draws on from their end. The ranks' own numbers
+    follow from the shared state, so a checkpoint needs no other. A single process, or a model without dropout, needs
+    nothing of this.
+    """
+    if WORLD == 1 or not any(
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in model.modules()
+    ):
+        return work
+    device = next(model.parameters()).device
+    default = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    shared = torch.Generator(device)
+
+    def work_apart(inputs: T) -> U:
+        shared.set_state(default.get_state())
+        default.manual_seed(zlib.crc32(shared.get_state().numpy().tobytes(), RANK))
+        globals()["whole_batch"] = shared
+        try:
+            return work(inputs)
+        finally:
+            globals()["whole_batch"] = None
+            default.set_state(shared.get_state())
+
+    return work_apart
 
 
 def average(

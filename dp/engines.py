@@ -38,15 +38,16 @@ def training_step(engine: Literal["auto", "eager", "compile", "graph"], step: "E
     auto: graph on CUDA, eager elsewhere.
     """
     compiled_step = functools.cache(lambda: compiled(step))
+    apart = functools.partial(distributed.apart, model=step.policy)
     choices: dict[str, Callable[[], Step]] = {
-        "graph": lambda: GraphStep(compiled_step()),
-        "graph without a compiler": lambda: GraphStep(step),
-        "compile": compiled_step,
-        "eager": lambda: step,
+        "graph": lambda: apart(GraphStep(compiled_step())),
+        "graph without a compiler": lambda: apart(GraphStep(step)),
+        "compile": lambda: apart(compiled_step()),
+        "eager": lambda: apart(step),
     }
     names = list(choices)
     first = names.index(choose(engine, step.policy.device))
-    engine_step = FallingBack({name: choices[name] for name in names[first:]}, step)
+    engine_step = FallingBack({name: choices[name] for name in names[first:]}, apart(step))
     if not engine_step.warm:
         log.info(
             "compiling the training step, which takes minutes the first time (workspace.engine=eager starts at once)"
@@ -164,7 +165,7 @@ class GraphStep:
 
 
 class FallingBack:
-    """The first of `choices` that works. An engine that fails in its first calls is dropped.
+    """The first of `choices` that works. An engine that fails in its first calls, on any rank, is dropped by all.
 
     `eager` then makes the step, with the random numbers that it would have drawn. Its own errors are no engine's fault
     and are raised once. One warning names all that failed, when the engine that took over has proved itself.
@@ -187,18 +188,20 @@ class FallingBack:
     def __call__(self, inputs: list[Inputs]) -> Float[Tensor, "2"]:
         if self.warm:
             return self._step(inputs)
-        before = _random_state()
+        before, reason = _random_state(), None
         try:
             result = self._step(inputs)
         except Exception as error:
-            self._reasons[self.name] = _reason(error)
+            reason = _reason(error)
+        if reason is not None:
+            _set_random_state(before)
+            result = self._eager(inputs)
+        reasons = distributed.same([there for there in distributed.gather(reason) if there is not None])
+        if reasons:
+            self._reasons[self.name] = reasons[0]
+            self._begin(next(iter(self._choices)))
         else:
             self._calls += 1
-            self._say_what_failed()
-            return result
-        _set_random_state(before)
-        result = self._eager(inputs)
-        self._begin(next(iter(self._choices)))
         self._say_what_failed()
         return result
 
@@ -278,6 +281,8 @@ def capture(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> tuple[Grap
     it was. torch before 2.15 would leave it unusable.
     """
     graph = torch.cuda.CUDAGraph()
+    if distributed.whole_batch is not None and torch.__version__ < "2.15":  # later ones find it by themselves
+        graph.register_generator_state(distributed.whole_batch)
     generator = torch.cuda.default_generators[stream.device.index]
     before = generator.clone_state()
     try:

@@ -61,10 +61,8 @@ def workspace(composed: DictConfig) -> Workspace:
         os.chdir(HydraConfig.get().runtime.cwd)  # a worker of a cluster may begin elsewhere
         config["run_dir"] = HydraConfig.get().runtime.output_dir
     verb = _verb(config["workspace"])
-    if WORLD > 1 and (in_sweep() or not verb.trains):
-        raise ValueError(
-            f"only a single training can be shared by {WORLD} processes: type this command without torchrun"
-        )
+    if WORLD > 1 and not verb.trains:
+        raise ValueError(f"only a training can be shared by {WORLD} processes: type this command without torchrun")
     if not in_sweep():
         config["run_dir"] = config["run_dir"] or resume.hydra_run_dir()
         own = resume.own_config(config, typed) if verb.trains else None

@@ -28,6 +28,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from tabulate import tabulate
 
+from dp.distributed import WORLD
 from dp.files import write_json
 from workspaces import command, record
 from workspaces.command import quoted
@@ -87,6 +88,8 @@ class Sweep:
         arguments: Sequence[str],
         status_s: float,
     ) -> None:
+        if WORLD > 1:
+            raise ValueError("torchrun starts one training, not a sweep: type this command without torchrun")
         typed = [*(f"{key}={value}" for key, value in params.items()), *arguments]
         overrides = {o.get_key_element(): o for o in OverridesParser.create(loader).parse_overrides(typed)}
         overrides.pop("+sweep", None)
