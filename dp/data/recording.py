@@ -19,7 +19,7 @@ import zarr
 from numcodecs import Blosc
 
 from dp.files import differing, lock, write_bytes, write_json
-from dp.tasks.demonstration import Demonstration
+from dp.tasks.demonstration import EXECUTED, Demonstration
 
 COMPRESSOR = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """Compressor of the official data set."""
@@ -113,7 +113,7 @@ class DemonstrationStore:
         if not demonstrations:
             return
         ends = self.n_frames + np.cumsum([len(d) for d in demonstrations])
-        frames = [demonstration.frames() for demonstration in demonstrations]
+        frames = [_with_executed(demonstration.frames()) for demonstration in demonstrations]
         facts = [{**demonstration.facts(), "source": source} for demonstration in demonstrations]
         # New rows lie behind the ends of the arrays until `show` writes the new lengths.
         for name, column in self._columns.items():
@@ -139,6 +139,11 @@ class DemonstrationStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _with_executed(frames: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Adds the executed actions, which are those that were meant unless a demonstration says otherwise."""
+    return {EXECUTED: frames["action"], **frames} if "action" in frames else frames
 
 
 class _Column:
