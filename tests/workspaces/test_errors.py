@@ -66,7 +66,7 @@ def explained(monkeypatch):
         ("encoder=resnt18", "unknown choice encoder=resnt18. Did you mean resnet18 or resnet18_paper?"),
         ("+experiment=pusht_imge", "unknown choice experiment=pusht_imge. Did you mean pusht_image"),
         ("experiment=pusht_image", "write +experiment="),
-        ("encoder._target_=dp.encoders.cnn.CNEncoder", "dp.encoders.cnn has no CNEncoder. Did you mean CNNEncoder?"),
+        ("encoder._target_=dp.encoders.cnn.CNEncoder", "dp.encoders.cnn has no CNEncoder. Did you mean CNNEncoder"),
         ("encoder=zzz", "Known: cnn, resnet18, resnet18_paper, state"),
         ("n_action_steps=16", "horizon=16 is too short: n_obs_steps - 1 + n_action_steps = 17. Use horizon=17"),
         ("scheduler.num_inference_steps=101", "scheduler.num_inference_steps=101, expected 1 to"),
