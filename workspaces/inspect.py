@@ -72,8 +72,15 @@ class InspectWorkspace(Workspace):
         yield f"{h - (to - 1 + ta)} predicted steps are never executed; the policy looks again every {after}"
 
     def _networks(self) -> Iterator[str]:
-        """Raises ValueError for networks that cannot take the observations, for example a crop that is too large."""
-        shapes = build.network_shapes(self.config) if self.config["task"]["shape_meta"] != MISSING else {}
+        """Raises ValueError if networks that the user typed cannot take the observations, for example a crop that is
+        too large. Whoever looks at data may leave networks open."""
+        try:
+            shapes = build.network_shapes(self.config) if self.config["task"]["shape_meta"] != MISSING else {}
+        except ValueError as error:
+            if _typed("encoder", "denoiser", "experiment"):
+                raise
+            yield f"the default networks do not take these observations: {error}"
+            return
         for part in ("encoder", "denoiser") if shapes else ():
             n = sum(tensor.numel() for name, tensor in shapes.items() if name.startswith(part))
             yield f"{part}: {n / 1e6:.1f} M parameters"
@@ -113,8 +120,7 @@ class InspectWorkspace(Workspace):
             store = open_store(path)
             yield from summary.describe(store)
             yield f"To train on these data: {_training_on(store)}"
-        chosen = [text for text in record.overrides() if text.lstrip("+~").startswith(("task", "experiment"))]
-        if chosen:
+        if _typed("task", "experiment"):
             raise error
         for path in check_paths(self.config["dataset"]["path"]):
             yield from self._trainable(open_store(path))
@@ -131,6 +137,11 @@ class InspectWorkspace(Workspace):
             obs, action = parse_shape_meta(shape_meta)
             numbers = {name: spec for name, spec in obs.items() if spec.type != "rgb"}  # images would take minutes
             yield from self._windows(OPEN[store.choice](numbers, action, str(store.path)))
+
+
+def _typed(*groups: str) -> bool:
+    """Whether the user typed anything of these groups."""
+    return any(text.lstrip("+~").startswith(groups) for text in record.overrides())
 
 
 def _training_on(store: Store) -> str:
