@@ -162,7 +162,8 @@ def _write(
         if format == "lerobot":
             from dp.data.writing.lerobot import write_lerobot
 
-            return write_lerobot(episodes, staging / "whole", fps or DEFAULT_FPS, tasks, step)
+            assert fps is not None
+            return write_lerobot(episodes, staging / "whole", fps, tasks, step)
         from dp.data.writing.hdf5 import write_hdf5
     except ModuleNotFoundError as error:
         raise missing("robomimic" if format == "hdf5" else format, error) from error

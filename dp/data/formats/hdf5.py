@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +29,7 @@ from dp.data.formats.store import (
     check_ratio,
     file_stats,
     first_line,
-    rate_in,
-    texts_in,
-)  # fmt: skip
+)
 
 MAX_DEMOS, MAX_ARRAYS, MAX_DEPTH = 1_000_000, 1000, 8
 
@@ -83,7 +81,7 @@ class Hdf5Store(Store):
         return np.isin(self.demos, list(_mask(self._file, filter_key)))
 
     @cached_property
-    def _about(self) -> Mapping[str, Any]:
+    def attributes(self) -> Mapping[str, Any]:
         if ABOUT not in self._file:
             return {}
         array, where = _member(self._file, ABOUT, h5py.Dataset), f"{self.path}: {ABOUT}"
@@ -94,14 +92,6 @@ class Hdf5Store(Store):
             about = json.loads(array[...].tobytes())
             return about if isinstance(about, dict) else {}
         return {}
-
-    @property
-    def tasks(self) -> Sequence[str]:  # type: ignore[override]
-        return texts_in(self._about)
-
-    @property
-    def fps(self) -> float | None:  # type: ignore[override]
-        return rate_in(self._about)
 
     def _demos(self, data: Any, filter_keys: tuple[str, ...]) -> list[str]:
         if not 0 < len(data) <= MAX_DEMOS:

@@ -78,12 +78,11 @@ class LeRobotStore(Store):
 
     choice = "lerobot"
     separator = "."
-    fps: float
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._info = _read_info(path / INFO)
-        self.fps = _positive(self._info, "fps", path / INFO)
+        self._fps = _positive(self._info, "fps", path / INFO)
         self.features = _features(self._info.get("features"), path / INFO)
         self.names = sorted([*self.features, ENDS])
         self._metadata = [ParquetFile(file) for file in _files_below(path / "meta/episodes")]
@@ -245,8 +244,12 @@ class LeRobotStore(Store):
         follows = name in COUNTERS or (name == "task_index" and len(self.tasks) < 2)
         return None if follows else name.removeprefix("observation.")
 
+    @property
+    def fps(self) -> float:
+        return self._fps
+
     @cached_property
-    def tasks(self) -> Sequence[str]:  # type: ignore[override]
+    def tasks(self) -> Sequence[str]:
         """Texts of meta/tasks.parquet, in the order of their numbers."""
         file = ParquetFile(self.path / TASKS)
         texts = [name for name in file.columns if name != "task_index"]

@@ -60,10 +60,23 @@ class Store(ABC):
 
     path: Path
     names: list[str]
-    tasks: Sequence[str] = ()
-    """What the demonstrations show, in words, by the values of an array `task_index`."""
-    fps: float | None = None
-    """Control steps per second; None if the data set does not say."""
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What the data set says of itself besides its arrays, in JSON's types."""
+        return {}
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """What the demonstrations show, in words, by the values of an array `task_index`; empty if it does not say."""
+        texts = self.attributes.get("tasks")
+        return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else ()
+
+    @property
+    def fps(self) -> float | None:
+        """Control steps per second; None if the data set does not say."""
+        fps = self.attributes.get("fps")
+        return float(fps) if isinstance(fps, int | float) and 0 < fps <= MAX_FPS else None
 
     @abstractmethod
     def open(self, name: str) -> Any:
@@ -112,18 +125,6 @@ class Store(ABC):
     def summary(self) -> str:
         """Every array with its shape and type, for error messages."""
         return ", ".join(f"{name} {self.open(name).shape} {self.open(name).dtype}" for name in self.names)
-
-
-def rate_in(attributes: Mapping[str, Any]) -> float | None:
-    """`Store.fps` as the attributes of a data set say; None if they do not."""
-    fps = attributes.get("fps")
-    return float(fps) if isinstance(fps, int | float) and 0 < fps <= MAX_FPS else None
-
-
-def texts_in(attributes: Mapping[str, Any]) -> Sequence[str]:
-    """`Store.tasks` as the attributes of a data set say; empty if they do not."""
-    texts = attributes.get("tasks")
-    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else ()
 
 
 def file_stats(path: Path) -> list[list[Any]]:

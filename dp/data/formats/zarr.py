@@ -9,7 +9,7 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import zarr
 
 from dp.data.cache import MEMORY_BYTES
 from dp.data.formats.bounded import BoundedZipStore, check_codecs, max_file_bytes
-from dp.data.formats.store import FREE_BYTES, MAX_RATIO, Store, file_stats, rate_in, texts_in
+from dp.data.formats.store import FREE_BYTES, MAX_RATIO, Store, file_stats
 from dp.tasks.demonstration import EXECUTED
 
 log = logging.getLogger(__name__)
@@ -76,22 +76,14 @@ class ZarrStore(Store):
         self._warned: set[str] = set()
 
     @cached_property
-    def _attributes(self) -> Mapping[str, Any]:
-        """What the store says of itself: `fps` and `tasks`, if `write_zarr` wrote it."""
+    def attributes(self) -> Mapping[str, Any]:
+        """Those of the root group: `fps` and `tasks`, if `write_zarr` wrote it."""
         try:
             return zarr.open_group(self._zip or str(self.path), mode="r").attrs.asdict()
         except NO_DAMAGE:
             raise
         except Exception:  # arrays without a group, or a group without readable attributes
             return {}
-
-    @property
-    def tasks(self) -> Sequence[str]:  # type: ignore[override]
-        return texts_in(self._attributes)
-
-    @property
-    def fps(self) -> float | None:  # type: ignore[override]
-        return rate_in(self._attributes)
 
     def open(self, name: str) -> Any:
         """The zarr array `name`. Raises ValueError for metadata that cannot be read."""
