@@ -184,6 +184,13 @@ def test_its_simulator_may_run_in_another_interpreter(trained, place):
     with pytest.raises(ValueError, match=r"the program task\.env\.python=\S+python\S*, which is not to be trusted"):
         check_targets(config, ["toylab"], places=["task.env"])
     check_targets(config, ["toylab", sys.executable], places=["task.env"])
+    # Rounds trust what the user typed, and read their own checkpoints.
+    rounds = run(place, "workspace=improve", *TRAIN, *elsewhere[:2], "checkpoint=elsewhere", "run_dir=improved",
+        'workspace.collect="collector=takeover workspace.n_episodes=1 workspace.start_seed=20 workspace.n_workers=1 '
+        'env_runner.max_steps=6"', "workspace.train='workspace.num_steps=2'",
+        "workspace.evaluate='env_runner.n_episodes=1 env_runner.start_seed=600'")  # fmt: skip
+    assert rounds.stderr.splitlines()[-1].endswith(f"'trust=[{sys.executable},toylab]'")  # of the report
+    assert (place / "improved/round-1-evaluate/evaluation.json").is_file()
 
 
 def test_its_expert_takes_over(trained, place):

@@ -27,6 +27,7 @@ from workspaces.rollouts import counted, estimate_of, text_of
 from workspaces.schema import COUNT, NUMBER, Maybe, check
 from workspaces.settings import group, key, role
 from workspaces.signals import Signals, StopNow
+from workspaces.trust import packages_of
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +78,14 @@ class ImproveWorkspace(Workspace):
         self._of = {kind: _split(kind, text) for kind, text in texts.items()}
         self.has_critic = critic is not None
         typed = [o for o in record.overrides() if role(key(o)) not in ("verb", "outside")]
+        self._trust = command.trust(packages_of(self.config))  # the user composed them, so he trusts the rounds
         self._typed = {
             "train": [o for o in typed if role(key(o)) not in ("data", "source")],
             "start": typed,
-            "other": [o for o in typed if group(o) in OWN and group(o) != "workspace"],
+            "other": [
+                *(o for o in typed if group(o) in OWN and group(o) != "workspace" and key(o) != "trust"),
+                *self._trust,
+            ],
         }
         self._check_stages(task)
 
@@ -126,7 +131,7 @@ class ImproveWorkspace(Workspace):
         except StopNow:
             raise signals.interrupted(f"{self.run_dir} keeps what was finished. To go on: {again}") from None
         log.info("\n%s", tabulate(list(self._rows()), "keys", disable_numparse=True))
-        log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir)))
+        log.info("report: %s", command.run("workspace=report", command.override("runs", self.run_dir), *self._trust))
         return self.score
 
     def _stages(self) -> Iterator[tuple[str, int, list[str]]]:
