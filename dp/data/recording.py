@@ -176,10 +176,8 @@ class _Column:
 
 def read_settings(path: Path) -> dict[str, Any] | None:
     """The settings with which the store at `path` was collected; None if it was not."""
-    if not (path / ".zattrs").is_file():  # opening a pipe would wait for ever
-        return None
     try:
-        if not (path / ".zattrs").is_file():  # a pipe would be read for ever
+        if not (path / ".zattrs").is_file():  # opening a pipe would wait for ever
             return None
         return json.loads((path / ".zattrs").read_text()).get(SETTINGS)
     except (OSError, ValueError, AttributeError):
