@@ -131,7 +131,8 @@ def _training(arguments: list[str]) -> list[str]:
         return ["workspace.num_steps=3"] if any("num_steps" in argument for argument in arguments) else []
     network = next((NETWORKS[argument] for argument in arguments if argument in NETWORKS), NETWORK)
     encoder = ["encoder=cnn"] if "+experiment=pusht_image" in arguments else []  # a ResNet's checkpoints are large
-    scheduled = not any(re.match("objective=(?!distillation)", argument) for argument in arguments)
+    unscheduled = r"objective=(?!distillation)|\+experiment=blockpush"  # objectives without a scheduler
+    scheduled = not any(re.match(unscheduled, argument) for argument in arguments)
     training = [override for override in TRAINING if scheduled or not override.startswith("scheduler.")]
     scripted = any(
         "metaworld" in argument or "blockpush" in argument or "robosuite" in argument for argument in arguments
