@@ -78,7 +78,7 @@ class ImproveWorkspace(Workspace):
         self._of = {kind: _split(kind, text) for kind, text in texts.items()}
         self.has_critic = critic is not None
         typed = [o for o in record.overrides() if role(key(o)) not in ("verb", "outside")]
-        self._trust = command.trust(packages_of(self.config))  # the user composed them, so he trusts the rounds
+        self._trust = command.trust(packages_of(self.config))  # as the user composed them
         self._typed = {
             "train": [o for o in typed if role(key(o)) not in ("data", "source")],
             "start": typed,
