@@ -82,10 +82,7 @@ class ImproveWorkspace(Workspace):
         self._typed = {
             "train": [o for o in typed if role(key(o)) not in ("data", "source")],
             "start": typed,
-            "other": [
-                *(o for o in typed if group(o) in OWN and group(o) != "workspace" and key(o) != "trust"),
-                *self._trust,
-            ],
+            "other": [*(o for o in typed if group(o) in {*OWN} - {"workspace", "trust"}), *self._trust],
         }
         self._check_stages(task)
 

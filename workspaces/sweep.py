@@ -142,8 +142,8 @@ class Sweep:
         taken = groups_with("protocol", "guidance", "speed", "place", "output")
         fixed = [override for key, override in self.fixed.items() if group(key) in taken]
         checkpoint = self.dir / trained.name / "checkpoints" / "last.pt"
-        trusted = [f"trust=[{','.join(self.trusted)}]"] if self.trusted else []
-        overrides = ["workspace=evaluate", f"checkpoint={quoted(str(checkpoint))}", *trusted, *fixed, *self._group()]
+        policy = ["workspace=evaluate", f"checkpoint={quoted(str(checkpoint))}", *command.trust(self.trusted)]
+        overrides = [*policy, *fixed, *self._group()]
         swept = [f"{key}={value}" for key, value in values.items()]
         name = _name(values, trained.name.removeprefix("train").removeprefix("+"))
         return Job(name, "evaluate", (*overrides, *swept), needs=trained.name)
